@@ -1,0 +1,22 @@
+# Warnings, sanitizers and floating-point rules that every target shares.
+add_library(nibble_options INTERFACE)
+target_compile_options(nibble_options INTERFACE -Wall -Wextra -Wpedantic -ffp-contract=off -fno-math-errno)
+if(NIBBLE_WERROR)
+  target_compile_options(nibble_options INTERFACE -Werror)
+endif()
+if(NIBBLE_SANITIZE)
+  target_compile_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer
+                                                  -fno-sanitize-recover=all)
+  target_link_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE})
+endif()
+if(CMAKE_BUILD_TYPE STREQUAL "Release")
+  string(REPLACE "-O3" "-O2" CMAKE_CXX_FLAGS_RELEASE "${CMAKE_CXX_FLAGS_RELEASE}")
+endif()
+if(NOT NIBBLE_SANITIZE)
+  # One binary that runs on any Linux with this glibc or newer.
+  target_link_options(nibble_options INTERFACE -static-libstdc++ -static-libgcc)
+endif()
+find_program(CCACHE_PROGRAM ccache)
+if(CCACHE_PROGRAM)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+endif()

@@ -1,0 +1,46 @@
+// Whole-checkpoint work: quantize, dequantize, convert from GGUF. Every output directory appears whole or not at all.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <vector>
+#include <string>
+
+#include "nibble/model.h"
+#include "nibble/types.h"
+
+namespace nibble {
+
+struct CheckpointReport {
+  int64_t bytes_in = 0;
+  int64_t bytes_out = 0;
+  double seconds = 0;
+  int64_t peak_rss_bytes = 0;
+  int64_t tensors = 0;
+  int64_t quantized_tensors = 0;
+};
+
+struct QuantizeOptions {
+  BitsAndBytesConfig quantization_config;
+  std::optional<DType> dtype;  // of what is not quantized
+  int64_t max_shard_size_bytes = int64_t{5} << 30;
+  int threads = 0;
+  Progress progress;
+};
+
+/// Writes a pre-quantized checkpoint that transformers + bitsandbytes loads. Streams: one tensor in memory at a time.
+/// Errors: as from_pretrained; invalid_argument if `out` exists or the model is quantized already; io.
+CheckpointReport quantize_checkpoint(const std::filesystem::path& model, const std::filesystem::path& out,
+                                     const QuantizeOptions& options);
+
+/// The way back: every quantized tensor to `dtype`, quantization_config removed from config.json.
+CheckpointReport dequantize_checkpoint(const std::filesystem::path& model, const std::filesystem::path& out,
+                                       DType dtype = DType::bf16, int threads = 0, const Progress& progress = {});
+
+/// A GGUF file as a Hugging Face directory (config.json, tokenizer, weights in `dtype`).
+/// Errors: corrupt_file, unsupported (architecture or tensor type, named).
+CheckpointReport convert_gguf(const std::filesystem::path& gguf, const std::filesystem::path& out,
+                              DType dtype = DType::bf16, int threads = 0, const Progress& progress = {});
+
+}  // namespace nibble

@@ -1,0 +1,11 @@
+// Everything nibble offers, in one include.
+#pragma once
+
+#include "nibble/checkpoint.h"
+#include "nibble/generate.h"
+#include "nibble/model.h"
+#include "nibble/plan.h"
+#include "nibble/quantize.h"
+#include "nibble/system.h"
+#include "nibble/tokenizer.h"
+#include "nibble/types.h"

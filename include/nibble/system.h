@@ -1,0 +1,48 @@
+// What this machine and this binary can do: devices, instruction sets, kernels.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace nibble {
+
+std::string_view version();
+
+struct DeviceInfo {
+  std::string name;  // "cpu"
+  std::string description;
+  int64_t memory_bytes = 0;
+  int64_t free_memory_bytes = 0;
+};
+
+struct IsaInfo {
+  std::string name;
+  bool is_supported = false;
+  bool is_active = false;
+};
+
+struct KernelRow {
+  std::string entry;                  // "matmul_4bit"
+  std::vector<std::string> backends;  // that have it
+};
+
+struct SystemInfo {
+  std::vector<DeviceInfo> devices;
+  std::vector<IsaInfo> isas;
+  std::vector<KernelRow> kernels;
+  std::vector<std::string> formats;
+  std::vector<std::string> architectures;
+  int threads = 0;
+};
+
+SystemInfo system_info();
+
+/// Highest resident memory of this process so far, without pages of mapped files where the system tells them apart.
+int64_t peak_rss_bytes();
+
+/// Streaming read bandwidth of main memory with `threads` threads, in bytes a second; takes about 0.3 s.
+double measure_read_bandwidth(int threads);
+
+}  // namespace nibble

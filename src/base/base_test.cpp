@@ -1,0 +1,92 @@
+// Conversions, checked sizes, the thread pool and atomic output.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <fstream>
+#include <vector>
+
+#include "base/checked.h"
+#include "base/half.h"
+#include "base/json.h"
+#include "base/output.h"
+#include "base/random.h"
+#include "base/thread_pool.h"
+
+namespace nibble {
+namespace {
+
+TEST(Half, EveryF16RoundTrips) {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const f16_t value{static_cast<uint16_t>(bits)};
+    const float wide = to_float(value);
+    if (std::isnan(wide)) continue;
+    EXPECT_EQ(to_f16(wide).bits, bits);
+    const _Float16 native = static_cast<_Float16>(wide);
+    EXPECT_EQ(std::bit_cast<uint16_t>(native), bits);
+  }
+}
+
+TEST(Half, RoundsToNearestEven) {
+  Random random(1);
+  for (int i = 0; i < 200000; ++i) {
+    const float value = std::bit_cast<float>(static_cast<uint32_t>(random.next()));
+    if (std::isnan(value)) continue;
+    EXPECT_EQ(to_f16(value).bits, std::bit_cast<uint16_t>(static_cast<_Float16>(value))) << value;
+    const float back = to_float(to_bf16(value));
+    if (std::isinf(back)) continue;
+    const float up = to_float(bf16_t{static_cast<uint16_t>(to_bf16(value).bits + 1)});
+    const float down = to_float(bf16_t{static_cast<uint16_t>(to_bf16(value).bits - 1)});
+    const auto error = [&](float candidate) { return std::fabs(double(candidate) - value); };
+    if (std::isfinite(up)) {
+      EXPECT_LE(error(back), error(up));
+    }
+    if (std::isfinite(down) && back != 0) {
+      EXPECT_LE(error(back), error(down));
+    }
+  }
+}
+
+TEST(Checked, OverflowThrows) {
+  EXPECT_THROW(checked_mul(int64_t{1} << 40, int64_t{1} << 40, "size"), Error);
+  EXPECT_THROW(checked_count(std::vector<int64_t>{3, -1}, "shape"), Error);
+  EXPECT_EQ(checked_count(std::vector<int64_t>{3, 4}, "shape"), 12);
+}
+
+TEST(ThreadPool, RunsEachIndexOnceAndRethrows) {
+  ThreadPool pool(3);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<std::atomic<int>> hits(97);
+    pool.parallel_for(97, [&](int64_t i, int) { hits[static_cast<size_t>(i)]++; });
+    for (auto& hit : hits) EXPECT_EQ(hit.load(), 1);
+  }
+  EXPECT_THROW(pool.parallel_for(10, [](int64_t i, int) { if (i == 7) throw Error(ErrorCode::io, "seven"); }), Error);
+}
+
+TEST(Output, DirectoryAppearsOnlyOnCommit) {
+  const std::filesystem::path target = testing::TempDir() + "/nibble_output_test";
+  std::filesystem::remove_all(target);
+  {
+    AtomicDirectory directory(target);
+    write_file(directory.path() / "a.txt", "hello");
+  }
+  EXPECT_FALSE(std::filesystem::exists(target));
+  AtomicDirectory directory(target);
+  write_file(directory.path() / "a.txt", "hello");
+  directory.commit();
+  EXPECT_EQ(read_file(target / "a.txt"), "hello");
+  EXPECT_THROW(AtomicDirectory{target}, Error);
+}
+
+TEST(Json, NamesSourceAndKey) {
+  EXPECT_THROW(parse_json("{", "config.json"), Error);
+  EXPECT_THROW(parse_json(std::string(1000, '['), "deep"), Error);
+  const Json object = parse_json(R"({"a": 1, "b": "x"})", "test");
+  EXPECT_EQ(get_value<int64_t>(object, "a", "test"), 1);
+  EXPECT_THROW(get_value<int64_t>(object, "b", "test"), Error);
+  EXPECT_FALSE(find_value<int64_t>(object, "c", "test"));
+  EXPECT_EQ(dump_json(object), R"({"a": 1, "b": "x"})");
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,100 @@
+// POSIX files behind AtomicDirectory and OutputFile.
+#include "base/output.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+#include <utility>
+
+#include "base/error.h"
+
+namespace nibble {
+namespace fs = std::filesystem;
+
+AtomicDirectory::AtomicDirectory(fs::path target) : target_(std::move(target)) {
+  if (!target_.has_filename()) target_ = target_.parent_path();  // "out/" means "out"
+  require(!target_.empty(), "output directory: the name is empty");
+  std::error_code error;
+  if (fs::exists(target_, error) && !(fs::is_directory(target_, error) && fs::is_empty(target_, error)))
+    fail(ErrorCode::invalid_argument, "output directory {}: already exists and is not empty; choose another or remove it",
+         target_.string());
+  const fs::path parent = target_.has_parent_path() ? target_.parent_path() : fs::path(".");
+  fs::create_directories(parent, error);
+  if (error) fail(ErrorCode::io, "output directory {}: cannot create {}: {}", target_.string(), parent.string(), error.message());
+  std::string pattern = (parent / ("." + target_.filename().string() + ".partial-XXXXXX")).string();
+  if (!mkdtemp(pattern.data()))
+    fail(ErrorCode::io, "output directory {}: cannot write in {}: {}", target_.string(), parent.string(), std::strerror(errno));
+  staging_ = pattern;
+  const mode_t mask = umask(0);
+  umask(mask);
+  chmod(staging_.c_str(), 0777 & ~mask);
+}
+
+AtomicDirectory::~AtomicDirectory() {
+  std::error_code ignored;
+  if (!staging_.empty()) fs::remove_all(staging_, ignored);
+}
+
+void AtomicDirectory::commit() {
+  if (rename(staging_.c_str(), target_.c_str()) != 0)
+    fail(ErrorCode::io, "output directory {}: cannot rename into place: {}", target_.string(), std::strerror(errno));
+  staging_.clear();
+}
+
+OutputFile::OutputFile(fs::path path) : path_(std::move(path)) {
+  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (fd_ < 0) fail(ErrorCode::io, "{}: cannot create: {}", path_.string(), std::strerror(errno));
+}
+
+OutputFile::~OutputFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void OutputFile::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(fd_, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) fail(ErrorCode::io, "{}: cannot write {} bytes: {}", path_.string(), bytes.size(), std::strerror(errno));
+    bytes = bytes.subspan(static_cast<size_t>(written));
+  }
+}
+
+void OutputFile::write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
+
+void OutputFile::close() {
+  const int fd = std::exchange(fd_, -1);
+  if (::close(fd) != 0) fail(ErrorCode::io, "{}: cannot close: {}", path_.string(), std::strerror(errno));
+}
+
+void write_file(const fs::path& path, std::string_view text) {
+  OutputFile file(path);
+  file.write(text);
+  file.close();
+}
+
+std::string read_file(const fs::path& path, size_t limit_bytes) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0)
+    fail(errno == ENOENT ? ErrorCode::not_found : ErrorCode::io, "{}: cannot open: {}", path.string(), std::strerror(errno));
+  std::string text;
+  std::string chunk(size_t{1} << 16, '\0');
+  while (true) {
+    const ssize_t got = ::read(fd, chunk.data(), chunk.size());
+    if (got < 0 && errno == EINTR) continue;
+    const int error = errno;
+    if (got <= 0) ::close(fd);
+    if (got < 0) fail(ErrorCode::io, "{}: cannot read: {}", path.string(), std::strerror(error));
+    if (got == 0) return text;
+    if (text.size() + static_cast<size_t>(got) > limit_bytes) {
+      ::close(fd);
+      fail(ErrorCode::corrupt_file, "{}: larger than {} bytes", path.string(), limit_bytes);
+    }
+    text.append(chunk, 0, static_cast<size_t>(got));
+  }
+}
+
+}  // namespace nibble

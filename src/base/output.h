@@ -1,0 +1,56 @@
+// Output that appears whole or not at all: written beside its final place, then renamed.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace nibble {
+
+/// A new directory that becomes visible under its name on commit(); removed if it is destroyed before.
+class AtomicDirectory {
+ public:
+  /// Creates a hidden sibling of `target`. Errors: invalid_argument if `target` exists and is not an empty
+  /// directory, io if the parent cannot be written.
+  explicit AtomicDirectory(std::filesystem::path target);
+  ~AtomicDirectory();
+  AtomicDirectory(const AtomicDirectory&) = delete;
+  AtomicDirectory& operator=(const AtomicDirectory&) = delete;
+
+  /// Where to write until commit().
+  const std::filesystem::path& path() const { return staging_; }
+  /// Flushes and renames into place.
+  void commit();
+
+ private:
+  std::filesystem::path target_;
+  std::filesystem::path staging_;
+};
+
+/// A file opened for sequential writing with every error reported (no space, no permission) as Error{io}.
+class OutputFile {
+ public:
+  explicit OutputFile(std::filesystem::path path);
+  ~OutputFile();
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text);
+  /// Flushes to the device and closes; errors that a destructor would swallow surface here.
+  void close();
+
+ private:
+  std::filesystem::path path_;
+  int fd_ = -1;
+};
+
+/// Writes a whole small file (through OutputFile).
+void write_file(const std::filesystem::path& path, std::string_view text);
+
+/// Reads a whole file. Errors: not_found, io; corrupt_file if it is larger than `limit_bytes`.
+std::string read_file(const std::filesystem::path& path, size_t limit_bytes = size_t{1} << 30);
+
+}  // namespace nibble

@@ -1,0 +1,267 @@
+// Every kernel entry: its arguments and contract. A backend fills the table; an empty entry means unsupported.
+//
+// Contracts that hold for all entries:
+//  - Pointers and sizes only; nothing is checked here (ops/ checks), nothing allocates what the caller keeps, throws
+//    or prints. Arrays are dense and row-major. Sizes are 64-bit. Inputs and outputs do not overlap unless said.
+//  - Any pointer may have the alignment of its element type only.
+//  - Results do not depend on the number of threads, and a row's result does not depend on the other rows' values.
+#pragma once
+
+#include <cstdint>
+
+#include "base/thread_pool.h"
+#include "nibble/types.h"
+#include "quant/format.h"
+
+namespace nibble::kernels {
+
+/// Where a kernel runs.
+struct Context {
+  ThreadPool* pool = nullptr;  // null: the calling thread alone
+};
+
+// ---- quantize and dequantize ---------------------------------------------------------------------------------------
+
+/// Per-block maxima of a blockwise quantized tensor: plain fp32, or nested (8-bit codes of absmax - offset).
+/// absmax of block b = values[b], or nested_code_book[codes[b]] * nested_absmax[b / 256] + offset, in fp32, unfused.
+struct Absmax {
+  const float* values = nullptr;            // (blocks); null when nested
+  const uint8_t* codes = nullptr;           // (blocks)
+  const float* nested_absmax = nullptr;     // (ceil(blocks / 256))
+  const float* nested_code_book = nullptr;  // (256)
+  float offset = 0;
+};
+
+/// Blockwise 4-bit: packed[(count + 1) / 2] and absmax[ceil(count / block)] from count values.
+/// y = x * (1 / absmax); code by CodeBook4Bit. Edge cases: docs/formats/nf4.md.
+struct Quantize4BitArgs {
+  const void* x;  // (count) of `dtype`: f32, bf16 or f16
+  DType dtype;
+  int64_t count;
+  int64_t block;
+  const quant::CodeBook4Bit* code_book;
+  uint8_t* packed;
+  float* absmax;
+};
+
+/// out[i] = dtype(values[code i] * absmax of block i / block): one fp32 product, one rounding to nearest even.
+struct Dequantize4BitArgs {
+  const uint8_t* packed;
+  Absmax absmax;
+  int64_t count;
+  int64_t block;
+  const float* code_book;  // (16)
+  void* out;               // (count) of `dtype`: f32, bf16 or f16
+  DType dtype;
+};
+
+/// Blockwise 8-bit: the nearest of 256 ascending code book values to x / absmax by fp32 midpoints, ties to the even
+/// index. A block whose absmax is zero, and an element that is NaN, get code 0.
+struct Quantize8BitArgs {
+  const void* x;  // (count) of `dtype`: f32, bf16 or f16
+  DType dtype;
+  int64_t count;
+  int64_t block;           // any positive number
+  const float* code_book;  // (256)
+  uint8_t* codes;          // (count)
+  float* absmax;           // (ceil(count / block))
+};
+
+/// out[i] = dtype(code_book[codes[i]] * absmax[i / block]).
+struct Dequantize8BitArgs {
+  const uint8_t* codes;
+  const float* absmax;
+  int64_t count;
+  int64_t block;
+  const float* code_book;  // (256)
+  void* out;
+  DType dtype;
+};
+
+/// LLM.int8() rows: absmax[r] over |x| < threshold (all if threshold is 0), q = rint(x * (127 / absmax)), half to even.
+/// Elements with |x| >= threshold become 0 and set outlier_columns[column] = 1; the caller zeroes that array before.
+struct QuantizeInt8RowsArgs {
+  const void* x;  // (rows, cols) of `dtype`: f32, bf16 or f16
+  DType dtype;
+  int64_t rows, cols;
+  float threshold;
+  int8_t* q;                 // (rows, cols)
+  float* absmax;             // (rows)
+  uint8_t* outlier_columns;  // (cols), may be null when threshold is 0
+};
+
+/// out[r, c] = dtype(q * absmax[r] * fp32(1 / 127)).
+struct DequantizeInt8RowsArgs {
+  const int8_t* q;
+  const float* absmax;
+  int64_t rows, cols;
+  void* out;
+  DType dtype;
+};
+
+// ---- matmul: y (m, rows) = x (m, cols) . w (rows, cols)^T ----------------------------------------------------------
+
+/// The left side that the jobs of one call share (q, k and v; gate and up). Activations are fp32.
+struct MatmulInput {
+  const float* x;  // (m, cols)
+  int64_t m;
+  int64_t cols;
+  /// What the products are rounded to before fp32 accumulation: x and the decoded weight each to `compute`.
+  /// f32: nothing is rounded. bf16, f16: to nearest even (f16 on the CPU rounds x and multiplies in fp32).
+  DType compute;
+  /// true: a row's bits do not depend on m.
+  bool batch_invariant = false;
+};
+
+/// Where one product goes: y[i * y_stride + n] (=, or += if accumulate) x_i . w_n + bias[n].
+struct MatmulOutput {
+  float* y;
+  int64_t y_stride;
+  const float* bias = nullptr;  // (rows) or null
+  bool accumulate = false;
+};
+
+struct Matmul4BitJob {
+  const uint8_t* packed;  // (rows * cols + 1) / 2 bytes; blocks run over the flattened weight and may cross rows
+  Absmax absmax;
+  int64_t block;
+  const float* code_book;  // (16)
+  int64_t rows;
+  MatmulOutput out;
+};
+
+struct MatmulDenseJob {
+  const void* w;  // (rows, cols) of `dtype`: f32, bf16 or f16
+  DType dtype;
+  int64_t rows;
+  MatmulOutput out;
+};
+
+/// LLM.int8(): x is rounded to fp16 and quantized by rows without its outliers (|x| >= threshold), multiplied in int32 and scaled by
+/// row absmax * weight absmax / 127^2; columns that hold an outlier in any row are multiplied in 16-bit x fp32
+/// against the dequantized weight instead. threshold 0: no outliers.
+struct MatmulInt8Job {
+  const int8_t* w;      // (rows, cols)
+  const float* absmax;  // (rows)
+  int64_t rows;
+  MatmulOutput out;
+};
+
+// ---- the rest of a decoder layer; all fp32 ---------------------------------------------------------------------------
+
+/// out = x / sqrt(mean(x^2) + eps) * (weight + weight_offset); weight_offset is 1 for Gemma. out may be x.
+struct RmsNormArgs {
+  const float* x;  // (rows, cols)
+  const float* weight;
+  int64_t rows, cols;
+  float eps;
+  float weight_offset;
+  float* out;
+};
+
+/// out = (x - mean) / sqrt(variance + eps) * weight + bias; bias may be null. out may be x.
+struct LayerNormArgs {
+  const float* x;  // (rows, cols)
+  const float* weight;
+  const float* bias;
+  int64_t rows, cols;
+  float eps;
+  float* out;
+};
+
+/// Rotates the first `rotary_dim` of each head in place by the angles of its token.
+/// Rotate-half pairs (i, i + rotary_dim / 2); interleaved pairs (2i, 2i + 1).
+struct RopeArgs {
+  float* x;          // (tokens, heads, head_dim), token t at x + t * stride
+  int64_t stride;
+  const float* cos;  // (tokens, rotary_dim / 2)
+  const float* sin;
+  int64_t tokens, heads, head_dim, rotary_dim;
+  bool interleaved;
+};
+
+/// One sequence's share of an attention call. Its new keys and values are already in the cache.
+struct AttentionSequence {
+  const float* q;  // (tokens, heads, head_dim), token t at q + t * q_stride
+  const void* k;   // (kv_heads, capacity, head_dim) of kv_dtype
+  const void* v;
+  int64_t capacity;
+  int64_t tokens;  // new tokens
+  int64_t past;    // tokens before them; query t sees keys 0 .. past + t
+  float* out;      // (tokens, heads, head_dim), dense
+};
+
+/// softmax(scale * q k^T + bias) v, causal. Softmax in fp32.
+struct AttentionArgs {
+  const AttentionSequence* sequences;
+  int64_t sequence_count;
+  int64_t heads, kv_heads, head_dim;
+  int64_t q_stride;
+  DType kv_dtype;  // f32, bf16 or f16
+  float scale;
+  float softcap = 0;                    // > 0: scores become softcap * tanh(score / softcap)
+  int64_t window = 0;                   // > 0: only the last `window` keys
+  const float* alibi_slopes = nullptr;  // (heads): adds slope * key position
+};
+
+/// Appends new keys or values to one sequence's cache.
+struct CacheAppendArgs {
+  const float* x;  // (tokens, kv_heads, head_dim), token t at x + t * stride
+  int64_t stride;
+  void* cache;  // (kv_heads, capacity, head_dim) of `dtype`
+  DType dtype;
+  int64_t capacity, tokens, past, kv_heads, head_dim;
+};
+
+enum class Activation : uint8_t { silu, gelu, gelu_tanh, relu, quick_gelu, tanh_ };
+
+/// out[r, c] = act(gate[r, c]) * up[r, c]; up may be null (then no product). out may be gate or up.
+struct ActivateArgs {
+  const float* gate;  // row r at gate + r * stride
+  const float* up;
+  int64_t stride;
+  int64_t rows, cols;
+  Activation activation;
+  float* out;  // (rows, cols), dense
+};
+
+/// out row i = scale * float(table row ids[i]).
+struct EmbedArgs {
+  const void* table;  // (vocab, cols) of `dtype`: f32, bf16 or f16
+  DType dtype;
+  const int32_t* ids;
+  int64_t count, cols;
+  float scale;
+  float* out;
+};
+
+// ---- the table -------------------------------------------------------------------------------------------------------
+
+template <typename Args>
+using Entry = void (*)(const Context&, const Args&);
+
+/// A matmul entry takes the shared input and `count` jobs, so that q, k and v need one parallel loop.
+template <typename Job>
+using MatmulEntry = void (*)(const Context&, const MatmulInput&, const Job* jobs, int64_t count);
+
+struct Kernels {
+  const char* name = "";  // "reference", "cpu (avx512)", ...
+  Entry<Quantize4BitArgs> quantize_4bit = nullptr;
+  Entry<Dequantize4BitArgs> dequantize_4bit = nullptr;
+  Entry<Quantize8BitArgs> quantize_8bit = nullptr;
+  Entry<Dequantize8BitArgs> dequantize_8bit = nullptr;
+  Entry<QuantizeInt8RowsArgs> quantize_int8_rows = nullptr;
+  Entry<DequantizeInt8RowsArgs> dequantize_int8_rows = nullptr;
+  MatmulEntry<Matmul4BitJob> matmul_4bit = nullptr;
+  MatmulEntry<MatmulDenseJob> matmul_dense = nullptr;
+  void (*matmul_int8)(const Context&, const MatmulInput&, float threshold, const MatmulInt8Job* jobs, int64_t count) = nullptr;
+  Entry<RmsNormArgs> rms_norm = nullptr;
+  Entry<LayerNormArgs> layer_norm = nullptr;
+  Entry<RopeArgs> rope = nullptr;
+  Entry<CacheAppendArgs> cache_append = nullptr;
+  Entry<AttentionArgs> attention = nullptr;
+  Entry<ActivateArgs> activate = nullptr;
+  Entry<EmbedArgs> embed = nullptr;
+};
+
+}  // namespace nibble::kernels
