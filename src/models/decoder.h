@@ -1,0 +1,88 @@
+// Runs a ModelSpec: loaded weights, one forward pass over the new tokens of a batch of sequences.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "checkpoint/checkpoint.h"
+#include "models/spec.h"
+#include "models/weights.h"
+#include "nibble/model.h"
+#include "nn/kv_cache.h"
+#include "nn/linear.h"
+#include "nn/norm.h"
+#include "nn/rope.h"
+#include "ops/backend.h"
+
+namespace nibble::models {
+
+/// One sequence's share of a forward pass; sequences stand one after the other in the token array.
+struct SequenceTokens {
+  nn::KvCache* cache;  // holds the past; has room for `tokens` more
+  int64_t tokens;      // at least 1
+  int64_t length;      // of the sequence when its whole prompt is in, of which these tokens may be a chunk
+};
+
+/// Buffers of a forward pass, kept between passes so that a step allocates nothing.
+class Workspace {
+ public:
+  float* get(size_t slot, int64_t count);
+
+ private:
+  std::vector<Tensor> buffers_;
+};
+
+/// A model in memory. Immutable after loading, except that passes share its threads: one at a time.
+class Decoder {
+ public:
+  Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> backend, std::unique_ptr<Weights> weights);
+
+  const ModelSpec& spec() const { return spec_; }
+  const ModelSummary& summary() const { return summary_; }
+  /// config.json as read, with the dtype and quantization_config of what is in memory.
+  const Json& config() const { return config_; }
+  const Weights& weights() const { return *weights_; }
+  const ops::Backend& backend() const { return *backend_; }
+  int64_t vocab_size() const { return spec_.vocab_size; }
+  /// Of the KV cache: f32 for a float32 model, else bf16.
+  DType cache_dtype() const;
+  nn::KvCache make_cache() const;
+
+  /// Appends the tokens to the caches (whose lengths the caller advances) and writes logits: of each sequence's last
+  /// token (sequences, vocab), or of every token (tokens, vocab) if `all_logits`; none if `logits` is null.
+  /// Ids must be inside the vocabulary (the caller checks).
+  void forward(std::span<const SequenceTokens> sequences, const int32_t* ids, Workspace& workspace, float* logits,
+               bool all_logits, bool batch_invariant) const;
+
+ private:
+  struct Layer;
+  struct Pass;
+  void build_layers();
+  void run_layer(Pass& pass, size_t index) const;
+  void run_attention(Pass& pass, const Layer& layer, size_t index) const;
+  void run_mlp(Pass& pass, const Layer& layer) const;
+
+  ModelSpec spec_;
+  Json config_;
+  std::shared_ptr<ops::Backend> backend_;
+  std::unique_ptr<Weights> weights_;
+  ModelSummary summary_;
+  std::vector<nn::Rope> ropes_;
+  std::vector<Layer> layers_;
+  nn::Norm final_norm_;
+  nn::Linear head_;
+  Tensor embed_;
+};
+
+/// Reads config.json and the weights of a directory, quantizing on the way. Errors: as AutoModelForCausalLM.
+std::unique_ptr<Decoder> load_decoder(const std::filesystem::path& path, const LoadOptions& options);
+
+/// The same from parts, e.g. of a GGUF file; `source` names the config in errors.
+std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source, std::shared_ptr<const Checkpoint> checkpoint,
+                                      const LoadOptions& options);
+
+}  // namespace nibble::models

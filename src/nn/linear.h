@@ -1,0 +1,47 @@
+// A linear layer over a dense, 4-bit or LLM.int8() weight; several that share an input run as one kernel call.
+#pragma once
+
+#include <span>
+#include <variant>
+
+#include "ops/backend.h"
+#include "ops/quantize.h"
+#include "tensor/tensor.h"
+
+namespace nibble::nn {
+
+/// (rows, cols) of f32, bf16 or f16.
+struct DenseWeight {
+  Tensor weight;
+};
+struct Weight4Bit {
+  ops::Tensor4Bit weight;
+  DType compute = DType::f32;  // bnb_4bit_compute_dtype
+};
+struct WeightInt8 {
+  ops::TensorInt8 weight;
+  float threshold = 6;  // llm_int8_threshold
+};
+using Weight = std::variant<DenseWeight, Weight4Bit, WeightInt8>;
+
+/// y = x w^T + bias.
+struct Linear {
+  Weight weight;
+  Tensor bias;  // f32 (rows), or empty
+  int64_t rows = 0;
+  int64_t cols = 0;
+};
+
+/// Where one layer's result goes: y[i * y_stride + n], added to what is there if `accumulate`.
+struct LinearCall {
+  const Linear* layer;
+  float* y;
+  int64_t y_stride;
+  bool accumulate = false;
+};
+
+/// Runs `calls` on the same `x` (m, cols); neighbours of the same kind share one kernel call.
+void run_linear(const ops::Backend& backend, const float* x, int64_t m, std::span<const LinearCall> calls,
+                bool batch_invariant);
+
+}  // namespace nibble::nn

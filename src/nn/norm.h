@@ -1,0 +1,22 @@
+// RMSNorm and LayerNorm with their weights in fp32.
+#pragma once
+
+#include "ops/backend.h"
+#include "tensor/tensor.h"
+
+namespace nibble::nn {
+
+enum class NormKind : uint8_t { rms, layer };
+
+struct Norm {
+  NormKind kind = NormKind::rms;
+  Tensor weight;  // f32 (cols)
+  Tensor bias;    // f32 (cols), or empty
+  float eps = 1e-6f;
+  float weight_offset = 0;  // 1 for Gemma: the stored weight is the factor minus one
+};
+
+/// out (rows, cols) = norm of x; out may be x.
+void run_norm(const ops::Backend& backend, const Norm& norm, const float* x, int64_t rows, float* out);
+
+}  // namespace nibble::nn
