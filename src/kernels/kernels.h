@@ -33,7 +33,8 @@ struct Absmax {
 };
 
 /// Blockwise 4-bit: packed[(count + 1) / 2] and absmax[ceil(count / block)] from count values.
-/// y = x * (1 / absmax); code by CodeBook4Bit. Edge cases: docs/formats/nf4.md.
+/// absmax ignores NaN, and is 0 where it would be denormal. y = x * (1 / absmax); code by CodeBook4Bit
+/// (quant/encode.h). Edge cases: docs/formats/nf4.md. `block` is even.
 struct Quantize4BitArgs {
   const void* x;  // (count) of `dtype`: f32, bf16 or f16
   DType dtype;
@@ -55,8 +56,8 @@ struct Dequantize4BitArgs {
   DType dtype;
 };
 
-/// Blockwise 8-bit: the nearest of 256 ascending code book values to x / absmax by fp32 midpoints, ties to the even
-/// index. A block whose absmax is zero, and an element that is NaN, get code 0.
+/// Blockwise 8-bit: the nearest of 256 ascending code book values to x * (1 / absmax) by fp32 midpoints, ties to the
+/// even index. absmax as for 4 bits. A block whose absmax is zero, and an element that is NaN, get code 0.
 struct Quantize8BitArgs {
   const void* x;  // (count) of `dtype`: f32, bf16 or f16
   DType dtype;
@@ -79,6 +80,7 @@ struct Dequantize8BitArgs {
 };
 
 /// LLM.int8() rows: absmax[r] over |x| < threshold (all if threshold is 0), q = rint(x * (127 / absmax)), half to even.
+/// NaN becomes 0 and is ignored by absmax; magnitudes stop at 127 (quant/int8_vectorwise.h).
 /// Elements with |x| >= threshold become 0 and set outlier_columns[column] = 1; the caller zeroes that array before.
 struct QuantizeInt8RowsArgs {
   const void* x;  // (rows, cols) of `dtype`: f32, bf16 or f16
@@ -137,9 +139,9 @@ struct MatmulDenseJob {
   MatmulOutput out;
 };
 
-/// LLM.int8(): x is rounded to fp16 and quantized by rows without its outliers (|x| >= threshold), multiplied in int32 and scaled by
-/// row absmax * weight absmax / 127^2; columns that hold an outlier in any row are multiplied in 16-bit x fp32
-/// against the dequantized weight instead. threshold 0: no outliers.
+/// LLM.int8(): x is rounded to fp16 and quantized by rows without its outliers (|x| >= threshold), multiplied in int32
+/// and scaled by row absmax * weight absmax / 127^2. Columns that hold an outlier in any row of the call are multiplied
+/// with the dequantized weight instead, both rounded to `compute`. threshold 0: no outliers.
 struct MatmulInt8Job {
   const int8_t* w;      // (rows, cols)
   const float* absmax;  // (rows)
@@ -147,7 +149,8 @@ struct MatmulInt8Job {
   MatmulOutput out;
 };
 
-// ---- the rest of a decoder layer; all fp32 ---------------------------------------------------------------------------
+// ---- the rest of a decoder layer; all fp32
+// ---------------------------------------------------------------------------
 
 /// out = x / sqrt(mean(x^2) + eps) * (weight + weight_offset); weight_offset is 1 for Gemma. out may be x.
 struct RmsNormArgs {
@@ -172,7 +175,7 @@ struct LayerNormArgs {
 /// Rotates the first `rotary_dim` of each head in place by the angles of its token.
 /// Rotate-half pairs (i, i + rotary_dim / 2); interleaved pairs (2i, 2i + 1).
 struct RopeArgs {
-  float* x;          // (tokens, heads, head_dim), token t at x + t * stride
+  float* x;  // (tokens, heads, head_dim), token t at x + t * stride
   int64_t stride;
   const float* cos;  // (tokens, rotary_dim / 2)
   const float* sin;
@@ -235,7 +238,8 @@ struct EmbedArgs {
   float* out;
 };
 
-// ---- the table -------------------------------------------------------------------------------------------------------
+// ---- the table
+// -------------------------------------------------------------------------------------------------------
 
 template <typename Args>
 using Entry = void (*)(const Context&, const Args&);
@@ -254,7 +258,8 @@ struct Kernels {
   Entry<DequantizeInt8RowsArgs> dequantize_int8_rows = nullptr;
   MatmulEntry<Matmul4BitJob> matmul_4bit = nullptr;
   MatmulEntry<MatmulDenseJob> matmul_dense = nullptr;
-  void (*matmul_int8)(const Context&, const MatmulInput&, float threshold, const MatmulInt8Job* jobs, int64_t count) = nullptr;
+  void (*matmul_int8)(const Context&, const MatmulInput&, float threshold, const MatmulInt8Job* jobs,
+                      int64_t count) = nullptr;
   Entry<RmsNormArgs> rms_norm = nullptr;
   Entry<LayerNormArgs> layer_norm = nullptr;
   Entry<RopeArgs> rope = nullptr;

@@ -14,7 +14,8 @@ enum class Family : uint8_t { code_book_4bit, blockwise_8bit, int8_vectorwise };
 /// The tables make ties and the sign of zero come out as bitsandbytes' CUDA kernels decide them
 /// (docs/formats/nf4.md, docs/formats/fp4.md).
 struct CodeBook4Bit {
-  std::array<float, 16> values;          // decoded value of each code
+  std::array<float, 16> values;          // decoded value of each code; FP4's code 8 is -0
+  std::array<float, 16> quant_map;       // the same as files hold it: that -0 is +0 there
   std::array<float, 15> thresholds;      // ascending
   std::array<uint8_t, 16> code_of_rank;  // rank 0 is the most negative value
   uint8_t nan_code;                      // code of an element that is NaN, or whose block's absmax is zero

@@ -1,14 +1,30 @@
 // The reference table.
 #include "kernels/reference/table.h"
 
+#include "kernels/reference/entries.h"
+
 namespace nibble::kernels::reference {
 
 const Kernels& table() {
-  static constexpr Kernels kernels = [] {
-    Kernels k;
-    k.name = "reference";
-    return k;
-  }();
+  static constexpr Kernels kernels{
+      .name = "reference",
+      .quantize_4bit = quantize_4bit,
+      .dequantize_4bit = dequantize_4bit,
+      .quantize_8bit = quantize_8bit,
+      .dequantize_8bit = dequantize_8bit,
+      .quantize_int8_rows = quantize_int8_rows,
+      .dequantize_int8_rows = dequantize_int8_rows,
+      .matmul_4bit = matmul_4bit,
+      .matmul_dense = matmul_dense,
+      .matmul_int8 = matmul_int8,
+      .rms_norm = rms_norm,
+      .layer_norm = layer_norm,
+      .rope = rope,
+      .cache_append = cache_append,
+      .attention = attention,
+      .activate = activate,
+      .embed = embed,
+  };
   return kernels;
 }
 

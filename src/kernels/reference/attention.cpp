@@ -1,0 +1,63 @@
+// attention and cache_append: causal softmax attention over one sequence's keys and values at a time.
+#include <cmath>
+#include <vector>
+
+#include "kernels/reference/element.h"
+#include "kernels/reference/entries.h"
+
+namespace nibble::kernels::reference {
+namespace {
+
+/// One query head of one token.
+void attend(const AttentionArgs& args, const AttentionSequence& sequence, int64_t token, int64_t head) {
+  const int64_t dim = args.head_dim;
+  const int64_t kv_head = head / (args.heads / args.kv_heads);
+  const int64_t end = sequence.past + token + 1;
+  const int64_t begin = args.window > 0 ? std::max<int64_t>(0, end - args.window) : 0;
+  const float* q = sequence.q + token * args.q_stride + head * dim;
+  std::vector<double> scores(static_cast<size_t>(end - begin));
+  double maximum = -INFINITY;
+  for (int64_t key = begin; key < end; ++key) {
+    const int64_t row = (kv_head * sequence.capacity + key) * dim;
+    double score = 0;
+    for (int64_t d = 0; d < dim; ++d)
+      score += static_cast<double>(q[d]) * static_cast<double>(load(sequence.k, args.kv_dtype, row + d));
+    score *= static_cast<double>(args.scale);
+    if (args.softcap > 0)
+      score = static_cast<double>(args.softcap) * std::tanh(score / static_cast<double>(args.softcap));
+    if (args.alibi_slopes) score += static_cast<double>(args.alibi_slopes[head]) * static_cast<double>(key);
+    scores[static_cast<size_t>(key - begin)] = score;
+    maximum = std::fmax(maximum, score);
+  }
+  double total = 0;
+  for (double& score : scores) total += score = std::exp(score - maximum);
+  std::vector<double> sum(static_cast<size_t>(dim));
+  for (int64_t key = begin; key < end; ++key) {
+    const int64_t row = (kv_head * sequence.capacity + key) * dim;
+    const double probability = scores[static_cast<size_t>(key - begin)] / total;
+    for (int64_t d = 0; d < dim; ++d)
+      sum[static_cast<size_t>(d)] += probability * static_cast<double>(load(sequence.v, args.kv_dtype, row + d));
+  }
+  float* out = sequence.out + (token * args.heads + head) * dim;
+  for (int64_t d = 0; d < dim; ++d) out[d] = static_cast<float>(sum[static_cast<size_t>(d)]);
+}
+
+}  // namespace
+
+void attention(const Context& context, const AttentionArgs& args) {
+  for (int64_t s = 0; s < args.sequence_count; ++s) {
+    const AttentionSequence& sequence = args.sequences[s];
+    for_each(context, sequence.tokens * args.heads, 1,
+             [&](int64_t index) { attend(args, sequence, index / args.heads, index % args.heads); });
+  }
+}
+
+void cache_append(const Context&, const CacheAppendArgs& args) {
+  for (int64_t t = 0; t < args.tokens; ++t)
+    for (int64_t head = 0; head < args.kv_heads; ++head)
+      for (int64_t d = 0; d < args.head_dim; ++d)
+        store(args.cache, args.dtype, (head * args.capacity + args.past + t) * args.head_dim + d,
+              args.x[t * args.stride + head * args.head_dim + d]);
+}
+
+}  // namespace nibble::kernels::reference

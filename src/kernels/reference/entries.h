@@ -1,0 +1,25 @@
+// The entries of the reference table; their contracts stand in kernels.h.
+#pragma once
+
+#include "kernels/kernels.h"
+
+namespace nibble::kernels::reference {
+
+void quantize_4bit(const Context&, const Quantize4BitArgs&);
+void dequantize_4bit(const Context&, const Dequantize4BitArgs&);
+void quantize_8bit(const Context&, const Quantize8BitArgs&);
+void dequantize_8bit(const Context&, const Dequantize8BitArgs&);
+void quantize_int8_rows(const Context&, const QuantizeInt8RowsArgs&);
+void dequantize_int8_rows(const Context&, const DequantizeInt8RowsArgs&);
+void matmul_4bit(const Context&, const MatmulInput&, const Matmul4BitJob* jobs, int64_t count);
+void matmul_dense(const Context&, const MatmulInput&, const MatmulDenseJob* jobs, int64_t count);
+void matmul_int8(const Context&, const MatmulInput&, float threshold, const MatmulInt8Job* jobs, int64_t count);
+void rms_norm(const Context&, const RmsNormArgs&);
+void layer_norm(const Context&, const LayerNormArgs&);
+void rope(const Context&, const RopeArgs&);
+void cache_append(const Context&, const CacheAppendArgs&);
+void attention(const Context&, const AttentionArgs&);
+void activate(const Context&, const ActivateArgs&);
+void embed(const Context&, const EmbedArgs&);
+
+}  // namespace nibble::kernels::reference
