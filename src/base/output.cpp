@@ -65,6 +65,16 @@ void OutputFile::write(std::span<const std::byte> bytes) {
 
 void OutputFile::write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
 
+void OutputFile::write_at(int64_t position, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::pwrite(fd_, bytes.data(), bytes.size(), position);
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) fail(ErrorCode::io, "{}: cannot write {} bytes: {}", path_.string(), bytes.size(), std::strerror(errno));
+    bytes = bytes.subspan(static_cast<size_t>(written));
+    position += written;
+  }
+}
+
 void OutputFile::close() {
   const int fd = std::exchange(fd_, -1);
   if (::close(fd) != 0) fail(ErrorCode::io, "{}: cannot close: {}", path_.string(), std::strerror(errno));

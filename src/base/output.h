@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string>
@@ -29,7 +30,7 @@ class AtomicDirectory {
   std::filesystem::path staging_;
 };
 
-/// A file opened for sequential writing with every error reported (no space, no permission) as Error{io}.
+/// A file opened for writing with every error reported (no space, no permission) as Error{io}.
 class OutputFile {
  public:
   explicit OutputFile(std::filesystem::path path);
@@ -39,6 +40,8 @@ class OutputFile {
 
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text);
+  /// Writes at a byte position, leaving the place of the next write() alone.
+  void write_at(int64_t position, std::span<const std::byte> bytes);
   /// Flushes to the device and closes; errors that a destructor would swallow surface here.
   void close();
 

@@ -12,16 +12,16 @@ namespace nibble {
 
 /// A 4-bit weight as stored: packed codes and their statistics, views of the checkpoint.
 struct Stored4Bit {
-  Tensor packed;               // u8 (bytes); from any quant_storage
-  Tensor absmax;               // f32 (blocks), or u8 when nested
-  Tensor nested_absmax;        // f32 (ceil(blocks / 256)), nested only
-  Tensor nested_quant_map;     // f32 (256), nested only
+  Tensor packed;            // u8 (bytes); from any quant_storage
+  Tensor absmax;            // f32 (blocks), or u8 when nested
+  Tensor nested_absmax;     // f32 (ceil(blocks / 256)), nested only
+  Tensor nested_quant_map;  // f32 (256), nested only
   float nested_offset = 0;
   bool is_nested = false;
-  std::string quant_type;      // "nf4" or "fp4"
+  std::string quant_type;  // "nf4" or "fp4"
   int64_t blocksize = 64;
-  Shape shape;                 // of the original
-  DType dtype = DType::bf16;   // of the original
+  Shape shape;                // of the original
+  DType dtype = DType::bf16;  // of the original
 };
 
 /// The 4-bit state of `name` ("model.layers.0.mlp.up_proj.weight"), or nullopt if that tensor is a plain one.

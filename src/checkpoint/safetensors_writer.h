@@ -20,8 +20,8 @@ struct PlannedTensor {
   Shape shape;
 };
 
-/// Writes model.safetensors, or model-0000i-of-0000n.safetensors and model.safetensors.index.json when the tensors exceed
-/// `max_shard_size_bytes`. Metadata {"format": "pt"}. Tensors must come in the planned order.
+/// Writes model.safetensors, or model-0000i-of-0000n.safetensors and model.safetensors.index.json when the tensors
+/// exceed `max_shard_size_bytes`. Metadata {"format": "pt"}. Tensors must come in the planned order.
 class SafetensorsWriter {
  public:
   SafetensorsWriter(std::filesystem::path directory, std::vector<PlannedTensor> tensors, int64_t max_shard_size_bytes);
