@@ -1,4 +1,5 @@
-// Quantizing arrays in memory: the functional layer of bitsandbytes (quantize_4bit, quantize_blockwise, int8_vectorwise_quant).
+// Quantizing arrays in memory: the functional layer of bitsandbytes (quantize_4bit, quantize_blockwise,
+// int8_vectorwise_quant).
 #pragma once
 
 #include <cstddef>
@@ -15,8 +16,8 @@ namespace nibble {
 
 /// Statistics of a doubly quantized tensor.
 struct NestedState {
-  std::vector<uint8_t> absmax;       // (blocks) 8-bit codes
-  std::vector<float> nested_absmax;  // (ceil(blocks / 256))
+  std::vector<uint8_t> absmax;          // (blocks) 8-bit codes
+  std::vector<float> nested_absmax;     // (ceil(blocks / 256))
   std::vector<float> nested_quant_map;  // (256)
   float offset = 0;
 };
@@ -35,8 +36,8 @@ struct Quantized4Bit {
 /// Dettmers et al. 2023. `data` holds elements of `dtype` (f32, bf16, f16), row-major, of `shape`.
 /// Errors: invalid_argument (quant_type, blocksize not in 32..4096, data size against shape).
 Quantized4Bit quantize_4bit(std::span<const std::byte> data, DType dtype, std::vector<int64_t> shape,
-                            std::string_view quant_type = "fp4", int64_t blocksize = 64, bool compress_statistics = false,
-                            int threads = 0);
+                            std::string_view quant_type = "fp4", int64_t blocksize = 64,
+                            bool compress_statistics = false, int threads = 0);
 /// The tensor's bytes in its original dtype.
 std::vector<std::byte> dequantize_4bit(const Quantized4Bit& tensor, int threads = 0);
 

@@ -44,7 +44,7 @@ NIBBLE_INLINE f16_t to_f16(float value) {
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu))};
   if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds past 65504
-  if (magnitude < 0x38800000u) {                                                // denormal or zero
+  if (magnitude < 0x38800000u) {                                                 // denormal or zero
     const float scaled = std::bit_cast<float>(magnitude) + 0x1p-1f;  // ulp of 0.5 is 2^-24: adding rounds to even
     return {static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(scaled) - 0x3f000000u))};
   }

@@ -29,11 +29,16 @@ std::optional<T> find_value(const Json& object, std::string_view key, std::strin
   const auto found = object.is_object() ? object.find(key) : object.end();
   if (found == object.end() || found->is_null()) return std::nullopt;
   bool fits = false;
-  if constexpr (std::is_same_v<T, bool>) fits = found->is_boolean();
-  else if constexpr (std::is_integral_v<T>) fits = found->is_number_integer();
-  else if constexpr (std::is_floating_point_v<T>) fits = found->is_number();
-  else if constexpr (std::is_same_v<T, std::string>) fits = found->is_string();
-  else fits = true;
+  if constexpr (std::is_same_v<T, bool>)
+    fits = found->is_boolean();
+  else if constexpr (std::is_integral_v<T>)
+    fits = found->is_number_integer();
+  else if constexpr (std::is_floating_point_v<T>)
+    fits = found->is_number();
+  else if constexpr (std::is_same_v<T, std::string>)
+    fits = found->is_string();
+  else
+    fits = true;
   if (fits) {
     try {
       return found->template get<T>();

@@ -20,14 +20,17 @@ AtomicDirectory::AtomicDirectory(fs::path target) : target_(std::move(target)) {
   require(!target_.empty(), "output directory: the name is empty");
   std::error_code error;
   if (fs::exists(target_, error) && !(fs::is_directory(target_, error) && fs::is_empty(target_, error)))
-    fail(ErrorCode::invalid_argument, "output directory {}: already exists and is not empty; choose another or remove it",
-         target_.string());
+    fail(ErrorCode::invalid_argument,
+         "output directory {}: already exists and is not empty; choose another or remove it", target_.string());
   const fs::path parent = target_.has_parent_path() ? target_.parent_path() : fs::path(".");
   fs::create_directories(parent, error);
-  if (error) fail(ErrorCode::io, "output directory {}: cannot create {}: {}", target_.string(), parent.string(), error.message());
+  if (error)
+    fail(ErrorCode::io, "output directory {}: cannot create {}: {}", target_.string(), parent.string(),
+         error.message());
   std::string pattern = (parent / ("." + target_.filename().string() + ".partial-XXXXXX")).string();
   if (!mkdtemp(pattern.data()))
-    fail(ErrorCode::io, "output directory {}: cannot write in {}: {}", target_.string(), parent.string(), std::strerror(errno));
+    fail(ErrorCode::io, "output directory {}: cannot write in {}: {}", target_.string(), parent.string(),
+         std::strerror(errno));
   staging_ = pattern;
   const mode_t mask = umask(0);
   umask(mask);
@@ -58,7 +61,8 @@ void OutputFile::write(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const ssize_t written = ::write(fd_, bytes.data(), bytes.size());
     if (written < 0 && errno == EINTR) continue;
-    if (written < 0) fail(ErrorCode::io, "{}: cannot write {} bytes: {}", path_.string(), bytes.size(), std::strerror(errno));
+    if (written < 0)
+      fail(ErrorCode::io, "{}: cannot write {} bytes: {}", path_.string(), bytes.size(), std::strerror(errno));
     bytes = bytes.subspan(static_cast<size_t>(written));
   }
 }
@@ -89,7 +93,8 @@ void write_file(const fs::path& path, std::string_view text) {
 std::string read_file(const fs::path& path, size_t limit_bytes) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0)
-    fail(errno == ENOENT ? ErrorCode::not_found : ErrorCode::io, "{}: cannot open: {}", path.string(), std::strerror(errno));
+    fail(errno == ENOENT ? ErrorCode::not_found : ErrorCode::io, "{}: cannot open: {}", path.string(),
+         std::strerror(errno));
   std::string text;
   std::string chunk(size_t{1} << 16, '\0');
   while (true) {

@@ -62,7 +62,8 @@ struct ThreadPool::State {
   void work(int thread) {
     inside_loop = true;
     current_thread = thread;
-    for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < count; i = next.fetch_add(1, std::memory_order_relaxed)) {
+    for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < count;
+         i = next.fetch_add(1, std::memory_order_relaxed)) {
       try {
         task(context, i, thread);
       } catch (...) {

@@ -27,7 +27,11 @@ class ThreadPool {
   /// The same for a callable `body(int64_t index, int thread)`.
   template <typename Body>
   void parallel_for(int64_t count, Body&& body) {
-    run(count, [](void* context, int64_t index, int thread) { (*static_cast<std::remove_reference_t<Body>*>(context))(index, thread); },
+    run(
+        count,
+        [](void* context, int64_t index, int thread) {
+          (*static_cast<std::remove_reference_t<Body>*>(context))(index, thread);
+        },
         &body);
   }
 

@@ -82,7 +82,7 @@ class Decoder {
 std::unique_ptr<Decoder> load_decoder(const std::filesystem::path& path, const LoadOptions& options);
 
 /// The same from parts, e.g. of a GGUF file; `source` names the config in errors.
-std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source, std::shared_ptr<const Checkpoint> checkpoint,
-                                      const LoadOptions& options);
+std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source,
+                                      std::shared_ptr<const Checkpoint> checkpoint, const LoadOptions& options);
 
 }  // namespace nibble::models

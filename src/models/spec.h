@@ -83,8 +83,8 @@ struct LayerSpec {
 struct ModelSpec {
   std::string architecture;  // "LlamaForCausalLM"
   ModuleSpec root;
-  std::string base_prefix;   // "model.": hub files may lack it
-  std::string embed;         // path of the token embedding: "model.embed_tokens"
+  std::string base_prefix;  // "model.": hub files may lack it
+  std::string embed;        // path of the token embedding: "model.embed_tokens"
   float embed_scale = 1;
   std::string layers_prefix;  // "model.layers."
   std::vector<LayerSpec> layers;

@@ -17,11 +17,11 @@ struct RopeSpec {
   int64_t max_position_embeddings = 2048;
   int64_t original_max_position_embeddings = 2048;
   double factor = 1;
-  double low_freq_factor = 1, high_freq_factor = 4;       // llama3
-  double beta_fast = 32, beta_slow = 1;                    // yarn
-  bool truncate = true;                                    // yarn
-  double attention_factor = 1;                             // yarn, longrope: scales cos and sin
-  std::vector<double> short_factor, long_factor;           // longrope (rotary_dim / 2)
+  double low_freq_factor = 1, high_freq_factor = 4;  // llama3
+  double beta_fast = 32, beta_slow = 1;              // yarn
+  bool truncate = true;                              // yarn
+  double attention_factor = 1;                       // yarn, longrope: scales cos and sin
+  std::vector<double> short_factor, long_factor;     // longrope (rotary_dim / 2)
 };
 
 /// Angles by position. Immutable.
@@ -30,8 +30,8 @@ class Rope {
   explicit Rope(RopeSpec spec);
 
   const RopeSpec& spec() const { return spec_; }
-  /// Writes cos and sin (tokens, rotary_dim / 2) of positions first .. first + tokens of a sequence whose length will be
-  /// `length` after this call; dynamic and longrope change their frequencies with it.
+  /// Writes cos and sin (tokens, rotary_dim / 2) of positions first .. first + tokens of a sequence whose length will
+  /// be `length` after this call; dynamic and longrope change their frequencies with it.
   void fill(int64_t first, int64_t tokens, int64_t length, float* cos, float* sin) const;
 
  private:

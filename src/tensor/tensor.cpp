@@ -20,10 +20,17 @@ void convert(const void* from, void* to, int64_t count) {
 template <typename From>
 bool convert_from(const void* from, void* to, DType dtype, int64_t count) {
   switch (dtype) {
-    case DType::f32: convert<From, float>(from, to, count); return true;
-    case DType::bf16: convert<From, bf16_t>(from, to, count); return true;
-    case DType::f16: convert<From, f16_t>(from, to, count); return true;
-    default: return false;
+    case DType::f32:
+      convert<From, float>(from, to, count);
+      return true;
+    case DType::bf16:
+      convert<From, bf16_t>(from, to, count);
+      return true;
+    case DType::f16:
+      convert<From, f16_t>(from, to, count);
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -68,10 +75,17 @@ Tensor Tensor::to(DType dtype) const {
   Tensor result(dtype, shape_);
   bool converted = false;
   switch (dtype_) {
-    case DType::f32: converted = convert_from<float>(data_, result.data_, dtype, count_); break;
-    case DType::bf16: converted = convert_from<bf16_t>(data_, result.data_, dtype, count_); break;
-    case DType::f16: converted = convert_from<f16_t>(data_, result.data_, dtype, count_); break;
-    default: break;
+    case DType::f32:
+      converted = convert_from<float>(data_, result.data_, dtype, count_);
+      break;
+    case DType::bf16:
+      converted = convert_from<bf16_t>(data_, result.data_, dtype, count_);
+      break;
+    case DType::f16:
+      converted = convert_from<f16_t>(data_, result.data_, dtype, count_);
+      break;
+    default:
+      break;
   }
   if (!converted) fail(ErrorCode::unsupported, "cannot convert {} to {}", name_of(dtype_), name_of(dtype));
   return result;

@@ -37,13 +37,19 @@ class Tensor {
 
   const void* data() const { return data_; }
   void* data() { return data_; }
-  std::span<const std::byte> bytes() const { return {static_cast<const std::byte*>(data_), static_cast<size_t>(size_bytes())}; }
+  std::span<const std::byte> bytes() const {
+    return {static_cast<const std::byte*>(data_), static_cast<size_t>(size_bytes())};
+  }
 
   /// Typed access; the caller has checked dtype().
   template <typename T>
-  const T* as() const { return static_cast<const T*>(data_); }
+  const T* as() const {
+    return static_cast<const T*>(data_);
+  }
   template <typename T>
-  T* as() { return static_cast<T*>(data_); }
+  T* as() {
+    return static_cast<T*>(data_);
+  }
 
   /// The same elements under another shape. Errors: invalid_argument if the count differs.
   Tensor reshaped(Shape shape) const;

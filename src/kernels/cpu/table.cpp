@@ -33,11 +33,11 @@ std::span<const Isa> isas() {
 #endif
 #ifdef NIBBLE_HAS_ISA_avx512
       Isa{"avx512",
-          __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
-              __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni") &&
-              __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("avx512vpopcntdq") &&
-              __builtin_cpu_supports("avx512bf16"),
+          __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+              __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bitalg") &&
+              __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512bf16"),
           &avx512::table()},
 #endif
   };

@@ -9,7 +9,7 @@ namespace nibble::kernels::cpu {
 
 /// An instruction set that this binary holds code for.
 struct Isa {
-  const char* name;  // "portable", "avx2", "avx512"
+  const char* name;   // "portable", "avx2", "avx512"
   bool is_supported;  // by this machine
   const Kernels* table;
 };
