@@ -11,4 +11,9 @@ namespace nibble::kernels::cpu::NIBBLE_ISA {
 
 const Kernels& table();
 
+void matmul_4bit(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count);
+void matmul_dense(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count);
+void matmul_int8(const Context& context, const MatmulInput& input, float threshold, const MatmulInt8Job* jobs,
+                 int64_t count);
+
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

@@ -10,6 +10,9 @@ const Kernels& table() {
   static constexpr Kernels kernels = [] {
     Kernels k;
     k.name = "cpu (" NIBBLE_STRING(NIBBLE_ISA) ")";
+    k.matmul_4bit = matmul_4bit;
+    k.matmul_dense = matmul_dense;
+    k.matmul_int8 = matmul_int8;
     return k;
   }();
   return kernels;

@@ -1,0 +1,197 @@
+// y = x . w^T by panels: a few rows of w are brought to one layout in cache, then met by tiles of rows of x.
+//
+// Everything is counted in dwords: one fp32, two bf16 or four int8 values of a row. Lanes of a vector are rows of w,
+// so nothing is reduced across lanes, and a row of x is summed in the same order whatever tile it falls in.
+#pragma once
+
+#include "base/thread_pool.h"
+#include "kernels/cpu/isa/vector.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/kernels.h"
+
+namespace nibble::kernels::cpu::NIBBLE_ISA {
+
+inline constexpr int64_t kDepthChunk = 256;  // dwords of a panel that are packed at a time: 32 KB
+inline constexpr int64_t kSlabRows = 512;    // rows of x that are packed at a time
+
+NIBBLE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+NIBBLE_INLINE int64_t tile_count(int64_t m) { return (m + kTileRows - 1) / kTileRows; }
+NIBBLE_INLINE int64_t tile_begin(int64_t m, int64_t tile) { return m * tile / tile_count(m); }
+
+/// c (MR, kPanelRows) += x . panel. x: (depth, MR) dwords, panel: (depth, kPanelRows) dwords.
+template <class Step, int MR>
+static void multiply_tile(const uint32_t* x, const uint32_t* panel, int64_t depth, typename Step::Lane* c) {
+  typename Step::Vec sum[MR][2];
+  for (int i = 0; i < MR; ++i) sum[i][0] = sum[i][1] = Step::zero();
+  for (int64_t k = 0; k < depth; ++k, x += MR, panel += kPanelRows) {
+    const auto w0 = Step::load(panel);
+    const auto w1 = Step::load(panel + kLanes);
+    for (int i = 0; i < MR; ++i) {
+      const auto xi = Step::broadcast(x + i);
+      sum[i][0] = Step::step(sum[i][0], w0, xi);
+      sum[i][1] = Step::step(sum[i][1], w1, xi);
+    }
+  }
+  for (int i = 0; i < MR; ++i) {
+    Step::add_to(c + i * kPanelRows, sum[i][0]);
+    Step::add_to(c + i * kPanelRows + kLanes, sum[i][1]);
+  }
+}
+
+template <class Step>
+static void multiply_tile(int64_t rows, const uint32_t* x, const uint32_t* panel, int64_t depth,
+                          typename Step::Lane* c) {
+  using Tile = void (*)(const uint32_t*, const uint32_t*, int64_t, typename Step::Lane*);
+  static constexpr Tile kTiles[] = {
+      multiply_tile<Step, 1>, multiply_tile<Step, 2>,  multiply_tile<Step, 3>,  multiply_tile<Step, 4>,
+      multiply_tile<Step, 5>, multiply_tile<Step, 6>,
+#if defined(NIBBLE_AVX512)
+      multiply_tile<Step, 7>, multiply_tile<Step, 8>,  multiply_tile<Step, 9>,  multiply_tile<Step, 10>,
+      multiply_tile<Step, 11>, multiply_tile<Step, 12>,
+#endif
+  };
+  kTiles[rows - 1](x, panel, depth, c);
+}
+
+/// (kPanelRows, depth) dwords, `stride` apart, to (depth, kPanelRows).
+static void transpose_panel(const uint32_t* rows, int64_t stride, int64_t depth, uint32_t* panel) {
+  for (int64_t k = 0; k < depth; ++k)
+    for (int r = 0; r < kPanelRows; ++r) panel[k * kPanelRows + r] = rows[r * stride + k];
+}
+
+/// One call. Source says what a row of w is:
+///   using Step; int64_t rows(int64_t job);
+///   void fill(job, row, begin, count, Step::Element* out): elements [begin, begin + count) of a row of w
+///   void finish(job, first_row, row_count, first_x, m, const Step::Lane* c): c (m, kPanelRows) to y
+template <class Source>
+struct PanelGemm {
+  using Step = typename Source::Step;
+  using Element = typename Step::Element;
+  using Lane = typename Step::Lane;
+
+  const Source* source;
+  int64_t jobs;
+  int64_t cols;
+  const uint32_t* x;  // packed slab: tile after tile, each (depth, rows of the tile)
+  int64_t first_x, m;
+
+  int64_t depth() const { return (cols + Step::kPerDword - 1) / Step::kPerDword; }
+
+  static int64_t panels(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
+
+  int64_t panel_count() const {
+    int64_t count = 0;
+    for (int64_t j = 0; j < jobs; ++j) count += panels(source->rows(j));
+    return count;
+  }
+
+  void fill_panel(int64_t job, int64_t row, int64_t row_count, int64_t k, int64_t count, uint32_t* stage,
+                  uint32_t* panel) const {
+    const int64_t begin = k * Step::kPerDword;
+    const int64_t elements = smaller(count * Step::kPerDword, cols - begin);
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      auto* out = reinterpret_cast<Element*>(stage + r * kDepthChunk);
+      if (r < row_count) source->fill(job, row + r, begin, elements, out);
+      const int64_t filled = r < row_count ? elements : 0;
+      std::memset(out + filled, 0, static_cast<size_t>(count * Step::kPerDword - filled) * sizeof(Element));
+    }
+    transpose_panel(stage, kDepthChunk, count, panel);
+  }
+
+  void run_panel(int64_t job, int64_t row) const {
+    const int64_t row_count = smaller(kPanelRows, source->rows(job) - row);
+    const int64_t chunk = kPanelRows * kDepthChunk;
+    auto* stage = static_cast<uint32_t*>(scratch(Scratch::panel, (2 * chunk + m * kPanelRows) * 4));
+    uint32_t* panel = stage + chunk;
+    auto* c = reinterpret_cast<Lane*>(panel + chunk);
+    std::memset(c, 0, static_cast<size_t>(m * kPanelRows) * sizeof(Lane));
+    for (int64_t k = 0; k < depth(); k += kDepthChunk) {
+      const int64_t count = smaller(kDepthChunk, depth() - k);
+      fill_panel(job, row, row_count, k, count, stage, panel);
+      for (int64_t t = 0; t < tile_count(m); ++t) {
+        const int64_t begin = tile_begin(m, t), rows = tile_begin(m, t + 1) - begin;
+        multiply_tile<Step>(rows, x + begin * depth() + k * rows, panel, count, c + begin * kPanelRows);
+      }
+    }
+    source->finish(job, row, row_count, first_x, m, c);
+  }
+
+  static void task(void* context, int64_t index, int) {
+    const auto* gemm = static_cast<const PanelGemm*>(context);
+    for (int64_t job = 0; job < gemm->jobs; ++job) {
+      const int64_t count = panels(gemm->source->rows(job));
+      if (index < count) return gemm->run_panel(job, index * kPanelRows);
+      index -= count;
+    }
+  }
+};
+
+NIBBLE_INLINE void run(const Context& context, int64_t count, ThreadPool::Task task, void* argument) {
+  if (context.pool) return context.pool->run(count, task, argument);
+  for (int64_t i = 0; i < count; ++i) task(argument, i, 0);
+}
+
+/// What a packed element of x is.
+enum class Rounding : uint8_t { none, bf16, f16 };
+
+template <class Step>
+struct PackX {
+  const MatmulInput* input;
+  Rounding rounding;
+  int64_t first, m, depth;
+  uint32_t* out;
+
+  NIBBLE_INLINE void element(float x, float* out_element) const {
+    if (rounding == Rounding::bf16) x = to_float(to_bf16(x));
+    if (rounding == Rounding::f16) x = to_float(to_f16(x));
+    *out_element = x;
+  }
+  NIBBLE_INLINE void element(float x, uint16_t* out_element) const { *out_element = to_bf16(x).bits; }
+
+  static void task(void* context, int64_t tile, int) {
+    const auto& p = *static_cast<const PackX*>(context);
+    const int64_t begin = tile_begin(p.m, tile), rows = tile_begin(p.m, tile + 1) - begin;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* x = p.input->x + (p.first + begin + r) * p.input->cols;
+      uint32_t* out = p.out + begin * p.depth + r;
+      for (int64_t k = 0; k < p.depth; ++k) {
+        typename Step::Element dword[Step::kPerDword] = {};
+        for (int64_t j = 0; j < Step::kPerDword; ++j) {
+          const int64_t column = k * Step::kPerDword + j;
+          if (column < p.input->cols) p.element(x[column], &dword[j]);
+        }
+        std::memcpy(out + k * rows, dword, 4);
+      }
+    }
+  }
+};
+
+/// y = x . w^T for a floating-point source.
+template <class Source>
+static void run_float_gemm(const Context& context, const MatmulInput& input, Rounding rounding, const Source& source,
+                           int64_t jobs) {
+  using Step = typename Source::Step;
+  for (int64_t first = 0; first < input.m; first += kSlabRows) {
+    PanelGemm<Source> gemm{&source, jobs, input.cols, nullptr, first, smaller(kSlabRows, input.m - first)};
+    auto* x = static_cast<uint32_t*>(scratch(Scratch::shared_input, gemm.m * gemm.depth() * 4));
+    PackX<Step> pack{&input, rounding, first, gemm.m, gemm.depth(), x};
+    run(context, tile_count(gemm.m), PackX<Step>::task, &pack);
+    gemm.x = x;
+    run(context, gemm.panel_count(), PanelGemm<Source>::task, &gemm);
+  }
+}
+
+/// y (=, +=) c + bias for rows [first_x, first_x + m) and columns [row, row + count).
+[[maybe_unused]] static void store_float(const MatmulOutput& out, int64_t row, int64_t count, int64_t first_x, int64_t m,
+                        const float* c) {
+  for (int64_t i = 0; i < m; ++i) {
+    float* y = out.y + (first_x + i) * out.y_stride + row;
+    for (int64_t n = 0; n < count; ++n) {
+      float value = c[i * kPanelRows + n];
+      if (out.bias) value += out.bias[row + n];
+      y[n] = out.accumulate ? y[n] + value : value;
+    }
+  }
+}
+
+}  // namespace nibble::kernels::cpu::NIBBLE_ISA

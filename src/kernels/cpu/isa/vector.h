@@ -1,0 +1,154 @@
+// The vectors of one instruction set: fp32 and int32 lanes, and the fused steps that the matmul tiles are made of.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "base/half.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace nibble::kernels::cpu::NIBBLE_ISA {
+
+#if defined(__AVX512BF16__)
+#define NIBBLE_AVX512 1
+inline constexpr int kLanes = 16;
+inline constexpr int kTileRows = 12;  // rows of x that a tile holds: 24 of the 32 registers accumulate
+using VecF = __m512;
+using VecI = __m512i;
+#elif defined(__AVX2__)
+#define NIBBLE_AVX2 1
+inline constexpr int kLanes = 8;
+inline constexpr int kTileRows = 6;
+using VecF = __m256;
+using VecI = __m256i;
+#else
+inline constexpr int kLanes = 4;
+inline constexpr int kTileRows = 6;
+using VecF = float __attribute__((vector_size(16)));
+using VecI = int32_t __attribute__((vector_size(16)));
+#endif
+
+/// Rows of w that a panel holds.
+inline constexpr int kPanelRows = 2 * kLanes;
+
+// A step multiplies the dwords of `w` (one row of w a lane) with one dword of x in all lanes and adds the products.
+// A dword holds kPerDword consecutive elements of a row.
+
+/// fp32: one product a dword.
+struct StepF32 {
+  using Element = float;
+  using Lane = float;
+  using Vec = VecF;
+  static constexpr int kPerDword = 1;
+#if defined(NIBBLE_AVX512)
+  NIBBLE_INLINE static Vec zero() { return _mm512_setzero_ps(); }
+  NIBBLE_INLINE static Vec load(const void* p) { return _mm512_loadu_ps(p); }
+  NIBBLE_INLINE static Vec broadcast(const uint32_t* p) { return _mm512_set1_ps(*reinterpret_cast<const float*>(p)); }
+  NIBBLE_INLINE static Vec step(Vec sum, Vec w, Vec x) { return _mm512_fmadd_ps(w, x, sum); }
+  NIBBLE_INLINE static void add_to(float* p, Vec v) { _mm512_storeu_ps(p, _mm512_add_ps(_mm512_loadu_ps(p), v)); }
+#elif defined(NIBBLE_AVX2)
+  NIBBLE_INLINE static Vec zero() { return _mm256_setzero_ps(); }
+  NIBBLE_INLINE static Vec load(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
+  NIBBLE_INLINE static Vec broadcast(const uint32_t* p) {
+    return _mm256_broadcast_ss(reinterpret_cast<const float*>(p));
+  }
+  NIBBLE_INLINE static Vec step(Vec sum, Vec w, Vec x) { return _mm256_fmadd_ps(w, x, sum); }
+  NIBBLE_INLINE static void add_to(float* p, Vec v) { _mm256_storeu_ps(p, _mm256_add_ps(_mm256_loadu_ps(p), v)); }
+#else
+  NIBBLE_INLINE static Vec zero() { return Vec{}; }
+  NIBBLE_INLINE static Vec load(const void* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  NIBBLE_INLINE static Vec broadcast(const uint32_t* p) {
+    float x;
+    std::memcpy(&x, p, sizeof x);
+    return Vec{x, x, x, x};
+  }
+  NIBBLE_INLINE static Vec step(Vec sum, Vec w, Vec x) { return sum + w * x; }
+  NIBBLE_INLINE static void add_to(float* p, Vec v) {
+    const Vec sum = load(p) + v;
+    std::memcpy(p, &sum, sizeof sum);
+  }
+#endif
+};
+
+#if defined(NIBBLE_AVX512)
+
+/// bf16 pairs, accumulated in fp32.
+struct StepBf16 : StepF32 {
+  using Element = uint16_t;
+  using Pairs = __m512i;
+  static constexpr int kPerDword = 2;
+  NIBBLE_INLINE static __m512i load(const void* p) { return _mm512_loadu_si512(p); }
+  NIBBLE_INLINE static __m512i broadcast(const uint32_t* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
+  NIBBLE_INLINE static Vec step(Vec sum, __m512i w, __m512i x) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
+  }
+};
+
+/// Four int8 products a dword. The panel holds w + 128 as unsigned bytes: the caller subtracts 128 * sum(x).
+struct StepInt8 {
+  using Element = int8_t;
+  using Lane = int32_t;
+  using Vec = VecI;
+  static constexpr int kPerDword = 4;
+  static constexpr int kOffset = 128;
+  NIBBLE_INLINE static Vec zero() { return _mm512_setzero_si512(); }
+  NIBBLE_INLINE static Vec load(const void* p) { return _mm512_loadu_si512(p); }
+  NIBBLE_INLINE static Vec broadcast(const uint32_t* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
+  NIBBLE_INLINE static Vec step(Vec sum, Vec w, Vec x) { return _mm512_dpbusd_epi32(sum, w, x); }
+  NIBBLE_INLINE static void add_to(int32_t* p, Vec v) {
+    _mm512_storeu_si512(p, _mm512_add_epi32(_mm512_loadu_si512(p), v));
+  }
+};
+
+#else
+
+/// Pairs of int8 values held as int16: exact in every instruction set.
+struct StepInt8 {
+  using Element = int16_t;
+  using Lane = int32_t;
+  using Vec = VecI;
+  static constexpr int kPerDword = 2;
+  static constexpr int kOffset = 0;
+#if defined(NIBBLE_AVX2)
+  NIBBLE_INLINE static Vec zero() { return _mm256_setzero_si256(); }
+  NIBBLE_INLINE static Vec load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  NIBBLE_INLINE static Vec broadcast(const uint32_t* p) { return _mm256_set1_epi32(static_cast<int>(*p)); }
+  NIBBLE_INLINE static Vec step(Vec sum, Vec w, Vec x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)); }
+  NIBBLE_INLINE static void add_to(int32_t* p, Vec v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_add_epi32(load(p), v));
+  }
+#else
+  NIBBLE_INLINE static Vec zero() { return Vec{}; }
+  NIBBLE_INLINE static Vec load(const void* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  NIBBLE_INLINE static Vec broadcast(const uint32_t* p) {
+    const auto x = static_cast<int32_t>(*p);
+    return Vec{x, x, x, x};
+  }
+  NIBBLE_INLINE static Vec step(Vec sum, Vec w, Vec x) {
+#if defined(__SSE2__)
+    return sum + (Vec)_mm_madd_epi16((__m128i)w, (__m128i)x);
+#else
+    return sum + ((w << 16) >> 16) * ((x << 16) >> 16) + (w >> 16) * (x >> 16);
+#endif
+  }
+  NIBBLE_INLINE static void add_to(int32_t* p, Vec v) {
+    const Vec sum = load(p) + v;
+    std::memcpy(p, &sum, sizeof sum);
+  }
+#endif
+};
+
+#endif
+
+}  // namespace nibble::kernels::cpu::NIBBLE_ISA
