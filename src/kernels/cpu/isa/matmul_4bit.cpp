@@ -7,14 +7,15 @@ namespace {
 
 NIBBLE_INLINE float absmax_of(const Absmax& absmax, int64_t block) {
   if (absmax.values) return absmax.values[block];
-  const float product = absmax.nested_code_book[absmax.codes[block]] * absmax.nested_absmax[block / quant::kNestedBlock];
+  const float product =
+      absmax.nested_code_book[absmax.codes[block]] * absmax.nested_absmax[block / quant::kNestedBlock];
   return product + absmax.offset;
 }
 
-NIBBLE_INLINE void convert(float value, Rounding rounding, float* out) {
+[[maybe_unused]] NIBBLE_INLINE void convert(float value, Rounding rounding, float* out) {
   *out = rounding == Rounding::bf16 ? to_float(to_bf16(value)) : value;
 }
-NIBBLE_INLINE void convert(float value, Rounding, uint16_t* out) { *out = to_bf16(value).bits; }
+[[maybe_unused]] NIBBLE_INLINE void convert(float value, Rounding, uint16_t* out) { *out = to_bf16(value).bits; }
 
 template <class StepT>
 struct Source4Bit {

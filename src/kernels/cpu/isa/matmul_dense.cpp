@@ -5,12 +5,12 @@
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 namespace {
 
-NIBBLE_INLINE void convert(float value, Rounding rounding, float* out) {
+[[maybe_unused]] NIBBLE_INLINE void convert(float value, Rounding rounding, float* out) {
   if (rounding == Rounding::bf16) value = to_float(to_bf16(value));
   if (rounding == Rounding::f16) value = to_float(to_f16(value));
   *out = value;
 }
-NIBBLE_INLINE void convert(float value, Rounding, uint16_t* out) { *out = to_bf16(value).bits; }
+[[maybe_unused]] NIBBLE_INLINE void convert(float value, Rounding, uint16_t* out) { *out = to_bf16(value).bits; }
 
 template <class StepT>
 struct DenseSource {
@@ -47,8 +47,8 @@ struct DenseSource {
 void matmul_dense(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count) {
 #if defined(NIBBLE_AVX512)
   if (input.compute == DType::bf16)
-    return run_float_gemm(context, input, Rounding::bf16,
-                          DenseSource<StepBf16>{jobs, input.cols, Rounding::bf16}, count);
+    return run_float_gemm(context, input, Rounding::bf16, DenseSource<StepBf16>{jobs, input.cols, Rounding::bf16},
+                          count);
 #endif
   const Rounding rounding = input.compute == DType::bf16  ? Rounding::bf16
                             : input.compute == DType::f16 ? Rounding::f16

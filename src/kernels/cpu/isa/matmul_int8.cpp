@@ -9,19 +9,22 @@ namespace {
 struct QuantizedX {
   const MatmulInput* input;
   float threshold;
-  float* absmax;          // (m) over the elements that are no outliers
-  uint8_t* is_outlier;    // (cols)
-  int32_t* columns;       // (outliers) ascending
+  float* absmax;        // (m) over the elements that are no outliers
+  uint8_t* is_outlier;  // (cols)
+  int32_t* columns;     // (outliers) ascending
   int64_t outliers;
   // of one slab:
   int64_t first, rows, depth;
-  uint32_t* packed;   // tiles of (depth, rows of the tile)
-  int32_t* sum;       // (rows) of the quantized elements
-  float* outlier_x;   // (rows, outliers)
+  uint32_t* packed;  // tiles of (depth, rows of the tile)
+  int32_t* sum;      // (rows) of the quantized elements
+  float* outlier_x;  // (rows, outliers)
 };
 
 NIBBLE_INLINE float magnitude(float x) { return x < 0 ? -x : x; }
 NIBBLE_INLINE float round_f16(float x) { return to_float(to_f16(x)); }
+NIBBLE_INLINE float round_to(DType compute, float x) {
+  return compute == DType::bf16 ? to_float(to_bf16(x)) : compute == DType::f16 ? round_f16(x) : x;
+}
 NIBBLE_INLINE bool is_outlier(const QuantizedX& q, float x) { return q.threshold > 0 && magnitude(x) >= q.threshold; }
 
 /// Half to even for |x| < 2^22; NaN becomes 0.
@@ -73,8 +76,9 @@ void quantize_tile(void* context, int64_t tile, int) {
     }
     q.sum[begin + r] = sum;
     for (int64_t o = 0; o < q.outliers; ++o) {
-      const float value = round_f16(x[q.columns[o]]);
-      q.outlier_x[(begin + r) * q.outliers + o] = is_set_apart(q, q.columns[o], value) ? value : 0.0f;
+      const float value = x[q.columns[o]];
+      q.outlier_x[(begin + r) * q.outliers + o] =
+          is_set_apart(q, q.columns[o], round_f16(value)) ? round_to(q.input->compute, value) : 0.0f;
     }
   }
 }
@@ -118,7 +122,8 @@ struct SourceInt8 {
     for (int64_t n = 0; n < count; ++n) {
       const int8_t* w = j.w + (row + n) * x->input->cols;
       for (int64_t o = 0; o < x->outliers; ++o)
-        out[o * kPanelRows + n] = static_cast<float>(w[x->columns[o]]) * j.absmax[row + n] * (1.0f / 127.0f);
+        out[o * kPanelRows + n] =
+            round_to(x->input->compute, static_cast<float>(w[x->columns[o]]) * j.absmax[row + n] * (1.0f / 127.0f));
     }
   }
 };
@@ -140,7 +145,8 @@ void matmul_int8(const Context& context, const MatmulInput& input, float thresho
   QuantizedX q{};
   q.input = &input;
   q.threshold = threshold;
-  auto* shared = static_cast<float*>(scratch(Scratch::shared_rows, (input.m + kSlabRows + input.cols) * 4 + input.cols));
+  auto* shared =
+      static_cast<float*>(scratch(Scratch::shared_rows, (input.m + kSlabRows + input.cols) * 4 + input.cols));
   q.absmax = shared;
   q.sum = reinterpret_cast<int32_t*>(shared + input.m);
   q.columns = q.sum + kSlabRows;

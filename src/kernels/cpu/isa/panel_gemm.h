@@ -43,11 +43,19 @@ static void multiply_tile(int64_t rows, const uint32_t* x, const uint32_t* panel
                           typename Step::Lane* c) {
   using Tile = void (*)(const uint32_t*, const uint32_t*, int64_t, typename Step::Lane*);
   static constexpr Tile kTiles[] = {
-      multiply_tile<Step, 1>, multiply_tile<Step, 2>,  multiply_tile<Step, 3>,  multiply_tile<Step, 4>,
-      multiply_tile<Step, 5>, multiply_tile<Step, 6>,
+    multiply_tile<Step, 1>,
+    multiply_tile<Step, 2>,
+    multiply_tile<Step, 3>,
+    multiply_tile<Step, 4>,
+    multiply_tile<Step, 5>,
+    multiply_tile<Step, 6>,
 #if defined(NIBBLE_AVX512)
-      multiply_tile<Step, 7>, multiply_tile<Step, 8>,  multiply_tile<Step, 9>,  multiply_tile<Step, 10>,
-      multiply_tile<Step, 11>, multiply_tile<Step, 12>,
+    multiply_tile<Step, 7>,
+    multiply_tile<Step, 8>,
+    multiply_tile<Step, 9>,
+    multiply_tile<Step, 10>,
+    multiply_tile<Step, 11>,
+    multiply_tile<Step, 12>,
 #endif
   };
   kTiles[rows - 1](x, panel, depth, c);
@@ -182,8 +190,8 @@ static void run_float_gemm(const Context& context, const MatmulInput& input, Rou
 }
 
 /// y (=, +=) c + bias for rows [first_x, first_x + m) and columns [row, row + count).
-[[maybe_unused]] static void store_float(const MatmulOutput& out, int64_t row, int64_t count, int64_t first_x, int64_t m,
-                        const float* c) {
+[[maybe_unused]] static void store_float(const MatmulOutput& out, int64_t row, int64_t count, int64_t first_x,
+                                         int64_t m, const float* c) {
   for (int64_t i = 0; i < m; ++i) {
     float* y = out.y + (first_x + i) * out.y_stride + row;
     for (int64_t n = 0; n < count; ++n) {
