@@ -34,7 +34,7 @@ struct Absmax {
 
 /// Blockwise 4-bit: packed[(count + 1) / 2] and absmax[ceil(count / block)] from count values.
 /// absmax ignores NaN, and is 0 where it would be denormal. y = x * (1 / absmax); code by CodeBook4Bit
-/// (quant/encode.h). Edge cases: docs/formats/nf4.md. `block` is even.
+/// (quant/encode.h). `block` is even; an odd count is padded with an element of 0. Edge cases: docs/formats/nf4.md.
 struct Quantize4BitArgs {
   const void* x;  // (count) of `dtype`: f32, bf16 or f16
   DType dtype;
@@ -149,8 +149,7 @@ struct MatmulInt8Job {
   MatmulOutput out;
 };
 
-// ---- the rest of a decoder layer; all fp32
-// ---------------------------------------------------------------------------
+// ---- the rest of a decoder layer; all fp32 --------------------------------------------------------------------------
 
 /// out = x / sqrt(mean(x^2) + eps) * (weight + weight_offset); weight_offset is 1 for Gemma. out may be x.
 struct RmsNormArgs {
@@ -238,8 +237,7 @@ struct EmbedArgs {
   float* out;
 };
 
-// ---- the table
-// -------------------------------------------------------------------------------------------------------
+// ---- the table ------------------------------------------------------------------------------------------------------
 
 template <typename Args>
 using Entry = void (*)(const Context&, const Args&);

@@ -16,9 +16,11 @@ float mean_offset(std::span<const float> absmax) {
   return static_cast<float>(sum) * inverse_count;
 }
 
-NestedAbsmax compress_absmax(std::span<const float> absmax) {
+NestedAbsmax compress_absmax(std::span<const float> absmax) { return compress_absmax(absmax, mean_offset(absmax)); }
+
+NestedAbsmax compress_absmax(std::span<const float> absmax, float offset) {
   NestedAbsmax nested;
-  nested.offset = mean_offset(absmax);
+  nested.offset = offset;
   nested.codes.resize(absmax.size());
   constexpr size_t kBlock = kNestedBlock;
   for (size_t begin = 0; begin < absmax.size(); begin += kBlock) {

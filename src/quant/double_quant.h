@@ -21,6 +21,9 @@ float mean_offset(std::span<const float> absmax);
 /// Quantizes absmax - mean in blocks of kNestedBlock with the signed dynamic map.
 NestedAbsmax compress_absmax(std::span<const float> absmax);
 
+/// The same around a given offset.
+NestedAbsmax compress_absmax(std::span<const float> absmax, float offset);
+
 /// The inverse: out[b] for every code. Sizes must agree: out and codes (blocks), nested_absmax (ceil(blocks / 256)).
 void expand_absmax(std::span<const uint8_t> codes, std::span<const float> nested_absmax, const float* nested_code_book,
                    float offset, std::span<float> out);

@@ -51,7 +51,8 @@ inline constexpr int64_t kNestedBlock = 256;
 /// True for 32, 64, ..., 4096: the block sizes that the 4-bit formats allow.
 bool is_valid_block_size(int64_t block);
 
-/// Bytes of `count` packed 4-bit codes: two a byte, the first in the high half; an odd last one pads with zero.
+/// Bytes of `count` packed 4-bit codes: two a byte, the first in the high half. An odd count is padded
+/// with the code of an element that is 0.
 constexpr int64_t packed_size_bytes(int64_t count) { return (count + 1) / 2; }
 
 /// Blocks of `block` values in `count`, the last one possibly short.

@@ -17,11 +17,13 @@ void quantize_4bit(const Context& context, const Quantize4BitArgs& args) {
     args.absmax[b] = absmax;
     const float inverse = quant::inverse_of(absmax);
     const auto encode = [&](int64_t i) {
-      return quant::encode_4bit(*args.code_book, load(args.x, args.dtype, i) * inverse);
+      const float x =
+          i < args.count ? load(args.x, args.dtype, i) : 0.0f;  // an odd count is padded with an element of 0
+      return quant::encode_4bit(*args.code_book, x * inverse);
     };
     for (int64_t i = begin; i < end; i += 2) {  // blocks are even, so a byte never belongs to two of them
       const uint8_t high = encode(i);
-      const uint8_t low = i + 1 < end ? encode(i + 1) : 0;
+      const uint8_t low = encode(i + 1);
       args.packed[i / 2] = static_cast<uint8_t>(high << 4 | low);
     }
   });
