@@ -1,6 +1,10 @@
 // Chooses the instruction set. The only place that asks the processor what it can do.
 #include "kernels/cpu/table.h"
 
+#ifdef NIBBLE_HAS_ISA_avx512
+#include <cpuid.h>
+#endif
+
 #include <array>
 
 #include "base/environment.h"
@@ -22,6 +26,16 @@ namespace portable {
 const Kernels& table();
 }
 
+#ifdef NIBBLE_HAS_ISA_avx512
+namespace {
+// clang 14's __builtin_cpu_supports does not know "avx512bf16": CPUID leaf 7.1, EAX bit 5.
+bool has_avx512bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1) != 0;
+}
+}  // namespace
+#endif
+
 std::span<const Isa> isas() {
   static const std::array list{
       Isa{"portable", true, &portable::table()},
@@ -37,7 +51,7 @@ std::span<const Isa> isas() {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
               __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bitalg") &&
-              __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512bf16"),
+              __builtin_cpu_supports("avx512vpopcntdq") && has_avx512bf16(),
           &avx512::table()},
 #endif
   };
