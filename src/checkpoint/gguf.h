@@ -4,8 +4,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -22,34 +26,54 @@ struct GgufValue {
 
 struct GgufTensor {
   std::string name;
-  uint32_t type;  // ggml type number
-  Shape shape;    // row-major: outermost first
-  uint64_t offset;
+  uint32_t type;    // ggml type number
+  Shape shape;      // row-major: outermost first
+  uint64_t offset;  // from the start of the file
   int64_t size_bytes;
 };
 
-/// A mapped GGUF file, versions 2 and 3. Errors: corrupt_file, unsupported (type named).
+/// A mapped GGUF file, versions 2 and 3. Immutable; thread-safe. Errors: corrupt_file, unsupported (type named).
 class GgufFile {
  public:
   static std::shared_ptr<const GgufFile> open(const std::filesystem::path& path);
+  /// The bytes must outlive the result; `source` names them in errors.
   static std::shared_ptr<const GgufFile> parse(std::span<const std::byte> bytes, std::string_view source);
 
-  const GgufValue* find(std::string_view key) const;
+  const std::string& source() const { return source_; }
   const std::vector<std::pair<std::string, GgufValue>>& metadata() const { return metadata_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
-  /// Decodes a tensor to fp32 and rounds once to `dtype`. Errors: unsupported type.
+  /// nullptr if there is none.
+  const GgufValue* find(std::string_view key) const;
+  const GgufTensor* find_tensor(std::string_view name) const;
+
+  /// Typed values: nullopt or nullptr if the key is missing. Errors: corrupt_file if it has another type.
+  std::optional<int64_t> find_integer(std::string_view key) const;
+  std::optional<double> find_number(std::string_view key) const;
+  std::optional<bool> find_bool(std::string_view key) const;
+  const std::string* find_text(std::string_view key) const;
+  const GgufArray* find_array(std::string_view key) const;
+  /// As find_integer; a missing key is corrupt_file.
+  int64_t get_integer(std::string_view key) const;
+
+  /// Decodes a tensor to fp32 and rounds once to `dtype` (f32, bf16 or f16). Errors: unsupported type.
   Tensor decode(const GgufTensor& tensor, DType dtype) const;
+  /// The tensor was read once and its pages may be dropped.
+  void release(const GgufTensor& tensor) const;
 
  private:
-  friend struct GgufParser;
+  friend class GgufParser;
+  [[noreturn]] void wrong_type(std::string_view key, std::string_view expected) const;
+
   std::string source_;
   std::shared_ptr<const MappedFile> file_;
   std::span<const std::byte> bytes_;
   std::vector<std::pair<std::string, GgufValue>> metadata_;
   std::vector<GgufTensor> tensors_;
+  std::unordered_map<std::string_view, size_t> metadata_index_;
+  std::unordered_map<std::string_view, size_t> tensor_index_;
 };
 
-/// Decodes `count` values of ggml type `type` from `blocks` (fully inside bounds, checked by the caller).
+/// Decodes `count` values (whole blocks) of ggml type `type`; all their bytes are there, checked by the caller.
 /// Returns false for a type that is not supported.
 bool decode_ggml_blocks(uint32_t type, const std::byte* blocks, int64_t count, float* out);
 
