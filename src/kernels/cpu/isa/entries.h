@@ -16,4 +16,19 @@ void matmul_dense(const Context& context, const MatmulInput& input, const Matmul
 void matmul_int8(const Context& context, const MatmulInput& input, float threshold, const MatmulInt8Job* jobs,
                  int64_t count);
 
+void quantize_4bit(const Context& context, const Quantize4BitArgs& args);
+void dequantize_4bit(const Context& context, const Dequantize4BitArgs& args);
+void quantize_8bit(const Context& context, const Quantize8BitArgs& args);
+void dequantize_8bit(const Context& context, const Dequantize8BitArgs& args);
+void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args);
+void dequantize_int8_rows(const Context& context, const DequantizeInt8RowsArgs& args);
+
+void rms_norm(const Context& context, const RmsNormArgs& args);
+void layer_norm(const Context& context, const LayerNormArgs& args);
+void rope(const Context& context, const RopeArgs& args);
+void cache_append(const Context& context, const CacheAppendArgs& args);
+void attention(const Context& context, const AttentionArgs& args);
+void activate(const Context& context, const ActivateArgs& args);
+void embed(const Context& context, const EmbedArgs& args);
+
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

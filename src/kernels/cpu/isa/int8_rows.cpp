@@ -1,0 +1,110 @@
+// quantize_int8_rows and dequantize_int8_rows: LLM.int8(), one scale a row, outliers left out.
+#include "kernels/cpu/isa/simd.h"
+
+namespace nibble::kernels::cpu::NIBBLE_ISA {
+namespace {
+
+constexpr float kInt8Step = 1.0f / 127.0f;
+
+/// Largest |x| below `limit`; NaN is passed over.
+template <typename T>
+NIBBLE_SIMD float largest_below(const T* x, int64_t cols, float limit) {
+  const F32 bound = set1(limit), zero = set1(0);
+  F32 largest = zero;
+  int64_t c = 0;
+  for (; c + kLanes <= cols; c += kLanes) {
+    const F32 size = abs(load(x + c));
+    largest = max(select(greater(bound, size), size, zero), largest);
+  }
+  float result = reduce_max(largest);
+  for (; c < cols; ++c) {
+    const float size = __builtin_fabsf(to_float(x[c]));
+    if (size < limit && size > result) result = size;
+  }
+  return result;
+}
+
+NIBBLE_SIMD int8_t encode_int8(float x, float scale) {
+  const float q = __builtin_rintf(x * scale);
+  if (q != q) return 0;
+  return static_cast<int8_t>(q < -127.0f ? -127.0f : q > 127.0f ? 127.0f : q);
+}
+
+/// A whole row, as if it had no outliers.
+template <typename T>
+NIBBLE_SIMD void encode_row(const T* x, int64_t cols, float scale, int8_t* q) {
+  const F32 factor = set1(scale);
+  int64_t c = 0;
+  for (; c + kLanes <= cols; c += kLanes)
+    store_int8(q + c, min(set1(127.0f), max(set1(-127.0f), round(load(x + c) * factor))));
+  for (; c < cols; ++c) q[c] = encode_int8(to_float(x[c]), scale);
+}
+
+template <typename T>
+void clear_outliers(const QuantizeInt8RowsArgs& args, const T* x, int8_t* q) {
+  for (int64_t c = 0; c < args.cols; ++c) {
+    if (!(__builtin_fabsf(to_float(x[c])) >= args.threshold)) continue;
+    q[c] = 0;
+    // Threads may mark the same column; all write the same byte.
+    if (args.outlier_columns) __atomic_store_n(args.outlier_columns + c, uint8_t{1}, __ATOMIC_RELAXED);
+  }
+}
+
+/// The largest |x|, Inf and all: what a threshold of 0 asks for.
+template <typename T>
+NIBBLE_SIMD float largest_of(const T* x, int64_t cols) {
+  F32 largest = set1(0);
+  int64_t c = 0;
+  for (; c + kLanes <= cols; c += kLanes) largest = max(abs(load(x + c)), largest);
+  float result = reduce_max(largest);
+  for (; c < cols; ++c) {
+    const float size = __builtin_fabsf(to_float(x[c]));
+    if (size > result) result = size;
+  }
+  return result;
+}
+
+template <typename T>
+void quantize_row(const QuantizeInt8RowsArgs& args, const T* x, int64_t r) {
+  const T* row = x + r * args.cols;
+  int8_t* q = args.q + r * args.cols;
+  float absmax = largest_of(row, args.cols);
+  const bool has_outlier = args.threshold > 0 && absmax >= args.threshold;
+  if (has_outlier) absmax = largest_below(row, args.cols, args.threshold);
+  args.absmax[r] = absmax;
+  encode_row(row, args.cols, 127.0f / absmax, q);
+  if (has_outlier) clear_outliers(args, row, q);
+}
+
+template <typename T>
+void dequantize_row(const DequantizeInt8RowsArgs& args, T* out, int64_t r) {
+  const int8_t* q = args.q + r * args.cols;
+  const float absmax = args.absmax[r];
+  T* row = out + r * args.cols;
+  const F32 scale = set1(absmax), step = set1(kInt8Step);
+  int64_t c = 0;
+  for (; c + kLanes <= args.cols; c += kLanes) store(row + c, load(q + c) * scale * step);
+  for (; c < args.cols; ++c) row[c] = from_float<T>(static_cast<float>(q[c]) * absmax * kInt8Step);
+}
+
+}  // namespace
+
+void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args) {
+  const int64_t grain = max_of(1, 32768 / max_of(1, args.cols));
+  with_type(args.dtype, args.x, [&](const auto* x) {
+    for_ranges(context, args.rows, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) quantize_row(args, x, r);
+    });
+  });
+}
+
+void dequantize_int8_rows(const Context& context, const DequantizeInt8RowsArgs& args) {
+  const int64_t grain = max_of(1, 32768 / max_of(1, args.cols));
+  with_type(args.dtype, args.out, [&](auto* out) {
+    for_ranges(context, args.rows, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) dequantize_row(args, out, r);
+    });
+  });
+}
+
+}  // namespace nibble::kernels::cpu::NIBBLE_ISA
