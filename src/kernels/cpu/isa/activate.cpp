@@ -47,13 +47,18 @@ NIBBLE_SIMD void activate_rows(const Context& context, const ActivateArgs& args,
 
 void activate(const Context& context, const ActivateArgs& args) {
   switch (args.activation) {
-    case Activation::silu: return activate_rows(context, args, [](F32 x) { return x * sigmoid(x); });
-    case Activation::gelu: return activate_rows(context, args, [](F32 x) { return gelu(x); });
-    case Activation::gelu_tanh: return activate_rows(context, args, [](F32 x) { return gelu_tanh(x); });
-    case Activation::relu: return activate_rows(context, args, [](F32 x) { return relu(x); });
+    case Activation::silu:
+      return activate_rows(context, args, [](F32 x) { return x * sigmoid(x); });
+    case Activation::gelu:
+      return activate_rows(context, args, [](F32 x) { return gelu(x); });
+    case Activation::gelu_tanh:
+      return activate_rows(context, args, [](F32 x) { return gelu_tanh(x); });
+    case Activation::relu:
+      return activate_rows(context, args, [](F32 x) { return relu(x); });
     case Activation::quick_gelu:
       return activate_rows(context, args, [](F32 x) { return x * sigmoid(x * set1(1.702f)); });
-    case Activation::tanh_: return activate_rows(context, args, [](F32 x) { return tanh(x); });
+    case Activation::tanh_:
+      return activate_rows(context, args, [](F32 x) { return tanh(x); });
   }
 }
 

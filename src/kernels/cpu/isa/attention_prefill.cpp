@@ -10,16 +10,16 @@ constexpr int64_t kRows = 72;  // aimed at: a multiple of the register tile's si
 constexpr int64_t kKeys = 64;
 
 struct Tile {
-  int64_t group, dim, stride;     // stride: dim padded to whole vectors
-  int64_t tokens, rows;           // rows = tokens * group; row r is head r % group of token r / group
-  int64_t position;               // of the first token
-  float* q;                       // (rows, dim), scaled
-  float* keys;                    // (dim, kKeys)
-  float* values;                  // (kKeys, stride)
-  float* scores;                  // (rows, kKeys)
-  float* sums;                    // (rows, stride)
-  float* largest;                 // (rows)
-  float* totals;                  // (rows)
+  int64_t group, dim, stride;  // stride: dim padded to whole vectors
+  int64_t tokens, rows;        // rows = tokens * group; row r is head r % group of token r / group
+  int64_t position;            // of the first token
+  float* q;                    // (rows, dim), scaled
+  float* keys;                 // (dim, kKeys)
+  float* values;               // (kKeys, stride)
+  float* scores;               // (rows, kKeys)
+  float* sums;                 // (rows, stride)
+  float* largest;              // (rows)
+  float* totals;               // (rows)
 };
 
 Tile make_tile(const AttentionArgs& args, const AttentionSequence& sequence, int64_t kv_head, int64_t block) {
@@ -40,8 +40,8 @@ Tile make_tile(const AttentionArgs& args, const AttentionSequence& sequence, int
   tile.largest = tile.q + tile.rows * tile.dim;
   tile.totals = tile.largest + tile.rows;
   for (int64_t r = 0; r < tile.rows; ++r) {
-    const float* q = sequence.q + (first + r / tile.group) * args.q_stride +
-                     (kv_head * tile.group + r % tile.group) * tile.dim;
+    const float* q =
+        sequence.q + (first + r / tile.group) * args.q_stride + (kv_head * tile.group + r % tile.group) * tile.dim;
     for (int64_t d = 0; d < tile.dim; ++d) tile.q[r * tile.dim + d] = q[d] * args.scale;
     for (int64_t d = 0; d < tile.stride; ++d) tile.sums[r * tile.stride + d] = 0;
     tile.largest[r] = -__builtin_inff();
@@ -120,7 +120,8 @@ void attend_prefill(const AttentionArgs& args, const AttentionSequence& sequence
   });
   const int64_t token = block * prefill_block_tokens(args);
   for (int64_t r = 0; r < tile.rows; ++r) {
-    float* out = sequence.out + ((token + r / tile.group) * args.heads + kv_head * tile.group + r % tile.group) * tile.dim;
+    float* out =
+        sequence.out + ((token + r / tile.group) * args.heads + kv_head * tile.group + r % tile.group) * tile.dim;
     const float scale = 1.0f / tile.totals[r];
     for (int64_t d = 0; d < tile.dim; ++d) out[d] = tile.sums[r * tile.stride + d] * scale;
   }

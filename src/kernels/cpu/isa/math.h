@@ -37,7 +37,8 @@ NIBBLE_SIMD F32 tanh(F32 x) {
   return select(greater(size, set1(0.625f)), signed_large, small);
 }
 
-/// erfc(x) e^(x^2) for x >= 0: a polynomial in 1 / (1 + x * 0.3275911), our own least-squares fit (relative error 4e-9).
+/// erfc(x) e^(x^2) for x >= 0: a polynomial in 1 / (1 + x * 0.3275911), our own least-squares fit (relative error
+/// 4e-9).
 NIBBLE_SIMD F32 scaled_erfc(F32 x) {
   const F32 t = set1(1.0f) / fma(x, set1(0.3275911f), set1(1.0f));
   F32 p = set1(0.05737226907f);

@@ -71,9 +71,7 @@ NIBBLE_SIMD F32 abs(F32 x) { return _mm512_abs_ps(x); }
 NIBBLE_SIMD F32 round(F32 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 NIBBLE_SIMD Mask greater(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 NIBBLE_SIMD F32 select(Mask m, F32 yes, F32 no) { return _mm512_mask_blend_ps(m, no, yes); }
-NIBBLE_SIMD F32 lane_numbers() {
-  return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-}
+NIBBLE_SIMD F32 lane_numbers() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 /// 2^n for whole n in [-126, 127].
 NIBBLE_SIMD F32 power_of_two(F32 n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
@@ -84,14 +82,16 @@ NIBBLE_SIMD float reduce_max(F32 x) { return _mm512_reduce_max_ps(x); }
 NIBBLE_SIMD F32 sum_rows(const F32 (&rows)[kLanes]) {
   F32 quads[4];
   for (int i = 0; i < 4; ++i) {
-    const F32 *a = rows + 4 * i;
+    const F32* a = rows + 4 * i;
     const F32 low = _mm512_add_ps(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1]));
     const F32 high = _mm512_add_ps(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3]));
     const __m512d l = _mm512_castps_pd(low), h = _mm512_castps_pd(high);
     quads[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(l, h)), _mm512_castpd_ps(_mm512_unpackhi_pd(l, h)));
   }
-  const F32 low = _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
-  const F32 high = _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
+  const F32 low =
+      _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
+  const F32 high =
+      _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
   return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
 }
 
@@ -288,17 +288,23 @@ NIBBLE_SIMD void for_ranges(const Context& context, int64_t count, int64_t grain
 template <typename Body>
 NIBBLE_SIMD void with_type(DType dtype, const void* pointer, Body&& body) {
   switch (dtype) {
-    case DType::bf16: return body(static_cast<const bf16_t*>(pointer));
-    case DType::f16: return body(static_cast<const f16_t*>(pointer));
-    default: return body(static_cast<const float*>(pointer));
+    case DType::bf16:
+      return body(static_cast<const bf16_t*>(pointer));
+    case DType::f16:
+      return body(static_cast<const f16_t*>(pointer));
+    default:
+      return body(static_cast<const float*>(pointer));
   }
 }
 template <typename Body>
 NIBBLE_SIMD void with_type(DType dtype, void* pointer, Body&& body) {
   switch (dtype) {
-    case DType::bf16: return body(static_cast<bf16_t*>(pointer));
-    case DType::f16: return body(static_cast<f16_t*>(pointer));
-    default: return body(static_cast<float*>(pointer));
+    case DType::bf16:
+      return body(static_cast<bf16_t*>(pointer));
+    case DType::f16:
+      return body(static_cast<f16_t*>(pointer));
+    default:
+      return body(static_cast<float*>(pointer));
   }
 }
 
