@@ -26,7 +26,8 @@ struct TensorInfo {
 class Checkpoint {
  public:
   /// A directory (model.safetensors, model.safetensors.index.json + shards, or the one *.safetensors it holds), or a
-  /// .safetensors file. Errors: not_found (no weights, a missing shard), corrupt_file (which file, what, expected).
+  /// .safetensors file, or a .gguf file decoded to bf16 (gguf_convert.h). Errors: not_found (no weights, a missing
+  /// shard), corrupt_file (which file, what, expected).
   static std::shared_ptr<const Checkpoint> open(const std::filesystem::path& path);
   /// A safetensors file in memory, which must outlive the result and its tensors; `source` names it in errors.
   static std::shared_ptr<const Checkpoint> parse(std::span<const std::byte> bytes, std::string_view source);

@@ -71,6 +71,15 @@ int64_t positive_or(const GgufFile& file, std::string_view name, int64_t fallbac
   return file.find(key_of(file, name)) ? get_positive(file, name) : fallback;
 }
 
+// A finite number above zero, or nullopt if the key is missing.
+std::optional<double> find_positive(const GgufFile& file, std::string_view name) {
+  const std::string key = key_of(file, name);
+  const auto value = file.find_number(key);
+  if (value && !(std::isfinite(*value) && *value > 0))
+    fail(ErrorCode::corrupt_file, "{}: key '{}': found {}, expected more than 0", file.source(), key, *value);
+  return value;
+}
+
 // Wavelengths between the two limits are slowed down gradually (Llama 3.1's rule).
 double llama3_factor(double frequency, double factor) {
   constexpr double kLow = 1, kHigh = 4, kContext = 8192;
@@ -109,8 +118,8 @@ Json rope_scaling(const GgufFile& file, double theta) {
   if (const GgufTensor* factors = file.find_tensor("rope_freqs.weight"))
     return scaling_of_factors(file, *factors, theta);
   const std::string* type = file.find_text(key_of(file, "rope.scaling.type"));
-  const auto linear = file.find_number(key_of(file, "rope.scale_linear"));  // what old files have
-  const auto factor = file.find_number(key_of(file, "rope.scaling.factor"));
+  const auto linear = find_positive(file, "rope.scale_linear");  // what old files have
+  const auto factor = find_positive(file, "rope.scaling.factor");
   if (!type && linear && *linear != 1) return {{"rope_type", "linear"}, {"factor", as_written(*linear)}};
   if (!type || *type == "none" || !factor || *factor == 1) return nullptr;
   if (*type == "linear") return {{"rope_type", "linear"}, {"factor", as_written(*factor)}};
@@ -156,8 +165,8 @@ Json gguf_config(const GgufFile& file, DType dtype) {
   if (!embedding || embedding->shape.size() != 2)
     fail(ErrorCode::corrupt_file, "{}: tensor 'token_embd.weight' of 2 dimensions is missing", file.source());
   const int64_t heads = get_positive(file, "attention.head_count");
-  const double theta = as_written(file.find_number(key_of(file, "rope.freq_base")).value_or(10000.0));
-  const auto epsilon = file.find_number(key_of(file, "attention.layer_norm_rms_epsilon"));
+  const double theta = as_written(find_positive(file, "rope.freq_base").value_or(10000.0));
+  const auto epsilon = find_positive(file, "attention.layer_norm_rms_epsilon");
   if (!epsilon)
     fail(ErrorCode::corrupt_file, "{}: key '{}' is missing", file.source(),
          key_of(file, "attention.layer_norm_rms_epsilon"));

@@ -126,12 +126,12 @@ TEST(GgufConvert, LlamaWithSentencePiece) {
   EXPECT_EQ(config["head_dim"], 8);
   EXPECT_EQ(config["rms_norm_eps"], 1e-5);
   EXPECT_EQ(config["tie_word_embeddings"], false);
-  EXPECT_EQ(config["vocab_size"], 300);
+  EXPECT_EQ(config["vocab_size"], 600);
   EXPECT_EQ(config["torch_dtype"], "bfloat16");
   const Json tokenizer = read_json(out / "tokenizer.json");
   EXPECT_EQ(tokenizer["model"]["merges"], read_json(gguf_path("tiny_llama.merges.json")));
   EXPECT_EQ(tokenizer["model"]["unk_token"], "<unk>");
-  EXPECT_EQ(tokenizer["model"]["vocab"].size(), 300u);
+  EXPECT_EQ(tokenizer["model"]["vocab"].size(), 600u);
   EXPECT_EQ(tokenizer["added_tokens"].size(), 3u);
   EXPECT_EQ(tokenizer["post_processor"]["single"][0]["SpecialToken"]["id"], "<s>");
   EXPECT_EQ(tokenizer["normalizer"]["normalizers"].size(), 2u);
@@ -169,6 +169,7 @@ TEST(GgufConvert, UsedInPlaceGivesTheSame) {
   }
   EXPECT_EQ(model.config["model_type"], "llama");
   EXPECT_EQ(parse_json(model.tokenizer_json, "tokenizer.json")["version"], "1.0");
+  EXPECT_EQ(Checkpoint::open(gguf_path("tiny_llama.gguf"))->tensors().size(), expected->tensors().size());
   error_of([&] { model.checkpoint->get("nowhere"); }, ErrorCode::not_found);
 }
 
@@ -246,6 +247,9 @@ TEST(GgufConfig, WhatIsNotSupportedIsNamed) {
   Sample twice;
   twice.model().tensor("blk.1.attn_v.weight", {1}, {1}).tensor("blk.01.attn_v.weight", {1}, {1});
   EXPECT_NE(refused(twice, ErrorCode::corrupt_file).find("blk.01"), std::string::npos);
+  Sample theta;
+  theta.model().number("llama.rope.scaling.factor", -1.0f);
+  error_of([&] { gguf_config(*theta.parse(), DType::bf16); }, ErrorCode::corrupt_file);
   Sample nothing;
   error_of([&] { gguf_config(*nothing.parse(), DType::bf16); }, ErrorCode::corrupt_file);
 }

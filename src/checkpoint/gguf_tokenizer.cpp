@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <unordered_map>
 
 #include "checkpoint/gguf_config.h"
@@ -149,30 +150,23 @@ std::vector<Merge> merges_from_scores(const GgufFile& file, const Tokens& tokens
   if (scores.size() != tokens.texts.size())
     fail(ErrorCode::corrupt_file, "{}: key '{}': found {} values, expected {}", file.source(), kScores, scores.size(),
          tokens.texts.size());
-  struct Scored {
-    double score;
-    int64_t left, right;
-    Merge merge;
-  };
-  std::vector<Scored> found;
+  std::vector<std::pair<double, Merge>> found;
   for (size_t id = 0; id < tokens.texts.size(); ++id) {
     const auto* score = std::get_if<double>(&scores[id].value);
-    if (!score) fail(ErrorCode::corrupt_file, "{}: key '{}': expected floats", file.source(), kScores);
+    if (!score || std::isnan(*score))
+      fail(ErrorCode::corrupt_file, "{}: key '{}': expected numbers", file.source(), kScores);
     if (tokens.types[id] != kNormal) continue;
     const std::string_view piece = tokens.texts[id];
     if (piece.size() > kMaxPieceBytes) continue;
-    for (size_t cut = 1; cut < piece.size(); ++cut) {
+    for (size_t cut = piece.size(); cut-- > 1;) {  // as transformers ranks them: the longest left part first
       if (!starts_character(piece[cut])) continue;
       const auto left = tokens.ids.find(piece.substr(0, cut)), right = tokens.ids.find(piece.substr(cut));
-      if (left != tokens.ids.end() && right != tokens.ids.end())
-        found.push_back({*score, left->second, right->second, {left->first, right->first}});
+      if (left != tokens.ids.end() && right != tokens.ids.end()) found.push_back({*score, {left->first, right->first}});
     }
   }
-  std::stable_sort(found.begin(), found.end(), [](const Scored& a, const Scored& b) {
-    return a.score != b.score ? a.score > b.score : std::tie(a.left, a.right) < std::tie(b.left, b.right);
-  });
+  std::stable_sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
   std::vector<Merge> merges;
-  for (const auto& scored : found) merges.push_back(scored.merge);
+  for (const auto& [score, merge] : found) merges.push_back(merge);
   return merges;
 }
 

@@ -10,6 +10,7 @@
 #include "base/mapped_file.h"
 #include "base/output.h"
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/gguf_convert.h"
 #include "checkpoint/safetensors_header.h"
 
 namespace nibble {
@@ -148,6 +149,7 @@ std::shared_ptr<const Checkpoint> Checkpoint::parse(std::span<const std::byte> b
 std::shared_ptr<const Checkpoint> Checkpoint::open(const fs::path& path) {
   std::error_code error;
   if (!fs::exists(path, error)) fail(ErrorCode::not_found, "{}: no such file or directory", path.string());
+  if (path.extension() == ".gguf") return gguf_checkpoint(GgufFile::open(path), DType::bf16);
   if (!fs::is_directory(path, error)) return open_files({path});
   if (fs::exists(path / "model.safetensors", error)) return open_files({path / "model.safetensors"});
   if (fs::exists(path / "model.safetensors.index.json", error))

@@ -135,16 +135,18 @@ def add_byte_level_tokenizer(writer, pre, vocab=300):
     writer.add_chat_template("{{ messages[0]['content'] }}")
 
 
-def add_sentencepiece_tokenizer(writer, vocab=300):
-    """A real SentencePiece BPE model trained on the licence text. Returns its merges, best first, for the golden."""
+def add_sentencepiece_tokenizer(writer, path, vocab):
+    """A SentencePiece BPE model with Llama 2's settings, trained on the licence text. Returns its merges, best first."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(pathlib.Path("LICENSE").read_text().splitlines()), model_writer=model,
-                                             vocab_size=vocab, model_type="bpe", byte_fallback=False, character_coverage=1.0,
+                                             vocab_size=vocab, model_type="bpe", byte_fallback=True, character_coverage=1.0,
+                                             normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
                                              minloglevel=2, num_threads=1)
+    path.write_bytes(model.getvalue())
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     tokens = [pieces.id_to_piece(i) for i in range(vocab)]
     scores = [pieces.get_score(i) for i in range(vocab)]
-    types = [2 if pieces.is_unknown(i) else 3 if pieces.is_control(i) else 1 for i in range(vocab)]
+    types = [2 if pieces.is_unknown(i) else 3 if pieces.is_control(i) else 6 if pieces.is_byte(i) else 1 for i in range(vocab)]
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
     writer.add_token_scores(scores)
@@ -153,15 +155,16 @@ def add_sentencepiece_tokenizer(writer, vocab=300):
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     ids = {token: i for i, token in enumerate(tokens)}
-    merges = [(-scores[i], ids[token[:cut]], ids[token[cut:]]) for i, token in enumerate(tokens) if types[i] == 1
+    merges = [(-scores[i], i, -cut, token[:cut], token[cut:]) for i, token in enumerate(tokens) if types[i] == 1
               for cut in range(1, len(token)) if token[:cut] in ids and token[cut:] in ids]
-    return [[tokens[left], tokens[right]] for _, left, right in sorted(merges)]
+    return [[left, right] for *_, left, right in sorted(merges)]
 
 
 def write_models():
     writer = gguf.GGUFWriter(OUT / "tiny_llama.gguf", "llama")
-    add_model(writer, "llama")
-    merges = add_sentencepiece_tokenizer(writer)
+    vocab = 600
+    add_model(writer, "llama", vocab=vocab)
+    merges = add_sentencepiece_tokenizer(writer, OUT / "tiny_llama.model", vocab)
     finish(writer)
     (OUT / "tiny_llama.merges.json").write_text(json.dumps(merges, ensure_ascii=False) + "\n")
 
