@@ -40,6 +40,7 @@ class Workspace {
 class Decoder {
  public:
   Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> backend, std::unique_ptr<Weights> weights);
+  ~Decoder();
 
   const ModelSpec& spec() const { return spec_; }
   const ModelSummary& summary() const { return summary_; }

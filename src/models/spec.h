@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -40,7 +41,8 @@ struct ModuleSpec {
 
 ModuleSpec container(std::string name, std::string class_name, std::vector<ModuleSpec> children);
 ModuleSpec linear(std::string name, int64_t in_features, int64_t out_features, bool has_bias);
-ModuleSpec embedding(std::string name, int64_t count, int64_t dim, int64_t padding_idx = -1);  // -1: none
+/// A negative padding_idx counts from the end, as in torch.
+ModuleSpec embedding(std::string name, int64_t count, int64_t dim, std::optional<int64_t> padding_idx);
 ModuleSpec rms_norm(std::string name, std::string class_name, int64_t size, double eps);
 /// A module without parameters: an activation, a rotary embedding.
 ModuleSpec plain_module(std::string name, std::string class_name, std::vector<BufferSpec> buffers = {});
