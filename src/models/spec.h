@@ -60,15 +60,15 @@ struct NormSpec {
 /// Names are paths of modules inside the layer.
 struct AttentionSpec {
   std::string q, k, v, out;
-  NormSpec q_norm, k_norm;  // over head_dim, before the rotation; empty: none
+  NormSpec q_norm = {}, k_norm = {};  // over head_dim, before the rotation; empty: none
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 1;
   float softcap = 0;
   int64_t window = 0;  // > 0: only the last `window` keys
-  int rope = 0;        // index into ModelSpec::ropes; -1: no rotation
+  size_t rope = 0;     // index into ModelSpec::ropes
 };
 
-/// act(gate x) * (up x), then down; an empty gate means act(up x).
+/// down(act(gate x) * up x).
 struct MlpSpec {
   std::string gate, up, down;
   kernels::Activation activation = kernels::Activation::silu;

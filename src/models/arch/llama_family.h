@@ -17,10 +17,10 @@ struct LlamaFamily {
   bool has_out_bias = false;
   bool has_mlp_bias = false;
   bool has_qk_norm = false;
-  std::optional<int64_t> default_kv_heads;  // nullopt: as many as heads
-  std::optional<int64_t> default_head_dim;  // nullopt: hidden_size / heads
+  std::optional<int64_t> default_kv_heads = {};  // nullopt: as many as heads
+  std::optional<int64_t> default_head_dim = {};  // nullopt: hidden_size / heads
   int64_t default_max_positions = 2048;
-  std::vector<int64_t> windows;  // sliding window of each layer, 0: none; empty: none anywhere
+  std::vector<int64_t> windows = {};  // sliding window of each layer, 0: none; empty: none anywhere
 };
 
 ModelSpec build_llama_family(const ConfigReader& config, const LlamaFamily& family);
