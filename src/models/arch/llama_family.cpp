@@ -1,6 +1,7 @@
 // Builds the tree and the layers that the family shares.
 #include "models/arch/llama_family.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "models/activations.h"
@@ -100,6 +101,8 @@ ModelSpec build_llama_family(const ConfigReader& config, const LlamaFamily& fami
   spec.architecture = family.name + "ForCausalLM";
   spec.max_position_embeddings = config.integer_or("max_position_embeddings", family.default_max_positions, 1, kMaxPositions);
   spec.ropes.push_back(read_rope(config, s.head_dim, spec.max_position_embeddings, 10000));
+  if (spec.ropes[0].kind == nn::RopeKind::dynamic)  // made to run past the trained length
+    spec.max_position_embeddings = static_cast<int64_t>(static_cast<double>(spec.max_position_embeddings) * std::max(1.0, spec.ropes[0].factor));
   spec.root = model_tree(config, s, family, spec.ropes[0].rotary_dim, std::string(act.class_name));
   spec.base_prefix = "model.";
   spec.embed = "model.embed_tokens";
