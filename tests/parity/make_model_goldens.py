@@ -76,15 +76,69 @@ def replaced(path, transform):
 
 
 def four_bit(quant_type, nested):
+    """Codes by CUDA's rules (bitsandbytes' CPU build rounds ties otherwise and decodes some shapes wrongly)."""
     def transform(weight):
-        packed, state = F.quantize_4bit(weight.contiguous(), quant_type=quant_type, blocksize=64, compress_statistics=nested)
-        return F.dequantize_4bit(packed, state)
+        code = F.get_4bit_type(quant_type, device="cpu")
+        values, order = code.sort(stable=True)
+        flat = torch.nn.functional.pad(weight.flatten(), (0, -weight.numel() % 64)).view(-1, 64)
+        absmax = flat.abs().amax(1)
+        y = flat * (1 / absmax)[:, None]
+        rank = torch.bucketize(y, (values[1:] + values[:-1]) / 2)  # a tie goes to the lower value
+        if quant_type == "fp4":  # sign and magnitude: a tie goes to the smaller magnitude
+            magnitudes = values[values >= 0].unique()
+            nearest = magnitudes[torch.bucketize(y.abs(), (magnitudes[1:] + magnitudes[:-1]) / 2)]
+            decoded = nearest * y.sign()
+        else:
+            decoded = values[rank]
+        if nested:
+            absmax = nest(absmax)
+        return (decoded * absmax[:, None]).flatten()[:weight.numel()].view_as(weight)
     return transform
+
+
+def nest(absmax):
+    offset = absmax.double().mean().float()
+    centred = absmax - offset
+    blocks = torch.nn.functional.pad(centred, (0, -len(centred) % 256)).view(-1, 256)
+    scale = blocks.abs().amax(1)
+    code = F.create_dynamic_map(signed=True)
+    nearest = ((blocks / scale[:, None])[..., None] - code).abs().argmin(-1)
+    return ((code[nearest] * scale[:, None]).flatten()[:len(absmax)] + offset)
+
+
+def stored_four_bit(path):
+    """The weights of a pre-quantized checkpoint, each decoded as one row: bitsandbytes' CPU build is right there."""
+    model = load(path)
+    result = {}
+    for name, module in linears(model):
+        state = module.weight.quant_state
+        shape, state.shape, state.dtype = state.shape, torch.Size([state.shape.numel()]), torch.float32
+        result[name] = F.dequantize_4bit(module.weight.data, state).view(shape)
+    return result
 
 
 def int8(weight):
     values, absmax, _ = F.int8_vectorwise_quant(weight.half())
     return F.int8_vectorwise_dequant(values, absmax)
+
+
+def with_int8_inputs(model, weights, threshold=6.0):
+    """LLM.int8() simulated in an fp32 model: inputs rounded to fp16, quantized by rows, exact products."""
+    for name, module in linears(model):
+        values, scale, _ = F.int8_vectorwise_quant(weights[name].half())
+
+        def forward(x, values=values.double(), scale=scale.double(), bias=module.bias):
+            rows = x.reshape(-1, x.shape[-1]).half()
+            q, absmax, outliers = F.int8_vectorwise_quant(rows.clone(), threshold)
+            q = q.double()
+            y = (q @ values.T) * absmax.double()[:, None] * scale / 127**2
+            if outliers is not None and len(outliers):
+                y += rows[:, outliers].double() @ (values[:, outliers] * scale[:, None] / 127).half().double().T
+            y = y.float() if bias is None else y.float() + bias
+            return y.view(*x.shape[:-1], -1)
+
+        module.forward = forward
+    return model
 
 
 def logits(model, ids):
@@ -118,8 +172,9 @@ def goldens(name, path, vocab):
             quantized = replaced(path, transform)
             tensors["logits_" + key] = logits(quantized, start)
             tensors["greedy_" + key] = greedy(quantized, [start], 32)[0]
-        real = load(path, dtype=torch.float16, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
-        tensors["logits_llm_int8"] = logits(real, start)
+        model = load(path, dtype=torch.float32)
+        weights = {n: m.weight.data for n, m in linears(model)}
+        tensors["logits_llm_int8"] = logits(with_int8_inputs(model, weights), start)
     save_file(tensors, path / "goldens.safetensors")
 
 
@@ -150,6 +205,15 @@ def main(out):
         shutil.rmtree(out / name, ignore_errors=True)
         load(out / "llama", quantization_config=config).save_pretrained(out / name)
         (out / name / "generation_config.json").unlink()
+        model = load(out / "llama", dtype=torch.float32)
+        start = torch.randint(3, model.config.vocab_size, (48,), generator=torch.Generator().manual_seed(7)).tolist()[:24]
+        if name == "llama-int8":
+            with_int8_inputs(model, {n: m.weight.data for n, m in linears(model)})
+        else:
+            with torch.no_grad():
+                for module_name, weight in stored_four_bit(out / name).items():
+                    model.get_submodule(module_name).weight.copy_(weight)
+        save_file({"logits": logits(model, start)}, out / name / "goldens.safetensors")
 
 
 if __name__ == "__main__":
