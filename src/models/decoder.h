@@ -40,6 +40,7 @@ class Workspace {
 class Decoder {
  public:
   Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> backend, std::unique_ptr<Weights> weights);
+  ~Decoder();
 
   const ModelSpec& spec() const { return spec_; }
   const ModelSummary& summary() const { return summary_; }
@@ -62,9 +63,10 @@ class Decoder {
   struct Layer;
   struct Pass;
   void build_layers();
-  void run_layer(Pass& pass, size_t index) const;
+  void fill_angles(Pass& pass) const;
   void run_attention(Pass& pass, const Layer& layer, size_t index) const;
   void run_mlp(Pass& pass, const Layer& layer) const;
+  void run_head(Pass& pass, float* logits, bool all_logits) const;
 
   ModelSpec spec_;
   Json config_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -40,7 +41,8 @@ struct ModuleSpec {
 
 ModuleSpec container(std::string name, std::string class_name, std::vector<ModuleSpec> children);
 ModuleSpec linear(std::string name, int64_t in_features, int64_t out_features, bool has_bias);
-ModuleSpec embedding(std::string name, int64_t count, int64_t dim, int64_t padding_idx = -1);  // -1: none
+/// A negative padding_idx counts from the end, as in torch.
+ModuleSpec embedding(std::string name, int64_t count, int64_t dim, std::optional<int64_t> padding_idx);
 ModuleSpec rms_norm(std::string name, std::string class_name, int64_t size, double eps);
 /// A module without parameters: an activation, a rotary embedding.
 ModuleSpec plain_module(std::string name, std::string class_name, std::vector<BufferSpec> buffers = {});
@@ -58,15 +60,15 @@ struct NormSpec {
 /// Names are paths of modules inside the layer.
 struct AttentionSpec {
   std::string q, k, v, out;
-  NormSpec q_norm, k_norm;  // over head_dim, before the rotation; empty: none
+  NormSpec q_norm = {}, k_norm = {};  // over head_dim, before the rotation; empty: none
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 1;
   float softcap = 0;
   int64_t window = 0;  // > 0: only the last `window` keys
-  int rope = 0;        // index into ModelSpec::ropes; -1: no rotation
+  size_t rope = 0;     // index into ModelSpec::ropes
 };
 
-/// act(gate x) * (up x), then down; an empty gate means act(up x).
+/// down(act(gate x) * up x).
 struct MlpSpec {
   std::string gate, up, down;
   kernels::Activation activation = kernels::Activation::silu;

@@ -1,12 +1,15 @@
 // Parameters in memory: streamed from a checkpoint, quantized tensor by tensor, or used straight from the mapped file.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/quant_state.h"
 #include "models/quantization.h"
 #include "models/spec.h"
 #include "nibble/model.h"
@@ -18,7 +21,25 @@ namespace nibble::models {
 struct WeightOptions {
   DType dtype = DType::f32;  // of what is not quantized
   Progress progress;
+  std::function<void(std::string_view)> warning;
 };
+
+/// Whether a module's stored weight is quantized, and where it lies.
+struct StoredWeight {
+  std::string name;  // in the checkpoint
+  std::optional<Stored4Bit> packed;
+  std::optional<StoredInt8> rows;
+  bool is_quantized() const { return packed || rows; }
+};
+
+/// Finds parameter `name` with or without the base prefix, its shape and type checked.
+/// Errors: corrupt_file naming tensor, found and expected.
+StoredWeight find_stored(const Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name, const Shape& shape);
+
+/// `x` as the plan stores it.
+nn::Weight quantize_weight(const ops::Backend& backend, const Tensor& x, const BitsAndBytesConfig& config);
+nn::Weight weight_from_stored(const StoredWeight& stored, const BitsAndBytesConfig& config);
+
 
 /// Every parameter of a spec by name; tied names are resolved.
 class Weights {
@@ -33,6 +54,7 @@ class Weights {
   const QuantizationPlan& plan() const { return plan_; }
 
  private:
+  friend class WeightLoader;
   friend std::unique_ptr<Weights> load_weights(const ModelSpec&, std::shared_ptr<const Checkpoint>, QuantizationPlan,
                                                const ops::Backend&, const WeightOptions&);
   std::shared_ptr<const Checkpoint> checkpoint_;

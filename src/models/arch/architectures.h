@@ -1,0 +1,14 @@
+// The functions that registry.cpp lists, one per architecture: a config becomes a ModelSpec.
+#pragma once
+
+#include "models/config_reader.h"
+#include "models/spec.h"
+
+namespace nibble::models {
+
+ModelSpec llama(const ConfigReader& config);
+ModelSpec mistral(const ConfigReader& config);
+ModelSpec qwen2(const ConfigReader& config);
+ModelSpec qwen3(const ConfigReader& config);
+
+}  // namespace nibble::models

@@ -1,0 +1,50 @@
+// From a directory, or its parts, to a Decoder.
+#include "base/error.h"
+#include "models/decoder.h"
+#include "models/registry.h"
+
+namespace nibble::models {
+namespace {
+
+/// The type of the first plain floating-point weight, as transformers' dtype="auto" without a config entry.
+DType checkpoint_dtype(const Checkpoint& checkpoint) {
+  for (const TensorInfo& info : checkpoint.tensors()) {
+    const bool is_float = info.dtype == DType::f32 || info.dtype == DType::bf16 || info.dtype == DType::f16;
+    if (is_float && info.name.ends_with(".weight")) return info.dtype;
+  }
+  return DType::f32;
+}
+
+/// config.json as it describes what is in memory.
+Json loaded_config(Json config, const QuantizationPlan& plan, DType dtype) {
+  config.erase("torch_dtype");
+  config["dtype"] = name_of(dtype);
+  if (plan.config.is_quantizable()) config["quantization_config"] = quantization_config_json(plan.config);
+  return config;
+}
+
+}  // namespace
+
+std::unique_ptr<Decoder> load_decoder(const std::filesystem::path& path, const LoadOptions& options) {
+  const std::filesystem::path config_path = path / "config.json";
+  Json config = read_json(config_path);
+  return load_decoder(std::move(config), config_path.string(), Checkpoint::open(path), options);
+}
+
+std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source, std::shared_ptr<const Checkpoint> checkpoint,
+                                      const LoadOptions& options) {
+  ModelSpec spec = build_spec(config, source);
+  const auto stored = read_quantization_config(config, source);
+  if (stored && options.quantization_config.is_quantizable() && options.warning)
+    options.warning("the checkpoint is quantized already: its quantization_config is used, the one given is ignored");
+  auto dtype = options.dtype ? options.dtype : config_dtype(config, source);
+  if (!dtype) dtype = checkpoint_dtype(*checkpoint);
+  auto backend = std::make_shared<ops::Backend>(options.threads);
+  QuantizationPlan plan = plan_quantization(spec, stored ? *stored : options.quantization_config);
+  auto weights = load_weights(spec, std::move(checkpoint), std::move(plan), *backend,
+                              {.dtype = *dtype, .progress = options.progress, .warning = options.warning});
+  config = loaded_config(std::move(config), weights->plan(), *dtype);
+  return std::make_unique<Decoder>(std::move(spec), std::move(config), std::move(backend), std::move(weights));
+}
+
+}  // namespace nibble::models

@@ -1,0 +1,35 @@
+// The architectures, one line each.
+#include "models/registry.h"
+
+#include <array>
+
+#include "models/arch/architectures.h"
+#include "models/config_reader.h"
+
+namespace nibble::models {
+
+std::span<const Architecture> architectures() {
+  static constexpr std::array kList{
+      Architecture{"LlamaForCausalLM", llama},
+      Architecture{"MistralForCausalLM", mistral},
+      Architecture{"Qwen2ForCausalLM", qwen2},
+      Architecture{"Qwen3ForCausalLM", qwen3},
+  };
+  return kList;
+}
+
+ModelSpec build_spec(const Json& config, std::string_view source) {
+  if (!config.is_object()) fail(ErrorCode::corrupt_file, "{}: found {}, expected a JSON object", source, config.type_name());
+  const auto names = config.find("architectures");
+  if (names == config.end() || !names->is_array() || names->empty() || !names->front().is_string())
+    fail(ErrorCode::corrupt_file, "{}: key 'architectures': expected a list with one name such as \"LlamaForCausalLM\"",
+         source);
+  const auto name = names->front().get<std::string>();
+  for (const Architecture& architecture : architectures())
+    if (architecture.name == name) return architecture.build(ConfigReader(config, source));
+  std::string known;
+  for (const Architecture& architecture : architectures()) known += (known.empty() ? "" : ", ") + std::string(architecture.name);
+  fail(ErrorCode::unsupported, "{}: architecture '{}' is not supported; expected one of {}", source, name, known);
+}
+
+}  // namespace nibble::models

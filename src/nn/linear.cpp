@@ -1,0 +1,95 @@
+// Collects neighbouring calls of one kind into one kernel call.
+#include "nn/linear.h"
+
+#include <array>
+
+namespace nibble::nn {
+namespace {
+
+constexpr size_t kMaxJobs = 8;
+
+struct Input {
+  const ops::Backend& backend;
+  kernels::MatmulInput matmul;
+};
+
+kernels::MatmulOutput output_of(const LinearCall& call) {
+  return {call.y, call.y_stride, call.layer->bias ? call.layer->bias.as<float>() : nullptr, call.accumulate};
+}
+
+/// One kernel call per kind of weight; each returns how many of the first calls it took.
+struct Runner {
+  Input input;
+  std::span<const LinearCall> calls;
+
+  /// Fills `jobs` from the leading calls whose weight is a `Kind` that `fits` the first.
+  template <typename Kind, typename Job, typename Fits, typename Make>
+  size_t collect(std::array<Job, kMaxJobs>& jobs, const Fits& fits, const Make& make) const {
+    size_t count = 0;
+    while (count < calls.size() && count < kMaxJobs) {
+      const auto* weight = std::get_if<Kind>(&calls[count].layer->weight);
+      if (!weight || !fits(*weight)) break;
+      jobs[count] = make(*weight, calls[count]);
+      ++count;
+    }
+    return count;
+  }
+
+  size_t operator()(const DenseWeight& first) {
+    std::array<kernels::MatmulDenseJob, kMaxJobs> jobs;
+    const size_t count = collect<DenseWeight>(
+        jobs, [&](const DenseWeight& w) { return w.weight.dtype() == first.weight.dtype(); },
+        [](const DenseWeight& w, const LinearCall& call) {
+          return kernels::MatmulDenseJob{w.weight.data(), w.weight.dtype(), call.layer->rows, output_of(call)};
+        });
+    input.matmul.compute = first.weight.dtype();
+    input.backend.kernels().matmul_dense(input.backend.context(), input.matmul, jobs.data(),
+                                         static_cast<int64_t>(count));
+    return count;
+  }
+
+  size_t operator()(const Weight4Bit& first) {
+    std::array<kernels::Matmul4BitJob, kMaxJobs> jobs;
+    const size_t count = collect<Weight4Bit>(
+        jobs, [&](const Weight4Bit& w) { return w.compute == first.compute; },
+        [](const Weight4Bit& w, const LinearCall& call) {
+          return kernels::Matmul4BitJob{w.weight.packed.as<uint8_t>(),
+                                        w.weight.absmax_view(),
+                                        w.weight.block,
+                                        w.weight.format->code_book_4bit->values.data(),
+                                        call.layer->rows,
+                                        output_of(call)};
+        });
+    input.matmul.compute = first.compute;
+    input.backend.kernels().matmul_4bit(input.backend.context(), input.matmul, jobs.data(),
+                                        static_cast<int64_t>(count));
+    return count;
+  }
+
+  size_t operator()(const WeightInt8& first) {
+    std::array<kernels::MatmulInt8Job, kMaxJobs> jobs;
+    const size_t count = collect<WeightInt8>(
+        jobs, [&](const WeightInt8& w) { return w.threshold == first.threshold; },
+        [](const WeightInt8& w, const LinearCall& call) {
+          return kernels::MatmulInt8Job{w.weight.values.as<int8_t>(), w.weight.absmax.as<float>(), call.layer->rows,
+                                        output_of(call)};
+        });
+    input.matmul.compute = DType::f16;
+    input.backend.kernels().matmul_int8(input.backend.context(), input.matmul, first.threshold, jobs.data(),
+                                        static_cast<int64_t>(count));
+    return count;
+  }
+};
+
+}  // namespace
+
+void run_linear(const ops::Backend& backend, const float* x, int64_t m, std::span<const LinearCall> calls,
+                bool batch_invariant) {
+  while (!calls.empty()) {
+    const Linear& first = *calls.front().layer;
+    Runner runner{{backend, {x, m, first.cols, DType::f32, batch_invariant}}, calls};
+    calls = calls.subspan(std::visit(runner, first.weight));
+  }
+}
+
+}  // namespace nibble::nn

@@ -1,0 +1,18 @@
+// Calls the kernel of the norm's kind.
+#include "nn/norm.h"
+
+namespace nibble::nn {
+
+void run_norm(const ops::Backend& backend, const Norm& norm, const float* x, int64_t rows, float* out) {
+  const int64_t cols = norm.weight.count();
+  const kernels::Context& context = backend.context_for(rows * cols);
+  const auto* weight = norm.weight.as<float>();
+  if (norm.kind == NormKind::rms) {
+    backend.kernels().rms_norm(context, {x, weight, rows, cols, norm.eps, norm.weight_offset, out});
+  } else {
+    const float* bias = norm.bias ? norm.bias.as<float>() : nullptr;
+    backend.kernels().layer_norm(context, {x, weight, bias, rows, cols, norm.eps, out});
+  }
+}
+
+}  // namespace nibble::nn

@@ -1,0 +1,134 @@
+// Caches per sequence, prompts in chunks, one forward pass for a step of many sequences.
+#include "runtime/session.h"
+
+#include <algorithm>
+
+#include "base/cancel.h"
+#include "base/error.h"
+
+namespace nibble {
+namespace {
+
+/// Tokens of a prompt that run together: enough to use the processor well, few enough to keep buffers small.
+constexpr int64_t kChunk = 512;
+
+}  // namespace
+
+struct Session::State {
+  const models::Decoder& decoder;
+  bool batch_invariant;
+  std::vector<nn::KvCache> caches;
+  models::Workspace workspace;
+  std::vector<float> logits;
+  std::vector<models::SequenceTokens> batch;
+
+  nn::KvCache& cache(int64_t sequence) {
+    require(sequence >= 0 && sequence < static_cast<int64_t>(caches.size()), "sequence: found {}, expected 0 to {}",
+            sequence, static_cast<int64_t>(caches.size()) - 1);
+    return caches[static_cast<size_t>(sequence)];
+  }
+
+  void check_tokens(std::span<const int32_t> tokens) const {
+    for (const int32_t token : tokens)
+      require(token >= 0 && token < decoder.vocab_size(), "token id: found {}, expected 0 to {}", token,
+              decoder.vocab_size() - 1);
+  }
+
+  void make_room(nn::KvCache& cache, int64_t length) const {
+    const int64_t limit = decoder.spec().max_position_embeddings;
+    require(length <= limit, "sequence of {} tokens: the model's context is {}", length, limit);
+    cache.reserve(length);
+  }
+
+  /// Runs a prompt in chunks; `logits` holds vocab floats, or that for every token.
+  void append(nn::KvCache& cache, std::span<const int32_t> tokens, float* out, bool all_logits) {
+    require(!tokens.empty(), "append: found no tokens, expected at least one");
+    check_tokens(tokens);
+    const int64_t length = cache.length() + static_cast<int64_t>(tokens.size());
+    make_room(cache, length);
+    while (!tokens.empty()) {
+      throw_if_cancelled();
+      const auto count = std::min(static_cast<int64_t>(tokens.size()), kChunk);
+      const bool is_last = count == static_cast<int64_t>(tokens.size());
+      const models::SequenceTokens chunk{&cache, count, length};
+      decoder.forward({&chunk, 1}, tokens.data(), workspace, all_logits || is_last ? out : nullptr, all_logits,
+                      batch_invariant);
+      cache.set_length(cache.length() + count);
+      tokens = tokens.subspan(static_cast<size_t>(count));
+      if (all_logits) out += count * decoder.vocab_size();
+    }
+  }
+};
+
+Session::Session(const models::Decoder& decoder, int64_t sequences, int64_t max_tokens, bool batch_invariant)
+    : state_(std::make_unique<State>(State{decoder, batch_invariant, {}, {}, {}, {}})) {
+  require(sequences > 0, "sequences: found {}, expected at least 1", sequences);
+  for (int64_t i = 0; i < sequences; ++i) {
+    state_->caches.push_back(decoder.make_cache());
+    state_->caches.back().reserve(std::min(max_tokens, decoder.spec().max_position_embeddings));
+  }
+}
+
+Session::~Session() = default;
+
+std::span<const float> Session::append(int64_t sequence, std::span<const int32_t> tokens) {
+  state_->logits.resize(static_cast<size_t>(vocab_size()));
+  state_->append(state_->cache(sequence), tokens, state_->logits.data(), false);
+  return state_->logits;
+}
+
+std::vector<float> Session::append_all(int64_t sequence, std::span<const int32_t> tokens) {
+  std::vector<float> logits(tokens.size() * static_cast<size_t>(vocab_size()));
+  state_->append(state_->cache(sequence), tokens, logits.data(), true);
+  return logits;
+}
+
+std::span<const float> Session::step(std::span<const int64_t> sequences, std::span<const int32_t> tokens) {
+  require(!sequences.empty() && sequences.size() == tokens.size(), "step: found {} sequences and {} tokens",
+          sequences.size(), tokens.size());
+  throw_if_cancelled();
+  state_->check_tokens(tokens);
+  state_->batch.clear();
+  for (const int64_t sequence : sequences) {
+    nn::KvCache& cache = state_->cache(sequence);
+    for (const auto& other : state_->batch) require(other.cache != &cache, "step: sequence {} occurs twice", sequence);
+    state_->make_room(cache, cache.length() + 1);
+    state_->batch.push_back({&cache, 1, cache.length() + 1});
+  }
+  state_->logits.resize(sequences.size() * static_cast<size_t>(vocab_size()));
+  state_->decoder.forward(state_->batch, tokens.data(), state_->workspace, state_->logits.data(), false,
+                          state_->batch_invariant);
+  for (const auto& sequence : state_->batch) sequence.cache->set_length(sequence.length);
+  return state_->logits;
+}
+
+int64_t Session::length(int64_t sequence) const { return state_->cache(sequence).length(); }
+
+void Session::truncate(int64_t sequence, int64_t length) {
+  nn::KvCache& cache = state_->cache(sequence);
+  require(length >= 0 && length <= cache.length(), "truncate: found length {}, expected 0 to {}", length, cache.length());
+  cache.set_length(length);
+}
+
+void Session::reorder(std::span<const int64_t> source) {
+  require(source.size() == state_->caches.size(), "reorder: found {} sources, expected {}", source.size(),
+          state_->caches.size());
+  std::vector<nn::KvCache> old;
+  for (const int64_t from : source) old.push_back(state_->cache(from));  // shares storage
+  for (size_t i = 0; i < source.size(); ++i) {
+    if (source[i] == static_cast<int64_t>(i)) continue;
+    nn::KvCache copy = state_->decoder.make_cache();
+    copy.assign(old[i]);
+    state_->caches[i] = std::move(copy);
+  }
+}
+
+int64_t Session::vocab_size() const { return state_->decoder.vocab_size(); }
+
+int64_t Session::cache_bytes() const {
+  int64_t bytes = 0;
+  for (const nn::KvCache& cache : state_->caches) bytes += cache.size_bytes();
+  return bytes;
+}
+
+}  // namespace nibble

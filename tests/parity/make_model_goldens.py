@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""Tiny random models with what transformers (fp32, CPU) and bitsandbytes make of them, for tests/data/models.
+
+    python tests/parity/make_model_goldens.py tests/data/models
+
+Each NAME/ holds config.json and model.safetensors (bf16, run in fp32), goldens.safetensors (logits, greedy ids, a
+left-padded batch, and logits with weights quantized and dequantized by bitsandbytes) and expected.json (printed trees,
+footprints, parameter counts, skipped modules). llama-nf4-dq/ and llama-int8/ are what save_pretrained writes.
+"""
+import json
+import pathlib
+import shutil
+import sys
+
+import bitsandbytes.functional as F
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=32)
+BASE = dict(vocab_size=160, hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, pad_token_id=None, bos_token_id=1, eos_token_id=None,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0))
+
+
+def rope(**parameters):
+    return dict(rope_parameters=dict(rope_theta=10000.0, **parameters))
+
+
+MODELS = {
+    "llama": ("Llama", dict(tie_word_embeddings=True, pad_token_id=2)),
+    "llama-bias": ("Llama", dict(attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5, num_key_value_heads=1)),
+    "llama-odd": ("Llama", dict(hidden_size=40, head_dim=12, num_attention_heads=4, intermediate_size=52, vocab_size=157)),
+    "llama-linear": ("Llama", rope(rope_type="linear", factor=2.0)),
+    "llama-dynamic": ("Llama", dict(max_position_embeddings=32, **rope(rope_type="dynamic", factor=2.0))),
+    "llama-llama3": ("Llama", rope(**LLAMA3)),
+    "llama-yarn": ("Llama", rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)),
+    "mistral-window": ("Mistral", dict(sliding_window=8, head_dim=24)),
+    "qwen2": ("Qwen2", dict(tie_word_embeddings=True)),
+    "qwen2-window": ("Qwen2", dict(use_sliding_window=True, sliding_window=8, max_window_layers=1)),
+    "qwen3": ("Qwen3", dict(head_dim=32)),
+}
+SMALL = {"llama", "llama-odd", "qwen2"}  # of these, logits with quantized weights as well
+
+
+def build(family, overrides, seed):
+    torch.manual_seed(seed)
+    config = getattr(transformers, family + "Config")(**{**BASE, **overrides})
+    model = getattr(transformers, family + "ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+            else:
+                parameter.copy_((0.1 if name.endswith("bias") else 0.15) * torch.randn_like(parameter))
+    return model
+
+
+def load(path, **options):
+    return AutoModelForCausalLM.from_pretrained(path, **options).eval()
+
+
+def linears(model, skip=("lm_head",)):
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n not in skip]
+
+
+def replaced(path, transform):
+    """The model in fp32 with every linear weight but the head's passed through `transform`."""
+    model = load(path, dtype=torch.float32)
+    with torch.no_grad():
+        for _, module in linears(model):
+            module.weight.copy_(transform(module.weight.data).float())
+    return model
+
+
+def four_bit(quant_type, nested):
+    """Codes by CUDA's rules (bitsandbytes' CPU build rounds ties otherwise and decodes some shapes wrongly)."""
+    def transform(weight):
+        code = F.get_4bit_type(quant_type, device="cpu")
+        values, order = code.sort(stable=True)
+        flat = torch.nn.functional.pad(weight.flatten(), (0, -weight.numel() % 64)).view(-1, 64)
+        absmax = flat.abs().amax(1)
+        y = flat * (1 / absmax)[:, None]
+        rank = torch.bucketize(y, (values[1:] + values[:-1]) / 2)  # a tie goes to the lower value
+        if quant_type == "fp4":  # sign and magnitude: a tie goes to the smaller magnitude
+            magnitudes = values[values >= 0].unique()
+            nearest = magnitudes[torch.bucketize(y.abs(), (magnitudes[1:] + magnitudes[:-1]) / 2)]
+            decoded = nearest * y.sign()
+        else:
+            decoded = values[rank]
+        if nested:
+            absmax = nest(absmax)
+        return (decoded * absmax[:, None]).flatten()[:weight.numel()].view_as(weight)
+    return transform
+
+
+def nest(absmax):
+    offset = absmax.double().mean().float()
+    centred = absmax - offset
+    blocks = torch.nn.functional.pad(centred, (0, -len(centred) % 256)).view(-1, 256)
+    scale = blocks.abs().amax(1)
+    code = F.create_dynamic_map(signed=True)
+    nearest = ((blocks / scale[:, None])[..., None] - code).abs().argmin(-1)
+    return ((code[nearest] * scale[:, None]).flatten()[:len(absmax)] + offset)
+
+
+def stored_four_bit(path):
+    """The weights of a pre-quantized checkpoint, each decoded as one row: bitsandbytes' CPU build is right there."""
+    model = load(path)
+    result = {}
+    for name, module in linears(model):
+        state = module.weight.quant_state
+        shape, state.shape, state.dtype = state.shape, torch.Size([state.shape.numel()]), torch.float32
+        result[name] = F.dequantize_4bit(module.weight.data, state).view(shape)
+    return result
+
+
+def int8(weight):
+    values, absmax, _ = F.int8_vectorwise_quant(weight.half())
+    return F.int8_vectorwise_dequant(values, absmax)
+
+
+def with_int8_inputs(model, weights, threshold=6.0):
+    """LLM.int8() simulated in an fp32 model: inputs rounded to fp16, quantized by rows, exact products."""
+    for name, module in linears(model):
+        values, scale, _ = F.int8_vectorwise_quant(weights[name].half())
+
+        def forward(x, values=values.double(), scale=scale.double(), bias=module.bias):
+            rows = x.reshape(-1, x.shape[-1]).half()
+            q, absmax, outliers = F.int8_vectorwise_quant(rows.clone(), threshold)
+            q = q.double()
+            y = (q @ values.T) * absmax.double()[:, None] * scale / 127**2
+            if outliers is not None and len(outliers):
+                y += rows[:, outliers].double() @ (values[:, outliers] * scale[:, None] / 127).half().double().T
+            y = y.float() if bias is None else y.float() + bias
+            return y.view(*x.shape[:-1], -1)
+
+        module.forward = forward
+    return model
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].float().contiguous()
+
+
+def greedy(model, ids, count, mask=None):
+    ids = torch.tensor(ids)
+    with torch.no_grad():
+        return model.generate(ids, attention_mask=torch.ones_like(ids) if mask is None else mask, max_new_tokens=count,
+                              do_sample=False, pad_token_id=0, eos_token_id=None).int()
+
+
+def goldens(name, path, vocab):
+    model = load(path, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(7)
+    prompt = torch.randint(3, vocab, (48,), generator=generator).tolist()
+    tensors = {"prompt": torch.tensor(prompt, dtype=torch.int32), "logits": logits(model, prompt)}
+    # A dynamic model's cached keys keep the angles of their time, so generation starts inside the trained length.
+    start = prompt[:24]
+    tensors["greedy"] = greedy(model, [start], 32)[0]
+    lengths = [5, 17, 24]
+    padded = torch.tensor([[0] * (24 - n) + prompt[:n] for n in lengths])
+    mask = torch.tensor([[0] * (24 - n) + [1] * n for n in lengths])
+    tensors["batch_greedy"] = greedy(model, padded.tolist(), 16, mask)[:, 24:].contiguous()
+    tensors["batch_lengths"] = torch.tensor(lengths, dtype=torch.int32)
+    if name in SMALL:
+        for key, transform in {"nf4": four_bit("nf4", False), "fp4": four_bit("fp4", False),
+                               "nf4_dq": four_bit("nf4", True), "int8": int8}.items():
+            quantized = replaced(path, transform)
+            tensors["logits_" + key] = logits(quantized, start)
+            tensors["greedy_" + key] = greedy(quantized, [start], 32)[0]
+        model = load(path, dtype=torch.float32)
+        weights = {n: m.weight.data for n, m in linears(model)}
+        tensors["logits_llm_int8"] = logits(with_int8_inputs(model, weights), start)
+    save_file(tensors, path / "goldens.safetensors")
+
+
+def expected(path):
+    result = {}
+    for key, config in {"float": None, "4bit": BitsAndBytesConfig(load_in_4bit=True),
+                        "8bit": BitsAndBytesConfig(load_in_8bit=True),
+                        "4bit_skip": BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=[
+                            "lm_head", "model.layers.1", "up_proj", r"model\.layers\..\.self_attn\.k_proj"])}.items():
+        model = load(path, quantization_config=config)
+        result[key] = {"tree": str(model), "memory_footprint_bytes": model.get_memory_footprint(),
+                       "num_parameters": model.num_parameters()}
+    (path / "expected.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main(out):
+    for index, (name, (family, overrides)) in enumerate(MODELS.items()):
+        path = out / name
+        shutil.rmtree(path, ignore_errors=True)
+        model = build(family, overrides, seed=index).to(torch.bfloat16)
+        model.save_pretrained(path)
+        (path / "generation_config.json").unlink()
+        goldens(name, path, model.config.vocab_size)
+        expected(path)
+    for name, config in {"llama-nf4-dq": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                                                            bnb_4bit_use_double_quant=True),
+                         "llama-int8": BitsAndBytesConfig(load_in_8bit=True)}.items():
+        shutil.rmtree(out / name, ignore_errors=True)
+        load(out / "llama", quantization_config=config).save_pretrained(out / name)
+        (out / name / "generation_config.json").unlink()
+        model = load(out / "llama", dtype=torch.float32)
+        start = torch.randint(3, model.config.vocab_size, (48,), generator=torch.Generator().manual_seed(7)).tolist()[:24]
+        if name == "llama-int8":
+            with_int8_inputs(model, {n: m.weight.data for n, m in linears(model)})
+        else:
+            with torch.no_grad():
+                for module_name, weight in stored_four_bit(out / name).items():
+                    model.get_submodule(module_name).weight.copy_(weight)
+        save_file({"logits": logits(model, start)}, out / name / "goldens.safetensors")
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
