@@ -18,8 +18,11 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
     text.replace(at, from.size(), to);
 }
 
-class ByteLevelDecoder final : public Decoder {
+class BytesDecoder final : public Decoder {
  public:
+  /// `raw`: tokens are the bytes themselves, not ByteLevel characters.
+  explicit BytesDecoder(bool raw) : raw_(raw) {}
+
   void decode(std::vector<std::string>& tokens, RunPosition) const override {
     std::string text;
     append_repaired_utf8(text, bytes_of(tokens));
@@ -30,11 +33,12 @@ class ByteLevelDecoder final : public Decoder {
   }
 
  private:
-  static std::string bytes_of(const std::vector<std::string>& tokens) {
+  std::string bytes_of(const std::vector<std::string>& tokens) const {
     std::string bytes;
-    for (const std::string& token : tokens) bytes += bytes_of_byte_level(token).value_or(token);
+    for (const std::string& token : tokens) bytes += raw_ ? token : bytes_of_byte_level(token).value_or(token);
     return bytes;
   }
+  bool raw_;
 };
 
 class ByteFallbackDecoder final : public Decoder {
@@ -255,7 +259,7 @@ std::unique_ptr<Decoder> make_step(const Json& json, bool& fused, std::string_vi
   if (type == "ByteLevel" || type == "Fuse") {
     fused = true;
     if (type == "Fuse") return std::make_unique<FuseDecoder>();
-    return std::make_unique<ByteLevelDecoder>();
+    return std::make_unique<BytesDecoder>(false);
   }
   if (type == "Metaspace") {
     const auto mark = get_value<std::string>(json, "replacement", source);
@@ -278,7 +282,7 @@ std::unique_ptr<Decoder> make_decoder(const Json& json, std::string_view source)
   return make_step(json, fused, source);
 }
 
-std::unique_ptr<Decoder> make_byte_level_decoder() { return std::make_unique<ByteLevelDecoder>(); }
+std::unique_ptr<Decoder> make_raw_bytes_decoder() { return std::make_unique<BytesDecoder>(true); }
 
 std::unique_ptr<Decoder> make_sentencepiece_decoder(bool strip_first_space) {
   std::vector<std::unique_ptr<Decoder>> steps;

@@ -30,8 +30,8 @@ class Decoder {
 /// Errors: corrupt_file, unsupported (the type, named).
 std::unique_ptr<Decoder> make_decoder(const Json& description, std::string_view source);
 
-/// Bytes to text: the decoder of byte-level and tiktoken vocabularies, which hold their tokens in ByteLevel characters.
-std::unique_ptr<Decoder> make_byte_level_decoder();
+/// For vocabularies of raw bytes: joins them and repairs what is no UTF-8.
+std::unique_ptr<Decoder> make_raw_bytes_decoder();
 
 /// The chain of a SentencePiece model: marks to spaces, <0x..> to bytes, the first space off if `strip_first_space`.
 std::unique_ptr<Decoder> make_sentencepiece_decoder(bool strip_first_space);

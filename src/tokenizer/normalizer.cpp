@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "tokenizer/base64.h"
 #include "tokenizer/byte_level.h"
 #include "tokenizer/charsmap.h"
 #include "tokenizer/regex.h"
@@ -226,25 +227,6 @@ std::unique_ptr<Normalizer> make_sequence(const Json& json, std::string_view sou
   }
   if (steps.empty()) return nullptr;
   return std::make_unique<NormalizerSequence>(std::move(steps));
-}
-
-std::string decode_base64(std::string_view text, std::string_view source) {
-  constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  while (text.ends_with('=')) text.remove_suffix(1);
-  std::string bytes;
-  uint32_t bits = 0;
-  int count = 0;
-  for (const char c : text) {
-    const size_t digit = kDigits.find(c);
-    if (digit == std::string_view::npos)
-      fail(ErrorCode::corrupt_file, "{}: precompiled_charsmap is not base64", source);
-    bits = bits << 6 | static_cast<uint32_t>(digit);
-    count += 6;
-    if (count < 8) continue;
-    count -= 8;
-    bytes += static_cast<char>(bits >> count & 0xFF);
-  }
-  return bytes;
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "tokenizer/bpe.h"
 #include "tokenizer/json_scanner.h"
@@ -199,7 +200,8 @@ std::vector<AddedToken> number_added_tokens(std::vector<AddedToken> tokens, cons
   return result;
 }
 
-PipelineSteps read_tokenizer_json(std::string_view text, std::string_view source) {
+PipelineSteps read_tokenizer_json(std::string_view text, std::string_view source,
+                                  const std::vector<AddedToken>& more_added_tokens) {
   if (const size_t valid = valid_utf8_prefix(text); valid < text.size()) {
     fail(ErrorCode::corrupt_file, "{}: invalid UTF-8 at byte {}", source, valid);
   }
@@ -211,7 +213,14 @@ PipelineSteps read_tokenizer_json(std::string_view text, std::string_view source
   steps.post_processor = PostProcessor(member(outline.root, "post_processor"), source);
   steps.decoder = make_decoder(member(outline.root, "decoder"), source);
   std::vector<AddedToken> added;
-  for (const Json& token : member(outline.root, "added_tokens")) added.push_back(read_added_token(token, source));
+  std::unordered_set<std::string> known;
+  for (const Json& token : member(outline.root, "added_tokens")) {
+    added.push_back(read_added_token(token, source));
+    known.insert(added.back().content);
+  }
+  for (const AddedToken& token : more_added_tokens) {
+    if (!known.contains(token.content)) added.push_back(token);
+  }
   steps.added_tokens =
       AddedTokens(number_added_tokens(std::move(added), steps.model->vocabulary()), steps.normalizer.get(), source);
   return steps;

@@ -10,8 +10,10 @@
 
 namespace nibble {
 
+/// `more_added_tokens` (of tokenizer_config.json) count where the file itself lacks them.
 /// Errors: corrupt_file (`source` and the key), unsupported (a step's type, named).
-PipelineSteps read_tokenizer_json(std::string_view text, std::string_view source);
+PipelineSteps read_tokenizer_json(std::string_view text, std::string_view source,
+                                  const std::vector<AddedToken>& more_added_tokens);
 
 /// One {"content": ..., "special": ...} object; its id is set by number_added_tokens.
 AddedToken read_added_token(const Json& json, std::string_view source);
