@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "nibble/types.h"
+
 namespace nibble {
 
 struct EncodeOptions {
@@ -58,6 +60,11 @@ class AutoTokenizer {
  private:
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::shared_ptr<const ChatTemplate> chat_template_;
+  std::optional<Error> chat_template_error_;  // why the template could not be read
+  std::optional<int32_t> bos_token_id_;
+  std::optional<int32_t> eos_token_id_;
+  std::optional<int32_t> pad_token_id_;
+  std::optional<int32_t> unk_token_id_;
 };
 
 }  // namespace nibble

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "nibble/tokenizer.h"
+#include "tokenizer/decoder.h"
 
 namespace nibble {
 
@@ -29,6 +30,9 @@ class Tokenizer {
   virtual std::optional<int32_t> token_to_id(std::string_view token) const = 0;
   virtual std::optional<std::string> id_to_token(int32_t id) const = 0;
   virtual bool is_special(int32_t id) const = 0;
+  /// Decodes ids that stand at `position` of a longer sequence (IncrementalDecoder).
+  virtual DecodedRun decode_run(std::span<const int32_t> ids, const DecodeOptions& options,
+                                RunPosition position) const = 0;
 };
 
 }  // namespace nibble
