@@ -9,8 +9,7 @@
 #include "base/half.h"
 
 namespace nibble::parity {
-Golden::Golden(std::string_view path)
-    : checkpoint_(Checkpoint::open(std::string(NIBBLE_TEST_DATA "/").append(path))) {}
+Golden::Golden(std::string_view path) : checkpoint_(Checkpoint::open(std::string(NIBBLE_TEST_DATA "/").append(path))) {}
 
 std::vector<std::string> Golden::cases(std::string_view suffix) const {
   std::vector<std::string> result;
