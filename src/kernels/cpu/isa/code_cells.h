@@ -23,6 +23,11 @@ NIBBLE_SIMD int cell_of(float y) {
   return (whole - (scaled < static_cast<float>(whole) ? 1 : 0)) & 31;
 }
 
+NIBBLE_SIMD uint8_t code_by_cell(const CodeCells& cells, float y) {
+  const int cell = cell_of(y);
+  return cells.code[cell + (y > cells.threshold[cell] ? 32 : 0)];
+}
+
 NIBBLE_SIMD float next_above(float x) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
   return __builtin_bit_cast(float, x < 0 ? bits - 1 : bits + 1);

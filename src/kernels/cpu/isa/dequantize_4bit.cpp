@@ -1,5 +1,5 @@
 // dequantize_4bit: a block's sixteen possible outputs are computed once, then looked up.
-#include "kernels/cpu/isa/simd.h"
+#include "kernels/cpu/isa/dequantize_4bit_lanes.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 namespace {
@@ -14,16 +14,11 @@ template <typename T>
 void dequantize_blocks(const Dequantize4BitArgs& args, T* out, int64_t begin, int64_t end) {
   for (int64_t b = begin; b < end; ++b) {
     const float absmax = absmax_of(args.absmax, b);
-    T values[16];
-    for (int i = 0; i < 16; ++i) values[i] = from_float<T>(args.code_book[i] * absmax);
-    const int64_t first = b * args.block;
-    const int64_t last = min_of(args.count, first + args.block);
-    for (int64_t i = first; i + 1 < last; i += 2) {
-      const unsigned byte = args.packed[i / 2];
-      out[i] = values[byte >> 4];
-      out[i + 1] = values[byte & 15];
-    }
-    if (last % 2) out[last - 1] = values[args.packed[last / 2] >> 4];
+    const auto outputs = make_outputs(args.code_book, absmax, out);
+    int64_t i = b * args.block;
+    const int64_t last = min_of(args.count, i + args.block);
+    for (; i + 32 <= last; i += 32) look_up_32(outputs, args.packed + i / 2, out + i);
+    for (; i < last; ++i) out[i] = from_float<T>(args.code_book[(args.packed[i / 2] >> (i % 2 ? 0 : 4)) & 15] * absmax);
   }
 }
 

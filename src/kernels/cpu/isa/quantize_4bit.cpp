@@ -1,46 +1,70 @@
 // quantize_4bit: absmax and codes of a block while it lies in the first cache.
 #include "kernels/cpu/isa/block_absmax.h"
-#include "kernels/cpu/isa/code_cells.h"
+#include "kernels/cpu/isa/quantize_4bit_lanes.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 namespace {
 
+struct Encoder {
+  const quant::CodeBook4Bit& book;
+  CodeCells cells;
+  LaneEncoder lanes;
+
+  explicit Encoder(const quant::CodeBook4Bit& b)
+      : book(b), cells(make_code_cells(b)), lanes(make_lane_encoder(b, cells)) {}
+};
+
 /// Any block: odd, short, with NaN or Inf in it.
 template <typename T>
-void encode_any(const quant::CodeBook4Bit& book, const CodeCells& cells, const T* x, int64_t count, BlockScale scale,
-                uint8_t* packed) {
+void encode_any(const Encoder& encoder, const T* x, int64_t count, BlockScale scale, uint8_t* packed) {
+  const bool by_cell = encoder.cells.is_exact && !scale.is_special;
   const auto encode = [&](float value) -> unsigned {
     const float y = value * scale.inverse;
-    if (!cells.is_exact || scale.is_special) return search_code(book, y);
-    const int cell = cell_of(y);
-    return cells.code[cell + (y > cells.threshold[cell] ? 32 : 0)];
+    return by_cell ? code_by_cell(encoder.cells, y) : search_code(encoder.book, y);
   };
   for (int64_t i = 0; i < count; i += 2) {
     const unsigned high = encode(to_float(x[i]));
-    const unsigned low = i + 1 < count ? encode(to_float(x[i + 1])) : 0;
+    const unsigned low = encode(i + 1 < count ? to_float(x[i + 1]) : 0.0f);  // an odd count is padded with a zero
     packed[i / 2] = static_cast<uint8_t>(high << 4 | low);
   }
 }
 
 template <typename T>
-void quantize_blocks(const Quantize4BitArgs& args, const CodeCells& cells, const T* x, int64_t begin, int64_t end) {
+NIBBLE_SIMD void encode_block(const Encoder& encoder, const T* x, int64_t count, BlockScale scale, uint8_t* packed) {
+  int64_t done = 0;
+  if (encoder.cells.is_exact && !scale.is_special)
+    for (; done + 64 <= count; done += 64)
+      encode_64(encoder.lanes, x + done, scale.inverse, scale.inverse, packed + done / 2);
+  if (done < count) encode_any(encoder, x + done, count - done, scale, packed + done / 2);
+}
+
+template <typename T>
+void quantize_blocks(const Quantize4BitArgs& args, const Encoder& encoder, const T* x, int64_t begin, int64_t end) {
   for (int64_t b = begin; b < end; ++b) {
     const int64_t first = b * args.block;
     const int64_t count = min_of(args.block, args.count - first);
     const BlockScale scale = block_scale(x + first, count);
     args.absmax[b] = scale.absmax;
-    encode_any(*args.code_book, cells, x + first, count, scale, args.packed + first / 2);
+    if (args.block == 32 && b + 1 < end && first + 64 <= args.count && encoder.cells.is_exact && !scale.is_special) {
+      const BlockScale next = block_scale(x + first + 32, 32);
+      if (!next.is_special) {
+        args.absmax[++b] = next.absmax;
+        encode_64(encoder.lanes, x + first, scale.inverse, next.inverse, args.packed + first / 2);
+        continue;
+      }
+    }
+    encode_block(encoder, x + first, count, scale, args.packed + first / 2);
   }
 }
 
 }  // namespace
 
 void quantize_4bit(const Context& context, const Quantize4BitArgs& args) {
-  const CodeCells cells = make_code_cells(*args.code_book);
+  const Encoder encoder(*args.code_book);
   const int64_t grain = max_of(1, 32768 / args.block);
   with_type(args.dtype, args.x, [&](const auto* x) {
     for_ranges(context, ceil_of(args.count, args.block), grain,
-               [&](int64_t begin, int64_t end) { quantize_blocks(args, cells, x, begin, end); });
+               [&](int64_t begin, int64_t end) { quantize_blocks(args, encoder, x, begin, end); });
   });
 }
 

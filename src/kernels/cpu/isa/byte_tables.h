@@ -1,0 +1,56 @@
+// Look-ups in tables of 256 entries by byte index, 64 at a time: four 64-byte registers hold a table of bytes, and a
+// table of floats is four tables of bytes.
+#pragma once
+
+#include "kernels/cpu/isa/simd.h"
+
+#if defined(__AVX512F__)
+
+namespace nibble::kernels::cpu::NIBBLE_ISA {
+
+struct ByteTable {
+  __m512i parts[4];
+};
+
+NIBBLE_SIMD ByteTable load_byte_table(const uint8_t* bytes) {
+  return {{_mm512_loadu_si512(bytes), _mm512_loadu_si512(bytes + 64), _mm512_loadu_si512(bytes + 128),
+           _mm512_loadu_si512(bytes + 192)}};
+}
+
+/// `upper` marks the lanes whose index is 128 or more.
+NIBBLE_SIMD __m512i look_up(const ByteTable& table, __m512i index, __mmask64 upper) {
+  const __m512i low = _mm512_permutex2var_epi8(table.parts[0], index, table.parts[1]);
+  const __m512i high = _mm512_permutex2var_epi8(table.parts[2], index, table.parts[3]);
+  return _mm512_mask_blend_epi8(upper, low, high);
+}
+
+/// 256 floats as their four planes of bytes.
+struct FloatTable {
+  ByteTable planes[4];
+};
+
+NIBBLE_SIMD FloatTable load_float_table(const float* values) {
+  uint8_t bytes[4][256];
+  for (int i = 0; i < 256; ++i) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, values[i]);
+    for (int plane = 0; plane < 4; ++plane) bytes[plane][i] = static_cast<uint8_t>(bits >> (8 * plane));
+  }
+  return {{load_byte_table(bytes[0]), load_byte_table(bytes[1]), load_byte_table(bytes[2]), load_byte_table(bytes[3])}};
+}
+
+/// out[q] lane 4 l + j is the value at byte 16 l + 4 q + j of `index`: what packing the four vectors to bytes undoes.
+NIBBLE_SIMD void look_up(const FloatTable& table, __m512i index, F32 (&out)[4]) {
+  const __mmask64 upper = _mm512_movepi8_mask(index);
+  const __m512i b0 = look_up(table.planes[0], index, upper), b1 = look_up(table.planes[1], index, upper);
+  const __m512i b2 = look_up(table.planes[2], index, upper), b3 = look_up(table.planes[3], index, upper);
+  const __m512i low[2] = {_mm512_unpacklo_epi8(b0, b1), _mm512_unpackhi_epi8(b0, b1)};
+  const __m512i high[2] = {_mm512_unpacklo_epi8(b2, b3), _mm512_unpackhi_epi8(b2, b3)};
+  for (int i = 0; i < 2; ++i) {
+    out[2 * i] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(low[i], high[i]));
+    out[2 * i + 1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(low[i], high[i]));
+  }
+}
+
+}  // namespace nibble::kernels::cpu::NIBBLE_ISA
+
+#endif
