@@ -69,7 +69,8 @@ bench: deps
 
 # The real Python libraries against ours, both ways; PYTHON must have torch, transformers and bitsandbytes.
 interop: all
-	$(PYTHON) -m unittest discover -v -s tests/interop -p '*_test.py'
+	cmake --build $(BUILD) --target interop_logits
+	NIBBLE_BUILD=$(CURDIR)/$(BUILD) $(PYTHON) -m unittest discover -v -s tests/interop -p '*_test.py'
 
 install: all
 	cmake --install $(BUILD) --prefix $(PREFIX)

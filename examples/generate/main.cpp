@@ -1,6 +1,6 @@
 // Loads a model in 4-bit and continues a prompt: generate MODEL ["PROMPT"]
-#include <iostream>
 #include <nibble/nibble.h>
+#include <iostream>
 
 using namespace nibble;
 
