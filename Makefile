@@ -58,7 +58,7 @@ tsan: deps
 fuzz: deps
 	scripts/install_deps.sh fuzz
 	cmake --preset fuzz
-	cmake --build build/fuzz
+	cmake --build build/fuzz --target fuzzers
 	scripts/run_fuzzers.sh build/fuzz/tests/fuzz $(FUZZ_SECONDS)
 
 bench: deps
