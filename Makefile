@@ -58,7 +58,7 @@ tsan: deps
 fuzz: deps
 	scripts/install_deps.sh fuzz
 	cmake --preset fuzz
-	cmake --build build/fuzz
+	cmake --build build/fuzz --target fuzzers
 	scripts/run_fuzzers.sh build/fuzz/tests/fuzz $(FUZZ_SECONDS)
 
 bench: deps
@@ -69,7 +69,8 @@ bench: deps
 
 # The real Python libraries against ours, both ways; PYTHON must have torch, transformers and bitsandbytes.
 interop: all
-	$(PYTHON) -m unittest discover -v -s tests/interop -p '*_test.py'
+	cmake --build $(BUILD) --target interop_logits
+	NIBBLE_BUILD=$(CURDIR)/$(BUILD) $(PYTHON) -m unittest discover -v -s tests/interop -p '*_test.py'
 
 install: all
 	cmake --install $(BUILD) --prefix $(PREFIX)

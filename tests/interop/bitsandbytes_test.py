@@ -1,0 +1,135 @@
+"""Checkpoints both ways between nibble and transformers + bitsandbytes: the same bytes, logits and greedy text.
+
+Run by `make interop`; needs torch, transformers, bitsandbytes and safetensors. NIBBLE_BUILD names the build folder.
+"""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import numpy
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("NIBBLE_BUILD", PROJECT / "build/release"))
+sys.path.insert(0, str(PROJECT / "tests/end_to_end"))
+import tiny_model  # noqa: E402
+
+IDS = [256, *b"The quick brown fox"]
+# What our options are called, and the same as BitsAndBytesConfig.
+LEVELS = {
+    "nf4": (["--load-in-4bit", "--bnb-4bit-quant-type", "nf4"], {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
+    "nf4+dq": (["--load-in-4bit", "--bnb-4bit-quant-type", "nf4", "--bnb-4bit-use-double-quant"],
+               {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}),
+    "fp4": (["--load-in-4bit"], {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}),
+    "fp4+dq": (["--load-in-4bit", "--bnb-4bit-use-double-quant"],
+               {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}),
+    "int8": (["--load-in-8bit"], {"load_in_8bit": True}),
+}
+
+
+def nibble(*arguments):
+    return subprocess.run([BUILD / "nibble", *map(str, arguments)], check=True, capture_output=True, text=True).stdout
+
+
+def our_logits(model):
+    raw = subprocess.run([BUILD / "interop_logits", model, "float32", *map(str, IDS)], check=True, capture_output=True).stdout
+    return torch.from_numpy(numpy.frombuffer(raw, dtype=numpy.float32).reshape(len(IDS), -1).copy())
+
+
+@torch.inference_mode()
+def their_logits(model):
+    return model(torch.tensor([IDS])).logits[0].float()
+
+
+def relative_error(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+class BothWays(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.root = pathlib.Path(folder.name)
+        torch.manual_seed(0)
+        config = LlamaConfig(hidden_size=128, intermediate_size=320, num_hidden_layers=2, num_attention_heads=4,
+                             num_key_value_heads=2, vocab_size=259, max_position_embeddings=256, bos_token_id=256,
+                             eos_token_id=257, initializer_range=0.2)
+        cls.plain = cls.root / "plain"
+        LlamaForCausalLM(config).to(torch.float32).save_pretrained(cls.plain)
+        tiny_model.write_tokenizer(cls.plain)
+
+    def load_theirs(self, path, **options):
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, device_map="cpu", **options).eval()
+
+    def check_logits(self, level, found, expected):
+        # bitsandbytes casts LLM.int8() inputs and outputs to fp16; its 4-bit path computes in fp32 as asked.
+        self.assertLess(relative_error(found, expected), 2e-2 if level == "int8" else 1e-4)
+
+    def check_text(self, path, model):
+        """Greedy text of both; 24 tokens."""
+        out = model.generate(torch.tensor([list(b"Hello")]), max_new_tokens=24, do_sample=False)[0, 5:].tolist()
+        ours = json.loads(nibble("generate", path, "-p", "Hello", "--max-new-tokens", 24, "--dtype", "float32", "--json"))
+        self.assertEqual(ours["token_ids"], out)
+
+    def test_plain(self):
+        model = self.load_theirs(self.plain)
+        self.assertLess(relative_error(our_logits(self.plain), their_logits(model)), 1e-4)
+        self.check_text(self.plain, model)
+
+    def test_ours_loads_there(self):
+        for level, (options, _) in LEVELS.items():
+            with self.subTest(level):
+                path = self.root / f"ours-{level}"
+                nibble("quantize", self.plain, path, *options)
+                model = self.load_theirs(path)
+                self.check_logits(level, our_logits(path), their_logits(model))
+                if level != "int8":
+                    self.check_text(path, model)
+
+    def test_theirs_loads_here(self):
+        for level, (_, config) in LEVELS.items():
+            with self.subTest(level):
+                path = self.root / f"theirs-{level}"
+                model = self.load_theirs(self.plain, quantization_config=BitsAndBytesConfig(**config))
+                model.save_pretrained(path)
+                tiny_model.write_tokenizer(path)
+                self.check_logits(level, our_logits(path), their_logits(model))
+                if level != "int8":
+                    self.check_text(path, model)
+
+    def test_files_hold_the_same_bytes(self):
+        """Packed codes and statistics, but for codes whose value lies one ulp from a threshold."""
+        for level, (options, config) in LEVELS.items():
+            with self.subTest(level):
+                ours, theirs = self.root / f"bytes-ours-{level}", self.root / f"bytes-theirs-{level}"
+                nibble("quantize", self.plain, ours, *options)
+                self.load_theirs(self.plain, quantization_config=BitsAndBytesConfig(**config)).save_pretrained(theirs)
+                a, b = load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors")
+                self.assertEqual(a.keys(), b.keys())
+                for name in a:
+                    self.assertEqual((a[name].dtype, a[name].shape), (b[name].dtype, b[name].shape), name)
+                    if "quant_state" in name:
+                        self.assertEqual(json.loads(bytes(a[name].tolist())), json.loads(bytes(b[name].tolist())), name)
+                    elif a[name].dtype == torch.uint8 or a[name].dtype == torch.int8:
+                        self.assertLessEqual((a[name] != b[name]).float().mean().item(), 1e-3, name)
+                    else:
+                        torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-7, msg=name)
+
+    def test_footprint_is_what_transformers_counts(self):
+        for level, (options, config) in LEVELS.items():
+            with self.subTest(level):
+                model = self.load_theirs(self.plain, quantization_config=BitsAndBytesConfig(**config))
+                ours = json.loads(nibble("inspect", self.plain, *options, "--dtype", "float32", "--json"))
+                self.assertEqual(ours["memory_footprint_bytes"], model.get_memory_footprint())
+                self.assertEqual(ours["tree"], str(model))
+
+
+if __name__ == "__main__":
+    unittest.main()

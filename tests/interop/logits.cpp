@@ -1,0 +1,25 @@
+// Prints a model's logits as raw fp32: logits MODEL DTYPE ID... (all positions, row-major).
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+
+#include "nibble/nibble.h"
+
+int main(int argc, char** argv) {
+  if (argc < 4) {
+    std::cerr << "usage: logits MODEL DTYPE ID...\n";
+    return 2;
+  }
+  try {
+    nibble::LoadOptions options;
+    options.dtype = nibble::dtype_from_name(argv[2]);
+    auto model = nibble::AutoModelForCausalLM::from_pretrained(argv[1], options);
+    std::vector<int32_t> ids;
+    for (int i = 3; i < argc; ++i) ids.push_back(std::atoi(argv[i]));
+    const std::vector<float> logits = model.logits(ids);
+    return std::fwrite(logits.data(), sizeof(float), logits.size(), stdout) == logits.size() ? 0 : 1;
+  } catch (const nibble::Error& error) {
+    std::cerr << "error: " << error.what() << '\n';
+    return 1;
+  }
+}
