@@ -4,7 +4,8 @@
 //  - Pointers and sizes only; nothing is checked here (ops/ checks), nothing allocates what the caller keeps, throws
 //    or prints. Arrays are dense and row-major. Sizes are 64-bit. Inputs and outputs do not overlap unless said.
 //  - Any pointer may have the alignment of its element type only.
-//  - Results do not depend on the number of threads, and a row's result does not depend on the other rows' values.
+//  - Results do not depend on the number of threads, and a row's result does not depend on the other rows' values
+//    (matmul_int8 with a threshold is the exception: the outlier columns are those of the whole call).
 #pragma once
 
 #include <cstdint>

@@ -5,9 +5,6 @@
 
 namespace nibble::quant {
 
-/// The default |activation| from which an element is an outlier; 0 turns outliers off.
-inline constexpr float kInt8OutlierThreshold = 6.0f;
-
 /// q -> q * absmax * kInt8Step: fp32(1 / 127).
 inline constexpr float kInt8Step = 1.0f / 127.0f;
 
