@@ -1,21 +1,12 @@
 // matmul_4bit: NF4, FP4 or any other code book of 16 values, blocks of 32 to 4096, plain or nested absmax.
+#include "kernels/cpu/isa/absmax.h"
+#include "kernels/cpu/isa/decode_4bit.h"
 #include "kernels/cpu/isa/entries.h"
+#include "kernels/cpu/isa/gemv_4bit.h"
 #include "kernels/cpu/isa/panel_gemm.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 namespace {
-
-NIBBLE_INLINE float absmax_of(const Absmax& absmax, int64_t block) {
-  if (absmax.values) return absmax.values[block];
-  const float product =
-      absmax.nested_code_book[absmax.codes[block]] * absmax.nested_absmax[block / quant::kNestedBlock];
-  return product + absmax.offset;
-}
-
-[[maybe_unused]] NIBBLE_INLINE void convert(float value, Rounding rounding, float* out) {
-  *out = rounding == Rounding::bf16 ? to_float(to_bf16(value)) : value;
-}
-[[maybe_unused]] NIBBLE_INLINE void convert(float value, Rounding, uint16_t* out) { *out = to_bf16(value).bits; }
 
 template <class StepT>
 struct Source4Bit {
@@ -34,10 +25,9 @@ struct Source4Bit {
     while (at < end) {
       const int64_t block = at / j.block;
       const int64_t stop = smaller(end, (block + 1) * j.block);
-      const float scale = absmax_of(j.absmax, block);
-      Element values[16];
-      for (int c = 0; c < 16; ++c) convert(j.code_book[c] * scale, rounding, &values[c]);
-      for (; at < stop; ++at) *out++ = values[(j.packed[at >> 1] >> (at & 1 ? 0 : 4)) & 15];
+      decode_run(j.packed, at, stop - at, j.code_book, absmax_of(j.absmax, block), rounding, out);
+      out += stop - at;
+      at = stop;
     }
   }
 
@@ -49,14 +39,20 @@ struct Source4Bit {
 }  // namespace
 
 void matmul_4bit(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
-#if defined(NIBBLE_AVX512)
-  if (input.compute == DType::bf16)
-    return run_float_gemm(context, input, Rounding::bf16, Source4Bit<StepBf16>{jobs, input.cols, Rounding::bf16},
-                          count);
-#endif
   const Rounding rounding = input.compute == DType::bf16  ? Rounding::bf16
                             : input.compute == DType::f16 ? Rounding::f16
                                                           : Rounding::none;
+#if defined(NIBBLE_HAS_CHUNKS)
+  if (input.m <= kGemvRows && !input.batch_invariant && has_whole_chunks(jobs, count, input.cols)) {
+    if (rounding == Rounding::bf16) return run_gemv_4bit<ChunkBf16>(context, input, rounding, jobs, count);
+    return run_gemv_4bit<ChunkF32>(context, input, rounding, jobs, count);
+  }
+#endif
+#if defined(NIBBLE_AVX512)
+  if (rounding == Rounding::bf16)
+    return run_float_gemm(context, input, rounding, Source4Bit<StepBf16>{jobs, input.cols, rounding}, count);
+#endif
+  // fp16 rounds x alone: its products are made in fp32.
   const Rounding w_rounding = rounding == Rounding::bf16 ? Rounding::bf16 : Rounding::none;
   run_float_gemm(context, input, rounding, Source4Bit<StepF32>{jobs, input.cols, w_rounding}, count);
 }

@@ -1,16 +1,22 @@
 // matmul_dense: fp32, bf16 or fp16 weights.
 #include "kernels/cpu/isa/entries.h"
+#include "kernels/cpu/isa/gemv_dense.h"
 #include "kernels/cpu/isa/panel_gemm.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 namespace {
 
-[[maybe_unused]] NIBBLE_INLINE void convert(float value, Rounding rounding, float* out) {
-  if (rounding == Rounding::bf16) value = to_float(to_bf16(value));
-  if (rounding == Rounding::f16) value = to_float(to_f16(value));
-  *out = value;
+/// Widens `count` values of type T, a piece at a time, and rounds them.
+template <class T, class Element>
+void convert_row(const void* w, int64_t at, int64_t count, Rounding rounding, Element* out) {
+  const T* values = static_cast<const T*>(w) + at;
+  for (int64_t i = 0; i < count; i += 64) {
+    float piece[64];
+    const int64_t size = smaller(64, count - i);
+    for (int64_t k = 0; k < size; ++k) piece[k] = to_float(values[i + k]);
+    round_row(piece, size, rounding, out + i);
+  }
 }
-[[maybe_unused]] NIBBLE_INLINE void convert(float value, Rounding, uint16_t* out) { *out = to_bf16(value).bits; }
 
 template <class StepT>
 struct DenseSource {
@@ -25,16 +31,12 @@ struct DenseSource {
   void fill(int64_t job, int64_t row, int64_t begin, int64_t count, Element* out) const {
     const auto& j = jobs[job];
     const int64_t at = row * cols + begin;
-    if (j.dtype == DType::bf16) {
-      const auto* w = static_cast<const bf16_t*>(j.w) + at;
-      for (int64_t i = 0; i < count; ++i) convert(to_float(w[i]), rounding, out + i);
-    } else if (j.dtype == DType::f16) {
-      const auto* w = static_cast<const f16_t*>(j.w) + at;
-      for (int64_t i = 0; i < count; ++i) convert(to_float(w[i]), rounding, out + i);
-    } else {
-      const auto* w = static_cast<const float*>(j.w) + at;
-      for (int64_t i = 0; i < count; ++i) convert(w[i], rounding, out + i);
-    }
+    if (j.dtype == DType::f32) return round_row(static_cast<const float*>(j.w) + at, count, rounding, out);
+    if (j.dtype == DType::f16) return convert_row<f16_t>(j.w, at, count, rounding, out);
+    if constexpr (sizeof(Element) == 2)
+      std::memcpy(out, static_cast<const uint16_t*>(j.w) + at, static_cast<size_t>(count) * 2);
+    else
+      convert_row<bf16_t>(j.w, at, count, Rounding::none, out);
   }
 
   void finish(int64_t job, int64_t row, int64_t count, int64_t first_x, int64_t m, const float* c) const {
@@ -42,17 +44,46 @@ struct DenseSource {
   }
 };
 
+#if defined(NIBBLE_HAS_DENSE_GEMV)
+/// True if the call was one for rows of x that need no panel: of one type, whose values `compute` holds exactly.
+bool run_few_rows(const Context& context, const MatmulInput& input, Rounding rounding, const MatmulDenseJob* jobs,
+                  int64_t count) {
+  if (input.m > kDenseGemvRows || input.batch_invariant) return false;
+  const DType dtype = jobs[0].dtype;
+  for (int64_t j = 1; j < count; ++j)
+    if (jobs[j].dtype != dtype) return false;
+  if (dtype == DType::bf16) {
+#if defined(NIBBLE_AVX512)
+    if (rounding == Rounding::bf16) {
+      run_gemv_dense<PairLanes>(context, input, rounding, jobs, count);
+      return true;
+    }
+#endif
+    run_gemv_dense<WideLanes<bf16_t>>(context, input, rounding, jobs, count);
+    return true;
+  }
+  if (rounding == Rounding::bf16) return false;
+  if (dtype == DType::f16)
+    run_gemv_dense<WideLanes<f16_t>>(context, input, rounding, jobs, count);
+  else
+    run_gemv_dense<WideLanes<float>>(context, input, rounding, jobs, count);
+  return true;
+}
+#endif
+
 }  // namespace
 
 void matmul_dense(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count) {
-#if defined(NIBBLE_AVX512)
-  if (input.compute == DType::bf16)
-    return run_float_gemm(context, input, Rounding::bf16, DenseSource<StepBf16>{jobs, input.cols, Rounding::bf16},
-                          count);
-#endif
   const Rounding rounding = input.compute == DType::bf16  ? Rounding::bf16
                             : input.compute == DType::f16 ? Rounding::f16
                                                           : Rounding::none;
+#if defined(NIBBLE_HAS_DENSE_GEMV)
+  if (count == 0 || run_few_rows(context, input, rounding, jobs, count)) return;
+#endif
+#if defined(NIBBLE_AVX512)
+  if (rounding == Rounding::bf16)
+    return run_float_gemm(context, input, rounding, DenseSource<StepBf16>{jobs, input.cols, rounding}, count);
+#endif
   // fp16 rounds x alone: its products are made in fp32.
   const Rounding w_rounding = rounding == Rounding::bf16 ? Rounding::bf16 : Rounding::none;
   run_float_gemm(context, input, rounding, DenseSource<StepF32>{jobs, input.cols, w_rounding}, count);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "base/thread_pool.h"
+#include "kernels/cpu/isa/transpose.h"
 #include "kernels/cpu/isa/vector.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/kernels.h"
@@ -59,12 +60,6 @@ static void multiply_tile(int64_t rows, const uint32_t* x, const uint32_t* panel
 #endif
   };
   kTiles[rows - 1](x, panel, depth, c);
-}
-
-/// (kPanelRows, depth) dwords, `stride` apart, to (depth, kPanelRows).
-static void transpose_panel(const uint32_t* rows, int64_t stride, int64_t depth, uint32_t* panel) {
-  for (int64_t k = 0; k < depth; ++k)
-    for (int r = 0; r < kPanelRows; ++r) panel[k * kPanelRows + r] = rows[r * stride + k];
 }
 
 /// One call. Source says what a row of w is:
@@ -139,36 +134,34 @@ NIBBLE_INLINE void run(const Context& context, int64_t count, ThreadPool::Task t
   for (int64_t i = 0; i < count; ++i) task(argument, i, 0);
 }
 
-/// What a packed element of x is.
-enum class Rounding : uint8_t { none, bf16, f16 };
+/// Writes elements of one row as dwords `stride` apart, zero behind the last.
+template <class Step>
+NIBBLE_INLINE void scatter_dwords(const typename Step::Element* row, int64_t depth, int64_t stride, uint32_t* out) {
+  for (int64_t k = 0; k < depth; ++k) std::memcpy(out + k * stride, row + k * Step::kPerDword, 4);
+}
 
 template <class Step>
 struct PackX {
+  using Element = typename Step::Element;
+  static constexpr int64_t kPiece = 256;  // dwords
+
   const MatmulInput* input;
   Rounding rounding;
   int64_t first, m, depth;
   uint32_t* out;
 
-  NIBBLE_INLINE void element(float x, float* out_element) const {
-    if (rounding == Rounding::bf16) x = to_float(to_bf16(x));
-    if (rounding == Rounding::f16) x = to_float(to_f16(x));
-    *out_element = x;
-  }
-  NIBBLE_INLINE void element(float x, uint16_t* out_element) const { *out_element = to_bf16(x).bits; }
-
   static void task(void* context, int64_t tile, int) {
     const auto& p = *static_cast<const PackX*>(context);
     const int64_t begin = tile_begin(p.m, tile), rows = tile_begin(p.m, tile + 1) - begin;
+    Element row[kPiece * Step::kPerDword];
     for (int64_t r = 0; r < rows; ++r) {
       const float* x = p.input->x + (p.first + begin + r) * p.input->cols;
-      uint32_t* out = p.out + begin * p.depth + r;
-      for (int64_t k = 0; k < p.depth; ++k) {
-        typename Step::Element dword[Step::kPerDword] = {};
-        for (int64_t j = 0; j < Step::kPerDword; ++j) {
-          const int64_t column = k * Step::kPerDword + j;
-          if (column < p.input->cols) p.element(x[column], &dword[j]);
-        }
-        std::memcpy(out + k * rows, dword, 4);
+      for (int64_t k = 0; k < p.depth; k += kPiece) {
+        const int64_t column = k * Step::kPerDword;
+        const int64_t count = smaller(kPiece * Step::kPerDword, p.input->cols - column);
+        round_row(x + column, count, p.rounding, row);
+        if (count % Step::kPerDword) row[count] = 0;
+        scatter_dwords<Step>(row, smaller(kPiece, p.depth - k), rows, p.out + begin * p.depth + k * rows + r);
       }
     }
   }
@@ -189,17 +182,27 @@ static void run_float_gemm(const Context& context, const MatmulInput& input, Rou
   }
 }
 
+/// Rows of w that a thread takes at a time when they are read once: 8 to 512 KB, about eight units a thread.
+NIBBLE_INLINE int64_t unit_rows(const Context& context, int64_t rows, int64_t row_bytes) {
+  const int64_t threads = context.pool ? context.pool->threads() : 1;
+  const int64_t share = rows * row_bytes / (8 * threads);
+  const int64_t bytes = share < (8 << 10) ? 8 << 10 : smaller(share, 512 << 10);
+  const int64_t groups = bytes / (4 * row_bytes);
+  return groups > 0 ? 4 * groups : 4;
+}
+
+/// y[i, n] (=, +=) value + bias[n].
+NIBBLE_INLINE void put(const MatmulOutput& out, int64_t i, int64_t n, float value) {
+  float* y = out.y + i * out.y_stride + n;
+  if (out.bias) value += out.bias[n];
+  *y = out.accumulate ? *y + value : value;
+}
+
 /// y (=, +=) c + bias for rows [first_x, first_x + m) and columns [row, row + count).
 [[maybe_unused]] static void store_float(const MatmulOutput& out, int64_t row, int64_t count, int64_t first_x,
                                          int64_t m, const float* c) {
-  for (int64_t i = 0; i < m; ++i) {
-    float* y = out.y + (first_x + i) * out.y_stride + row;
-    for (int64_t n = 0; n < count; ++n) {
-      float value = c[i * kPanelRows + n];
-      if (out.bias) value += out.bias[row + n];
-      y[n] = out.accumulate ? y[n] + value : value;
-    }
-  }
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t n = 0; n < count; ++n) put(out, first_x + i, row + n, c[i * kPanelRows + n]);
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

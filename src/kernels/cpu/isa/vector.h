@@ -31,6 +31,35 @@ using VecF = float __attribute__((vector_size(16)));
 using VecI = int32_t __attribute__((vector_size(16)));
 #endif
 
+/// What x, and dense weights, are rounded to before they are multiplied.
+enum class Rounding : uint8_t { none, bf16, f16 };
+
+/// out[i] = x[i] rounded, as fp32.
+[[maybe_unused]] static void round_row(const float* x, int64_t count, Rounding rounding, float* out) {
+  if (rounding == Rounding::none) {
+    std::memcpy(out, x, static_cast<size_t>(count) * sizeof(float));
+  } else if (rounding == Rounding::bf16) {
+    for (int64_t i = 0; i < count; ++i) out[i] = to_float(to_bf16(x[i]));
+  } else {
+    int64_t i = 0;
+#if defined(__F16C__)
+    for (; i + 8 <= count; i += 8)
+      _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT)));
+#endif
+    for (; i < count; ++i) out[i] = to_float(to_f16(x[i]));
+  }
+}
+
+#if defined(NIBBLE_AVX512)
+/// out[i] = bf16(x[i]).
+[[maybe_unused]] static void round_row(const float* x, int64_t count, Rounding, uint16_t* out) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + i)));
+  for (; i < count; ++i) out[i] = to_bf16(x[i]).bits;
+}
+#endif
+
 /// Rows of w that a panel holds.
 inline constexpr int kPanelRows = 2 * kLanes;
 
@@ -76,6 +105,21 @@ struct StepF32 {
   }
 #endif
 };
+
+#if defined(NIBBLE_AVX512)
+NIBBLE_INLINE float sum_of_lanes(__m512 v) {
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+  return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+}
+#elif defined(NIBBLE_AVX2)
+NIBBLE_INLINE float sum_of_lanes(__m256 v) {
+  const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+  return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+}
+#endif
 
 #if defined(NIBBLE_AVX512)
 

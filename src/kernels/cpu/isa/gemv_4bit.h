@@ -1,0 +1,200 @@
+// 4-bit weights times a few rows of x, straight from the packed bytes: a row of w is a chain of chunks.
+#pragma once
+
+#include "kernels/cpu/isa/absmax.h"
+#include "kernels/cpu/isa/chunk_4bit.h"
+#include "kernels/cpu/isa/panel_gemm.h"
+
+#if defined(NIBBLE_HAS_CHUNKS)
+
+namespace nibble::kernels::cpu::NIBBLE_ISA {
+
+/// Rows of x up to which decoding without a panel is faster.
+inline constexpr int64_t kGemvRows = 8;
+
+/// Rows of w that share loads of x.
+inline constexpr int64_t kGroupRows = 2;
+
+/// Groups of rows that are asked for ahead, in the order of their bytes: the hardware follows one stream, not R.
+inline constexpr int64_t kPrefetchGroups = 2;
+
+/// x in the order of the chunks: (m, chunks, kParts, kPartElements), zero behind the last column.
+template <class Chunk>
+static void pack_chunks(const MatmulInput& input, Rounding rounding, int64_t chunks, typename Chunk::Element* out) {
+  alignas(64) float piece[kChunkCodes];
+  for (int64_t i = 0; i < input.m; ++i)
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t begin = c * kChunkCodes, count = smaller(kChunkCodes, input.cols - begin);
+      const float* x = input.x + i * input.cols + begin;
+      round_row(x, count, rounding, piece);
+      for (int64_t k = count; k < kChunkCodes; ++k) piece[k] = 0;
+      for (int t = 0; t < Chunk::kParts; ++t)
+        for (int64_t e = 0; e < Chunk::kPartElements; ++e) {
+          const float value = piece[Chunk::code_of(t, e)];
+          if constexpr (sizeof(typename Chunk::Element) == 2)
+            *out++ = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, value) >> 16);
+          else
+            *out++ = value;
+        }
+    }
+}
+
+template <class Chunk, class Scales>
+struct Gemv4Bit {
+  using Element = typename Chunk::Element;
+  static constexpr int64_t kChunkElements = Chunk::kParts * Chunk::kPartElements;
+
+  const MatmulInput* input;
+  const Matmul4BitJob* jobs;
+  int64_t count;
+  int64_t unit_rows;
+  const Element* x;
+  int64_t chunks;  // the last one may be short
+
+  /// Rows of one job, and where the scales of their blocks are.
+  struct Rows {
+    const uint8_t* packed;
+    int64_t row_bytes;
+    const float* scales;
+    int64_t row_scales;
+    int shift;     // log2(block)
+    float factor;  // of the sums
+  };
+
+  template <int R, int M, int T>
+  NIBBLE_INLINE static void dot_parts(const Chunk& chunk, const Bytes (&w)[R], const Element* x, int64_t x_stride,
+                                      VecF (&sum)[R][M]) {
+    if constexpr (T < Chunk::kParts) {
+      decltype(Chunk::load_x(x)) xs[M];
+      for (int j = 0; j < M; ++j) xs[j] = Chunk::load_x(x + j * x_stride + T * Chunk::kPartElements);
+      for (int r = 0; r < R; ++r) {
+        const auto part = chunk.template part<T>(w[r]);
+        for (int j = 0; j < M; ++j) sum[r][j] = Chunk::dot(sum[r][j], part, xs[j]);
+      }
+      dot_parts<R, M, T + 1>(chunk, w, x, x_stride, sum);
+    }
+  }
+
+  /// total (R, M) += the products of chunks [begin, end); each of them `lanes` long, or whole if that is 0.
+  template <int R, int M>
+  [[gnu::noinline]] static void dot_chunks(Chunk chunk, Rows rows, const Element* x, int64_t x_stride, int64_t begin,
+                                           int64_t end, int64_t lanes, VecF (&total)[R][M]) {
+    VecF sums[R][M];
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < M; ++j) sums[r][j] = total[r][j];
+    const uint8_t* packed = rows.packed + begin * (kChunkCodes / 2);
+    const uint8_t* ahead = rows.packed + kPrefetchGroups * R * rows.row_bytes;
+    x += begin * kChunkElements;
+    for (int64_t c = begin; c < end; ++c, packed += kChunkCodes / 2, x += kChunkElements) {
+      Bytes w[R];
+      VecF sum[R][M];
+      for (int r = 0; r < R; ++r) {
+        const uint8_t* p = packed + r * rows.row_bytes;
+        w[r] = lanes ? load_bytes(p, lanes) : load_bytes(p);
+        _mm_prefetch(reinterpret_cast<const char*>(ahead + (c * R + r) * kChunkCodes / 2), _MM_HINT_T0);
+        for (int j = 0; j < M; ++j) sum[r][j] = StepF32::zero();
+      }
+      dot_parts<R, M, 0>(chunk, w, x, x_stride, sum);
+      for (int r = 0; r < R; ++r) {
+        VecF scale = Scales::at(rows.scales + r * rows.row_scales, c, rows.shift, rows.row_scales - 1);
+        if (lanes) scale = first_lanes(scale, lanes);
+        for (int j = 0; j < M; ++j) sums[r][j] = StepF32::step(sums[r][j], sum[r][j], scale);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < M; ++j) total[r][j] = sums[r][j];
+  }
+
+  /// R rows of w, from n on, with M rows of x, from i on.
+  template <int R, int M>
+  void run_rows(const Chunk& chunk, const Rows& rows, const MatmulOutput& out, int64_t n, int64_t i) const {
+    VecF total[R][M];
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < M; ++j) total[r][j] = StepF32::zero();
+    const int64_t stride = chunks * kChunkElements, full = input->cols / kChunkCodes;
+    const int64_t lanes = input->cols % kChunkCodes / 8;
+    dot_chunks<R, M>(chunk, rows, x + i * stride, stride, 0, full, 0, total);
+    if (lanes) dot_chunks<R, M>(chunk, rows, x + i * stride, stride, full, full + 1, lanes, total);
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < M; ++j) put(out, i + j, n + r, sum_of_lanes(total[r][j]) * rows.factor);
+  }
+
+  /// R rows of w, from n on, with all rows of x.
+  template <int R>
+  void run_group(const Chunk& chunk, const Rows& rows, const MatmulOutput& out, int64_t n) const {
+    int64_t i = 0;
+    for (; i + 4 <= input->m; i += 4) run_rows<R, 4>(chunk, rows, out, n, i);
+    if (input->m - i == 3) run_rows<R, 3>(chunk, rows, out, n, i);
+    if (input->m - i == 2) run_rows<R, 2>(chunk, rows, out, n, i);
+    if (input->m - i == 1) run_rows<R, 1>(chunk, rows, out, n, i);
+  }
+
+  void run_unit(const Matmul4BitJob& job, int64_t row) const {
+    const int64_t end = smaller(row + unit_rows, job.rows), row_scales = input->cols / job.block;
+    float* expanded =
+        job.absmax.values ? nullptr : static_cast<float*>(scratch(Scratch::panel, kGroupRows * row_scales * 4));
+    const Chunk chunk(job.code_book);
+    const int64_t row_bytes = input->cols / 2;
+    Rows rows{job.packed, row_bytes, expanded, row_scales, __builtin_ctzll(static_cast<uint64_t>(job.block)),
+              Chunk::absmax_scale(job.code_book)};
+    for (int64_t n = row; n < end;) {
+      const int64_t count = n + kGroupRows <= end ? kGroupRows : 1;
+      rows.packed = job.packed + n * row_bytes;
+      if (expanded) expand_absmax(job.absmax, n * row_scales, count * row_scales, expanded);
+      else rows.scales = job.absmax.values + n * row_scales;
+      if (count == kGroupRows) run_group<kGroupRows>(chunk, rows, job.out, n);
+      else run_group<1>(chunk, rows, job.out, n);
+      n += count;
+    }
+  }
+
+  int64_t units(int64_t rows) const { return (rows + unit_rows - 1) / unit_rows; }
+
+  static void task(void* context, int64_t index, int) {
+    const auto& gemv = *static_cast<const Gemv4Bit*>(context);
+    for (int64_t job = 0; job < gemv.count; ++job) {
+      const int64_t units = gemv.units(gemv.jobs[job].rows);
+      if (index < units) return gemv.run_unit(gemv.jobs[job], index * gemv.unit_rows);
+      index -= units;
+    }
+  }
+};
+
+/// True if every row of w starts a block and the blocks are whole lanes.
+NIBBLE_INLINE bool has_whole_chunks(const Matmul4BitJob* jobs, int64_t count, int64_t cols) {
+  for (int64_t j = 0; j < count; ++j)
+    if (jobs[j].block < 32 || (jobs[j].block & (jobs[j].block - 1)) || cols % jobs[j].block) return false;
+  return true;
+}
+
+template <class Chunk, class Scales>
+static void run_gemv_4bit(const Context& context, const MatmulInput& input, Rounding rounding,
+                          const Matmul4BitJob* jobs, int64_t count) {
+  using Gemv = Gemv4Bit<Chunk, Scales>;
+  int64_t rows = 0, units = 0;
+  for (int64_t j = 0; j < count; ++j) rows += jobs[j].rows;
+  const int64_t chunks = (input.cols + kChunkCodes - 1) / kChunkCodes;
+  const int64_t size = input.m * chunks * Gemv::kChunkElements * static_cast<int64_t>(sizeof(typename Chunk::Element));
+  auto* x = static_cast<typename Chunk::Element*>(scratch(Scratch::shared_input, size));
+  pack_chunks<Chunk>(input, rounding, chunks, x);
+  Gemv gemv{&input, jobs, count, unit_rows(context, rows, input.cols / 2), x, chunks};
+  for (int64_t j = 0; j < count; ++j) units += gemv.units(jobs[j].rows);
+  run(context, units, Gemv::task, &gemv);
+}
+
+/// Jobs of different block sizes take one loop each.
+template <class Chunk>
+static void run_gemv_4bit(const Context& context, const MatmulInput& input, Rounding rounding,
+                          const Matmul4BitJob* jobs, int64_t count) {
+  for (int64_t j = 0; j < count; ++j)
+    if (jobs[j].block != jobs[0].block) {
+      for (int64_t i = 0; i < count; ++i) run_gemv_4bit<Chunk>(context, input, rounding, jobs + i, 1);
+      return;
+    }
+  if (jobs[0].block == 32) return run_gemv_4bit<Chunk, ScalesOf32>(context, input, rounding, jobs, count);
+  run_gemv_4bit<Chunk, ScalesOf64>(context, input, rounding, jobs, count);
+}
+
+}  // namespace nibble::kernels::cpu::NIBBLE_ISA
+
+#endif
