@@ -1,4 +1,5 @@
-// bench_matmul [--m LIST] [--shapes ROWSxCOLS,...] [--threads N] [--rounds N] [--only TEXT] [--bitsandbytes LIBRARY] [--json FILE]
+// bench_matmul [--m LIST] [--shapes ROWSxCOLS,...] [--threads N] [--rounds N] [--only TEXT] [--bitsandbytes LIBRARY]
+// [--json FILE]
 #include <omp.h>
 
 #include <cmath>

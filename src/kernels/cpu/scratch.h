@@ -6,7 +6,16 @@
 namespace nibble::kernels::cpu {
 
 /// Uses that may be alive at the same time on one thread.
-enum class Scratch : uint8_t { shared_input, shared_rows, panel, outliers, attention_tile, attention_partials, count };
+enum class Scratch : uint8_t {
+  shared_input,
+  shared_rows,
+  panel,
+  row,
+  outliers,
+  attention_tile,
+  attention_partials,
+  count
+};
 
 /// At least `size_bytes` bytes, 64-byte aligned, of the calling thread; the contents are whatever the last user left.
 /// Valid until this thread asks for the same use again. Throws std::bad_alloc.

@@ -8,7 +8,8 @@ namespace nibble::kernels::cpu::NIBBLE_ISA {
 
 NIBBLE_INLINE float absmax_of(const Absmax& absmax, int64_t block) {
   if (absmax.values) return absmax.values[block];
-  const float product = absmax.nested_code_book[absmax.codes[block]] * absmax.nested_absmax[block / quant::kNestedBlock];
+  const float product =
+      absmax.nested_code_book[absmax.codes[block]] * absmax.nested_absmax[block / quant::kNestedBlock];
   return product + absmax.offset;
 }
 

@@ -1,4 +1,5 @@
-// Codes to values in registers: how an instruction set expands a chunk of packed bytes, and the order of x that it needs.
+// Codes to values in registers: how an instruction set expands a chunk of packed bytes, and the order of x that it
+// needs.
 //
 // A chunk is one vector of bytes, expanded in kParts steps. Part t of a chunk of x holds the values that meet part t of
 // the codes, so that nothing is shuffled in the loop. Four lanes hold the products of 32 consecutive codes: a block is

@@ -37,9 +37,9 @@ NIBBLE_INLINE int code_at(const uint8_t* packed, int64_t i) { return (packed[i >
     for (; i + 16 <= count; i += 16) {
       const __m256i code = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + i / 2)));
       const __m256i even_code = _mm256_srli_epi32(code, 4);
-      const __m256 even = _mm256_blendv_ps(_mm256_permutevar8x32_ps(table0, even_code),
-                                           _mm256_permutevar8x32_ps(table1, even_code),
-                                           _mm256_castsi256_ps(_mm256_slli_epi32(code, 24)));
+      const __m256 even =
+          _mm256_blendv_ps(_mm256_permutevar8x32_ps(table0, even_code), _mm256_permutevar8x32_ps(table1, even_code),
+                           _mm256_castsi256_ps(_mm256_slli_epi32(code, 24)));
       const __m256 odd =
           _mm256_blendv_ps(_mm256_permutevar8x32_ps(table0, code), _mm256_permutevar8x32_ps(table1, code),
                            _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));

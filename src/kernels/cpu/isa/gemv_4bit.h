@@ -135,15 +135,23 @@ struct Gemv4Bit {
         job.absmax.values ? nullptr : static_cast<float*>(scratch(Scratch::panel, kGroupRows * row_scales * 4));
     const Chunk chunk(job.code_book);
     const int64_t row_bytes = input->cols / 2;
-    Rows rows{job.packed, row_bytes, expanded, row_scales, __builtin_ctzll(static_cast<uint64_t>(job.block)),
+    Rows rows{job.packed,
+              row_bytes,
+              expanded,
+              row_scales,
+              __builtin_ctzll(static_cast<uint64_t>(job.block)),
               Chunk::absmax_scale(job.code_book)};
     for (int64_t n = row; n < end;) {
       const int64_t count = n + kGroupRows <= end ? kGroupRows : 1;
       rows.packed = job.packed + n * row_bytes;
-      if (expanded) expand_absmax(job.absmax, n * row_scales, count * row_scales, expanded);
-      else rows.scales = job.absmax.values + n * row_scales;
-      if (count == kGroupRows) run_group<kGroupRows>(chunk, rows, job.out, n);
-      else run_group<1>(chunk, rows, job.out, n);
+      if (expanded)
+        expand_absmax(job.absmax, n * row_scales, count * row_scales, expanded);
+      else
+        rows.scales = job.absmax.values + n * row_scales;
+      if (count == kGroupRows)
+        run_group<kGroupRows>(chunk, rows, job.out, n);
+      else
+        run_group<1>(chunk, rows, job.out, n);
       n += count;
     }
   }

@@ -21,8 +21,8 @@ struct WideLanes {
 #if defined(NIBBLE_AVX512)
   NIBBLE_INLINE static __m512 load(const float* w) { return _mm512_loadu_ps(w); }
   NIBBLE_INLINE static __m512 load(const bf16_t* w) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(
-        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w))), 16));
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w))), 16));
   }
   NIBBLE_INLINE static __m512 load(const f16_t* w) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
@@ -127,8 +127,8 @@ static void run_gemv_dense(const Context& context, const MatmulInput& input, Rou
                            const MatmulDenseJob* jobs, int64_t count) {
   using Element = typename Lanes::Element;
   const int64_t stride = (input.cols + 63) / 64 * 64;
-  auto* x = static_cast<Element*>(
-      scratch(Scratch::shared_input, input.m * stride * static_cast<int64_t>(sizeof(Element))));
+  auto* x =
+      static_cast<Element*>(scratch(Scratch::shared_input, input.m * stride * static_cast<int64_t>(sizeof(Element))));
   int64_t rows = 0, units = 0;
   for (int64_t i = 0; i < input.m; ++i) {
     round_row(input.x + i * input.cols, input.cols, rounding, x + i * stride);

@@ -1,5 +1,6 @@
 // matmul_int8: LLM.int8() with int32 accumulation, outlier columns apart in fp32.
 #include "kernels/cpu/isa/entries.h"
+#include "kernels/cpu/isa/gemv_int8.h"
 #include "kernels/cpu/isa/panel_gemm.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
@@ -27,26 +28,30 @@ NIBBLE_INLINE float round_to(DType compute, float x) {
 }
 NIBBLE_INLINE bool is_outlier(const QuantizedX& q, float x) { return q.threshold > 0 && magnitude(x) >= q.threshold; }
 
-/// Half to even for |x| < 2^22; NaN becomes 0.
-NIBBLE_INLINE int32_t round_to_int(float x) {
-  if (!(magnitude(x) < 0x1p22f)) return 0;
-  const float shifted = x + 0x1.8p23f;
-  return static_cast<int32_t>(__builtin_bit_cast(uint32_t, shifted) - 0x4b400000u);
+/// One row of x rounded to fp16, in this thread's memory.
+const float* round_input_row(const QuantizedX& q, int64_t row) {
+  auto* x = static_cast<float*>(scratch(Scratch::row, q.input->cols * 4));
+  round_row(q.input->x + row * q.input->cols, q.input->cols, Rounding::f16, x);
+  return x;
 }
 
 void measure_row(void* context, int64_t row, int) {
   const auto& q = *static_cast<const QuantizedX*>(context);
-  const float* x = q.input->x + row * q.input->cols;
-  float absmax = 0;
+  const float* x = round_input_row(q, row);
+  // Magnitudes compare as the integers that hold them; NaN lies above infinity and is neither maximum nor outlier.
+  constexpr int32_t kInfinity = 0x7f800000;
+  const int32_t limit = q.threshold > 0 ? __builtin_bit_cast(int32_t, q.threshold) : kInfinity + 1;
+  int32_t largest = 0, outliers = 0;
   for (int64_t k = 0; k < q.input->cols; ++k) {
-    const float value = round_f16(x[k]);
-    if (is_outlier(q, value)) {
-      __atomic_store_n(&q.is_outlier[k], uint8_t{1}, __ATOMIC_RELAXED);  // rows are measured in parallel
-    } else if (magnitude(value) > absmax) {
-      absmax = magnitude(value);
-    }
+    const int32_t bits = __builtin_bit_cast(int32_t, x[k]) & 0x7fffffff;
+    const int32_t ordinary = bits >= limit || bits > kInfinity ? 0 : bits;
+    outliers += bits >= limit && bits <= kInfinity ? 1 : 0;
+    largest = ordinary > largest ? ordinary : largest;
   }
-  q.absmax[row] = absmax;
+  q.absmax[row] = __builtin_bit_cast(float, largest);
+  if (outliers == 0) return;
+  for (int64_t k = 0; k < q.input->cols; ++k)  // rows are measured in parallel
+    if (is_outlier(q, x[k])) __atomic_store_n(&q.is_outlier[k], uint8_t{1}, __ATOMIC_RELAXED);
 }
 
 /// An element of an outlier column is not quantized; batch-invariantly, only if its own row makes it one.
@@ -54,33 +59,56 @@ NIBBLE_INLINE bool is_set_apart(const QuantizedX& q, int64_t column, float x) {
   return q.is_outlier[column] && (!q.input->batch_invariant || is_outlier(q, x));
 }
 
+/// Codes of x * scale, half to even; NaN becomes 0 and magnitudes stop at 127. Adding 1.5 * 2^23 rounds.
+void quantize_run(const float* x, int64_t count, float scale, StepInt8::Element* codes) {
+  for (int64_t k = 0; k < count; ++k) {
+    float value = x[k] * scale;
+    value = value == value ? value : 0.0f;
+    value = value > 127.0f ? 127.0f : value;
+    value = value < -127.0f ? -127.0f : value;
+    codes[k] = static_cast<StepInt8::Element>(__builtin_bit_cast(int32_t, value + 0x1.8p23f) - 0x4b400000);
+  }
+}
+
+/// Row `row` of the slab to dwords `stride` apart, and its outliers.
+void quantize_row(const QuantizedX& q, int64_t row, uint32_t* out, int64_t stride) {
+  constexpr int64_t kPiece = 1024;
+  const int64_t cols = q.input->cols;
+  const float* x = round_input_row(q, q.first + row);
+  const float absmax = q.absmax[q.first + row];
+  int32_t sum = 0;
+  int64_t o = 0;
+  for (int64_t begin = 0; begin < cols; begin += kPiece) {
+    StepInt8::Element codes[kPiece];
+    const int64_t count = smaller(kPiece, cols - begin);
+    const int64_t dwords = (count + StepInt8::kPerDword - 1) / StepInt8::kPerDword;
+    quantize_run(x + begin, count, absmax > 0 ? 127.0f / absmax : 0.0f, codes);
+    for (; o < q.outliers && q.columns[o] < begin + count; ++o)
+      if (is_set_apart(q, q.columns[o], x[q.columns[o]])) codes[q.columns[o] - begin] = 0;
+    for (int64_t k = 0; k < count; ++k) sum += codes[k];
+    for (int64_t k = count; k < dwords * StepInt8::kPerDword; ++k) codes[k] = 0;
+    scatter_dwords<StepInt8>(codes, dwords, stride, out + begin / StepInt8::kPerDword * stride);
+  }
+  q.sum[row] = sum;
+  for (o = 0; o < q.outliers; ++o) {
+    const int64_t column = q.columns[o];
+    const bool apart = is_set_apart(q, column, x[column]);
+    q.outlier_x[row * q.outliers + o] =
+        apart ? round_to(q.input->compute, q.input->x[(q.first + row) * cols + column]) : 0;
+  }
+}
+
 void quantize_tile(void* context, int64_t tile, int) {
   const auto& q = *static_cast<const QuantizedX*>(context);
   const int64_t begin = tile_begin(q.rows, tile), rows = tile_begin(q.rows, tile + 1) - begin;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t row = q.first + begin + r;
-    const float* x = q.input->x + row * q.input->cols;
-    const float scale = q.absmax[row] > 0 ? 127.0f / q.absmax[row] : 0.0f;
-    int32_t sum = 0;
-    for (int64_t k = 0; k < q.depth; ++k) {
-      StepInt8::Element dword[StepInt8::kPerDword] = {};
-      for (int64_t j = 0; j < StepInt8::kPerDword; ++j) {
-        const int64_t column = k * StepInt8::kPerDword + j;
-        if (column >= q.input->cols) break;
-        const float value = round_f16(x[column]);
-        const int32_t code = is_set_apart(q, column, value) ? 0 : round_to_int(value * scale);
-        dword[j] = static_cast<StepInt8::Element>(code);
-        sum += code;
-      }
-      std::memcpy(q.packed + begin * q.depth + k * rows + r, dword, 4);
-    }
-    q.sum[begin + r] = sum;
-    for (int64_t o = 0; o < q.outliers; ++o) {
-      const float value = x[q.columns[o]];
-      q.outlier_x[(begin + r) * q.outliers + o] =
-          is_set_apart(q, q.columns[o], round_f16(value)) ? round_to(q.input->compute, value) : 0.0f;
-    }
-  }
+  for (int64_t r = 0; r < rows; ++r) quantize_row(q, begin + r, q.packed + begin * q.depth + r, rows);
+}
+
+NIBBLE_INLINE float scaled(const QuantizedX& q, int64_t row, int32_t sum, float absmax) {
+  return static_cast<float>(sum) * (q.absmax[row] * (1.0f / (127.0f * 127.0f)) * absmax);
+}
+NIBBLE_INLINE float outlier_weight(const QuantizedX& q, int8_t code, float absmax) {
+  return round_to(q.input->compute, static_cast<float>(code) * absmax * (1.0f / 127.0f));
 }
 
 struct SourceInt8 {
@@ -93,7 +121,7 @@ struct SourceInt8 {
 
   void fill(int64_t job, int64_t row, int64_t begin, int64_t count, Element* out) const {
     const int8_t* w = jobs[job].w + row * x->input->cols + begin;
-    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Element>(w[i] ^ (Step::kOffset ? 0x80 : 0));
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Element>(Step::kOffset ? w[i] ^ -128 : w[i]);
   }
 
   void finish(int64_t job, int64_t row, int64_t count, int64_t first_x, int64_t m, const int32_t* c) const {
@@ -102,18 +130,13 @@ struct SourceInt8 {
     gather_outliers(j, row, count, outlier_w);
     float* values = outlier_w + x->outliers * kPanelRows;
     for (int64_t i = 0; i < m; ++i) {
-      const float x_scale = x->absmax[first_x + i] * (1.0f / (127.0f * 127.0f));
       const int32_t correction = Step::kOffset * x->sum[i];
       for (int64_t n = 0; n < count; ++n)
-        values[n] = static_cast<float>(c[i * kPanelRows + n] - correction) * (x_scale * j.absmax[row + n]);
+        values[n] = scaled(*x, first_x + i, c[i * kPanelRows + n] - correction, j.absmax[row + n]);
       const float* outlier_x = x->outlier_x + i * x->outliers;
       for (int64_t o = 0; o < x->outliers; ++o)
         for (int64_t n = 0; n < count; ++n) values[n] += outlier_x[o] * outlier_w[o * kPanelRows + n];
-      float* y = j.out.y + (first_x + i) * j.out.y_stride + row;
-      for (int64_t n = 0; n < count; ++n) {
-        const float value = j.out.bias ? values[n] + j.out.bias[row + n] : values[n];
-        y[n] = j.out.accumulate ? y[n] + value : value;
-      }
+      for (int64_t n = 0; n < count; ++n) put(j.out, first_x + i, row + n, values[n]);
     }
   }
 
@@ -128,10 +151,84 @@ struct SourceInt8 {
   }
 };
 
+#if defined(NIBBLE_HAS_INT8_GEMV)
+/// Few rows of x. Integer sums are exact and the rest happens in the panels' order: the bits are the same.
+struct GemvInt8 {
+  const QuantizedX* x;
+  const MatmulInt8Job* jobs;
+  int64_t count;
+  int64_t unit_rows;
+
+  template <int R, int M>
+  void run_rows(const MatmulInt8Job& job, int64_t n) const {
+    int32_t sums[R][M];
+    const int64_t cols = x->input->cols;
+    const int8_t* w = job.w + n * cols;
+    dot_int8_rows<R, M>(w, cols, reinterpret_cast<const StepInt8::Element*>(x->packed), x->depth * StepInt8::kPerDword,
+                        sums);
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < M; ++i) {
+        const float absmax = job.absmax[n + r];
+        float value = scaled(*x, i, sums[r][i] - StepInt8::kOffset * x->sum[i], absmax);
+        for (int64_t o = 0; o < x->outliers; ++o)
+          value += x->outlier_x[i * x->outliers + o] * outlier_weight(*x, w[r * cols + x->columns[o]], absmax);
+        put(job.out, i, n + r, value);
+      }
+  }
+
+  template <int M>
+  void run_unit(const MatmulInt8Job& job, int64_t n) const {
+    const int64_t end = smaller(n + unit_rows, job.rows);
+    for (; n + 4 <= end; n += 4) run_rows<4, M>(job, n);
+    for (; n < end; ++n) run_rows<1, M>(job, n);
+  }
+
+  int64_t units(int64_t rows) const { return (rows + unit_rows - 1) / unit_rows; }
+
+  static void task(void* context, int64_t index, int) {
+    const auto& gemv = *static_cast<const GemvInt8*>(context);
+    for (int64_t job = 0; job < gemv.count; ++job) {
+      const int64_t units = gemv.units(gemv.jobs[job].rows);
+      if (index >= units) {
+        index -= units;
+        continue;
+      }
+      const int64_t n = index * gemv.unit_rows;
+      if (gemv.x->input->m == 1) return gemv.run_unit<1>(gemv.jobs[job], n);
+      if (gemv.x->input->m == 2) return gemv.run_unit<2>(gemv.jobs[job], n);
+      if (gemv.x->input->m == 3) return gemv.run_unit<3>(gemv.jobs[job], n);
+      return gemv.run_unit<4>(gemv.jobs[job], n);
+    }
+  }
+};
+
+void run_gemv(const Context& context, QuantizedX& q, const MatmulInt8Job* jobs, int64_t count) {
+  const int64_t m = q.input->m, cols = q.input->cols;
+  q.rows = m;
+  q.depth = (cols + kInt8Columns - 1) / kInt8Columns * kLanes;
+  q.packed = static_cast<uint32_t*>(scratch(Scratch::shared_input, m * (q.depth + q.outliers) * 4));
+  q.outlier_x = reinterpret_cast<float*>(q.packed + m * q.depth);
+  for (int64_t i = 0; i < m; ++i) {
+    uint32_t* out = q.packed + i * q.depth;
+    const int64_t used = cols / StepInt8::kPerDword;  // the last dword may be short: cleared, then written
+    std::memset(out + used, 0, static_cast<size_t>(q.depth - used) * 4);
+    quantize_row(q, i, out, 1);
+  }
+  int64_t rows = 0, units = 0;
+  for (int64_t j = 0; j < count; ++j) rows += jobs[j].rows;
+  GemvInt8 gemv{&q, jobs, count, unit_rows(context, rows, cols)};
+  for (int64_t j = 0; j < count; ++j) units += gemv.units(jobs[j].rows);
+  run(context, units, GemvInt8::task, &gemv);
+}
+#endif
+
 /// Row maxima and the call's outlier columns.
 void measure(const Context& context, QuantizedX& q) {
   std::memset(q.is_outlier, 0, static_cast<size_t>(q.input->cols));
-  run(context, q.input->m, measure_row, &q);
+  if (q.input->m == 1)
+    measure_row(&q, 0, 0);
+  else
+    run(context, q.input->m, measure_row, &q);
   q.outliers = 0;
   if (q.threshold <= 0) return;
   for (int64_t k = 0; k < q.input->cols; ++k)
@@ -152,6 +249,9 @@ void matmul_int8(const Context& context, const MatmulInput& input, float thresho
   q.columns = q.sum + kSlabRows;
   q.is_outlier = reinterpret_cast<uint8_t*>(q.columns + input.cols);
   measure(context, q);
+#if defined(NIBBLE_HAS_INT8_GEMV)
+  if (input.m <= kInt8GemvRows) return run_gemv(context, q, jobs, count);
+#endif
 
   const SourceInt8 source{jobs, &q};
   for (int64_t first = 0; first < input.m; first += kSlabRows) {
