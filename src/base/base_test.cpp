@@ -97,6 +97,19 @@ TEST(Json, NamesSourceAndKey) {
   EXPECT_THROW(get_value<int64_t>(object, "b", "test"), Error);
   EXPECT_FALSE(find_value<int64_t>(object, "c", "test"));
   EXPECT_EQ(dump_json(object), R"({"a": 1, "b": "x"})");
+  EXPECT_EQ(dump_json(parse_json(R"({"b": 1, "a": [], "b": {"c": 2}, "d": null})", "test")),
+            R"({"b": {"c": 2}, "a": [], "d": null})");
+  EXPECT_EQ(parse_json("-1.5", "test"), -1.5);
+  EXPECT_THROW(parse_json("", "test"), Error);
+  EXPECT_THROW(parse_json("1e999", "test"), Error);
+  EXPECT_THROW(parse_json("{} x", "test"), Error);
+  EXPECT_THROW(parse_json("\"\xff\"", "test"), Error);
+}
+
+TEST(Json, ManyKeysTakeLinearTime) {
+  std::string text = "{";
+  for (int i = 0; i < 200'000; ++i) text += fmt::format("{}\"key{}\": {}", i ? ", " : "", i, i);
+  EXPECT_EQ(parse_json(text + "}", "test").size(), 200'000u);  // a quadratic parser needs minutes
 }
 
 }  // namespace
