@@ -12,6 +12,7 @@
 namespace nibble {
 namespace {
 
+constexpr int64_t kMaxStateBytes = 1 << 16;
 constexpr std::string_view kStateKey = ".quant_state.bitsandbytes__";
 
 // A statistics tensor of known type and number of elements.
@@ -101,6 +102,8 @@ std::optional<Stored4Bit> find_4bit(const Checkpoint& checkpoint, const std::str
   const Tensor text = checkpoint.get(state_name);
   if (text.dtype() != DType::u8)
     fail(ErrorCode::corrupt_file, "{}: found {}, expected uint8", source, name_of(text.dtype()));
+  if (text.count() > kMaxStateBytes)
+    fail(ErrorCode::corrupt_file, "{}: {} bytes, expected at most {}", source, text.count(), kMaxStateBytes);
   read_state(text, source, state);
 
   const int64_t count = checked_count(state.shape, source);
