@@ -65,6 +65,7 @@ struct ModelSummary {
   int64_t num_parameters = 0;
   int64_t memory_footprint_bytes = 0;
   int64_t statistics_bytes = 0;  // absmax and scales, which get_memory_footprint does not count
+  int64_t decode_bytes = 0;      // read from memory for each generated token: weights and statistics, without the cache
 };
 
 struct GenerationOutput {
@@ -135,7 +136,11 @@ class AutoModelForCausalLM {
 /// Prints the module tree as Python's print(model) does.
 std::ostream& operator<<(std::ostream& out, const AutoModelForCausalLM& model);
 
-/// The same from config.json alone: no weights are read.
+/// `name` itself if it exists; else the newest snapshot of a hub id ("org/name") in the local Hugging Face cache
+/// (HF_HUB_CACHE, HF_HOME/hub or ~/.cache/huggingface/hub). Errors: not_found.
+std::filesystem::path resolve_model(const std::string& name);
+
+/// The same as summary(), from config.json alone: no weights are read.
 ModelSummary inspect(const std::filesystem::path& path, const BitsAndBytesConfig& config = {},
                      std::optional<DType> dtype = std::nullopt);
 

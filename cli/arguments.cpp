@@ -1,0 +1,120 @@
+// The options that several commands share, under the names users know from transformers.
+#include <cmath>
+#include <cstdlib>
+#include <iostream>
+
+#include "base/error.h"
+#include "command.h"
+
+namespace nibble::cli {
+
+void QuantizationArguments::add_to(CLI::App& app) {
+  const char* group = "Quantization (as BitsAndBytesConfig)";
+  app.add_flag("--load-in-4bit", config.load_in_4bit, "Linear weights in 4 bits")->group(group);
+  app.add_flag("--load-in-8bit", config.load_in_8bit, "Linear weights in 8 bits: LLM.int8()")->group(group);
+  app.add_option("--bnb-4bit-quant-type", config.bnb_4bit_quant_type, "fp4 (default) or nf4")->group(group);
+  app.add_flag("--bnb-4bit-use-double-quant", config.bnb_4bit_use_double_quant, "Quantize the statistics too")->group(group);
+  app.add_option("--bnb-4bit-compute-dtype", compute_dtype, "float32 (default), bfloat16, float16, or int8 (approximate)")
+      ->group(group);
+  app.add_option("--bnb-4bit-quant-storage", quant_storage, "Type that holds the packed codes in files")->group(group);
+  app.add_option("--bnb-4bit-blocksize", config.bnb_4bit_blocksize, "Values that share one scale: 32 to 4096 (64)")
+      ->group(group);
+  app.add_option("--llm-int8-threshold", threshold, "Activations from here on stay in 16 bits (6.0; 0: none)")->group(group);
+  skip_option = app.add_option("--llm-int8-skip-modules", skip_modules,
+                               "Modules that stay unquantized, comma-separated; replaces the default (the output head)")
+                    ->group(group);
+  app.add_option("--dtype", dtype, "Of what is not quantized: auto (the checkpoint's), float32, float16, bfloat16")
+      ->group(group);
+}
+
+namespace {
+
+DType parse_dtype(const std::string& text, const char* option) {
+  try {
+    return dtype_from_name(text);
+  } catch (const Error&) {
+    fail(ErrorCode::invalid_argument, "{}: found '{}', expected float32, float16 or bfloat16", option, text);
+  }
+}
+
+}  // namespace
+
+BitsAndBytesConfig QuantizationArguments::parsed() const {
+  BitsAndBytesConfig result = config;
+  result.bnb_4bit_compute_dtype = parse_dtype(compute_dtype, "--bnb-4bit-compute-dtype");
+  result.bnb_4bit_quant_storage = parse_dtype(quant_storage, "--bnb-4bit-quant-storage");
+  char* end = nullptr;
+  result.llm_int8_threshold = std::strtod(threshold.c_str(), &end);
+  if (threshold.empty() || *end != '\0' || !std::isfinite(result.llm_int8_threshold) || result.llm_int8_threshold < 0)
+    fail(ErrorCode::invalid_argument, "--llm-int8-threshold: found '{}', expected a number of 0 or more", threshold);
+  if (skip_option && skip_option->count() > 0) result.llm_int8_skip_modules = split_list(skip_modules);
+  result.validate();
+  return result;
+}
+
+std::optional<DType> QuantizationArguments::parsed_dtype() const {
+  if (dtype == "auto") return std::nullopt;
+  const DType parsed = parse_dtype(dtype, "--dtype");
+  require(parsed == DType::f32 || parsed == DType::f16 || parsed == DType::bf16,
+          "--dtype: found '{}', expected auto, float32, float16 or bfloat16", dtype);
+  return parsed;
+}
+
+void ModelArguments::add_to(CLI::App& app) {
+  app.add_option("MODEL", model, "Directory with config.json and *.safetensors, a .gguf file, or a cached hub id")->required();
+  quantization.add_to(app);
+  app.add_option("--device-map", device_map, "auto or cpu")->group("Placement");
+  app.add_option("--threads", threads, "CPU threads (0: all)")->group("Placement");
+}
+
+LoadOptions ModelArguments::load_options() const {
+  LoadOptions options;
+  options.quantization_config = quantization.parsed();
+  options.dtype = quantization.parsed_dtype();
+  options.device_map = device_map;
+  options.threads = threads;
+  options.progress = progress_bar();
+  options.warning = [](std::string_view text) { std::cerr << "warning: " << text << '\n'; };
+  return options;
+}
+
+AutoModelForCausalLM ModelArguments::load() const {
+  return AutoModelForCausalLM::from_pretrained(resolve_model(model), load_options());
+}
+
+void SamplingArguments::add_to(CLI::App& app, int64_t default_new_tokens) {
+  config.max_new_tokens = default_new_tokens;
+  const char* group = "Generation (as transformers' generate)";
+  const auto option = [&](const char* name, auto member, const char* text) {
+    auto* added = app.add_option(name, config.*member, text)->group(group);
+    given.emplace_back(added, [this, member](GenerationConfig& target) { target.*member = config.*member; });
+  };
+  option("--max-new-tokens", &GenerationConfig::max_new_tokens, "How many tokens to add");
+  option("--temperature", &GenerationConfig::temperature, "With --do-sample: below 1 sharpens, above 1 flattens");
+  option("--top-k", &GenerationConfig::top_k, "With --do-sample: the k most likely tokens only (50; 0: all)");
+  option("--top-p", &GenerationConfig::top_p, "With --do-sample: the most likely tokens up to this mass");
+  option("--min-p", &GenerationConfig::min_p, "With --do-sample: tokens of at least this share of the best one's probability");
+  option("--repetition-penalty", &GenerationConfig::repetition_penalty, "Above 1: tokens that occurred become less likely");
+  option("--num-beams", &GenerationConfig::num_beams, "Beam search over this many hypotheses");
+  option("--length-penalty", &GenerationConfig::length_penalty, "With beams: above 0 favours longer texts");
+  option("--stop", &GenerationConfig::stop, "End where this text appears (repeatable)");
+  option("--seed", &GenerationConfig::seed, "Of the random numbers of --do-sample");
+  do_sample = app.add_flag("--do-sample,!--no-do-sample", config.do_sample, "Draw from the distribution")->group(group);
+  given.emplace_back(do_sample, [this](GenerationConfig& target) { target.do_sample = config.do_sample; });
+  auto* early = app.add_flag("--early-stopping", config.early_stopping, "With beams: stop at num-beams finished texts")->group(group);
+  given.emplace_back(early, [this](GenerationConfig& target) { target.early_stopping = config.early_stopping; });
+  auto* invariant =
+      app.add_flag("--batch-invariant", config.batch_invariant, "The same bits whatever the batch size")->group(group);
+  given.emplace_back(invariant, [this](GenerationConfig& target) { target.batch_invariant = config.batch_invariant; });
+}
+
+GenerationConfig SamplingArguments::merged(const GenerationConfig& defaults) const {
+  GenerationConfig result = defaults;
+  result.max_new_tokens = config.max_new_tokens;
+  result.seed = config.seed;
+  for (const auto& [option, copy] : given)
+    if (option->count() > 0) copy(result);
+  return result;
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,96 @@
+// What every command shares: registration, the options that load a model, output and progress.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "nibble/nibble.h"
+
+namespace nibble::cli {
+
+/// Set by the command that was chosen; main runs it inside the error handler and returns its status.
+using Action = std::function<int()>;
+
+/// One line of the list in main.cpp.
+struct Command {
+  void (*add)(CLI::App& app, Action& action);
+};
+
+void add_info(CLI::App& app, Action& action);
+void add_inspect(CLI::App& app, Action& action);
+void add_plan(CLI::App& app, Action& action);
+void add_quantize(CLI::App& app, Action& action);
+void add_dequantize(CLI::App& app, Action& action);
+void add_convert(CLI::App& app, Action& action);
+void add_generate(CLI::App& app, Action& action);
+void add_tokenize(CLI::App& app, Action& action);
+void add_perplexity(CLI::App& app, Action& action);
+void add_bench(CLI::App& app, Action& action);
+void add_chat(CLI::App& app, Action& action);
+
+/// The quantization options, named as BitsAndBytesConfig's fields.
+struct QuantizationArguments {
+  BitsAndBytesConfig config;
+  std::string compute_dtype = "float32";
+  std::string quant_storage = "uint8";
+  std::string threshold = "6.0";
+  std::string skip_modules;
+  std::string dtype = "auto";
+  CLI::Option* skip_option = nullptr;
+
+  void add_to(CLI::App& app);
+  /// Checks and converts. Errors: invalid_argument naming the option.
+  BitsAndBytesConfig parsed() const;
+  std::optional<DType> parsed_dtype() const;
+};
+
+/// Everything that loading a model takes.
+struct ModelArguments {
+  std::string model;
+  QuantizationArguments quantization;
+  std::string device_map = "auto";
+  int threads = 0;
+
+  void add_to(CLI::App& app);
+  LoadOptions load_options() const;
+  AutoModelForCausalLM load() const;
+};
+
+/// Options of generate and chat that choose the next token.
+struct SamplingArguments {
+  GenerationConfig config;
+  CLI::Option* do_sample = nullptr;
+  std::vector<std::pair<CLI::Option*, std::function<void(GenerationConfig&)>>> given;
+
+  void add_to(CLI::App& app, int64_t default_new_tokens);
+  /// `defaults` come from the model's generation_config.json; what was typed wins.
+  GenerationConfig merged(const GenerationConfig& defaults) const;
+};
+
+/// A bar on standard error while it is a terminal; silent otherwise.
+Progress progress_bar();
+
+/// One JSON object and a newline on standard output.
+void print_json(const Json& object);
+
+/// "16GiB", "12GB", "500MB", "1024": bytes. Errors: invalid_argument naming `option`.
+int64_t parse_size(const std::string& text, const std::string& option);
+
+/// "1.53 GB": for people.
+std::string human_size(int64_t bytes);
+
+/// Standard input or a file as text. Errors: not_found, io.
+std::string read_text(const std::string& path);
+std::string read_standard_input();
+
+/// A comma-separated list; empty text is an empty list.
+std::vector<std::string> split_list(const std::string& text);
+
+/// Writes the last line of standard error and returns the exit status that docs/cli.md promises for `code`.
+int report_error(ErrorCode code, const std::string& message);
+
+}  // namespace nibble::cli

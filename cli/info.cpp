@@ -1,0 +1,66 @@
+// nibble info: devices, instruction sets, formats, architectures and the kernel table.
+#include <iostream>
+
+#include "command.h"
+
+namespace nibble::cli {
+namespace {
+
+Json to_json(const SystemInfo& info) {
+  Json json{{"version", version()}, {"devices", Json::array()}, {"isa", ""}, {"isas", Json::array()}, {"kernels", Json::object()}};
+  for (const auto& device : info.devices)
+    json["devices"].push_back({{"name", device.name},
+                               {"description", device.description},
+                               {"memory_bytes", device.memory_bytes},
+                               {"free_memory_bytes", device.free_memory_bytes}});
+  for (const auto& isa : info.isas) {
+    json["isas"].push_back({{"name", isa.name}, {"supported", isa.is_supported}, {"active", isa.is_active}});
+    if (isa.is_active) json["isa"] = isa.name;
+  }
+  for (const auto& row : info.kernels) json["kernels"][row.entry] = row.backends;
+  json["formats"] = info.formats;
+  json["architectures"] = info.architectures;
+  json["threads"] = info.threads;
+  return json;
+}
+
+void print(const SystemInfo& info) {
+  std::cout << "nibble " << version() << "\n\ndevices\n";
+  for (const auto& device : info.devices)
+    std::cout << "  " << device.name << ": " << device.description << ", " << human_size(device.memory_bytes) << " memory, "
+              << human_size(device.free_memory_bytes) << " free, " << info.threads << " threads\n";
+  std::cout << "\ninstruction sets\n";
+  for (const auto& isa : info.isas)
+    std::cout << "  " << isa.name << (isa.is_active ? " (in use)" : isa.is_supported ? "" : " (not on this processor)") << '\n';
+  const auto list = [](const char* title, const std::vector<std::string>& names) {
+    std::cout << '\n' << title << "\n ";
+    for (const auto& name : names) std::cout << ' ' << name;
+    std::cout << '\n';
+  };
+  list("formats", info.formats);
+  list("architectures", info.architectures);
+  std::cout << "\nkernels\n";
+  for (const auto& row : info.kernels) {
+    std::cout << fmt::format("  {:<22}", row.entry);
+    for (const auto& backend : row.backends) std::cout << ' ' << backend;
+    std::cout << '\n';
+  }
+}
+
+}  // namespace
+
+void add_info(CLI::App& app, Action& action) {
+  auto* command = app.add_subcommand("info", "Devices, instruction sets and kernels of this machine and binary");
+  auto json = std::make_shared<bool>(false);
+  command->add_flag("--json", *json, "One JSON object instead of text");
+  command->callback([&action, json] {
+    action = [json] {
+      const SystemInfo info = system_info();
+      if (*json) print_json(to_json(info));
+      else print(info);
+      return 0;
+    };
+  });
+}
+
+}  // namespace nibble::cli
