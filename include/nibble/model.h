@@ -82,10 +82,6 @@ struct PerplexityResult {
   int64_t tokens = 0;   // predicted tokens
 };
 
-namespace models {
-class LoadedModel;  // src/models, runtime
-}
-
 /// A causal language model in memory. Move-only. One call at a time; different models may run in parallel.
 class AutoModelForCausalLM {
  public:
@@ -126,11 +122,10 @@ class AutoModelForCausalLM {
   /// The directory appears whole or not at all. Errors: invalid_argument (it exists), io.
   void save_pretrained(const std::filesystem::path& path, int64_t max_shard_size_bytes = int64_t{50} << 30) const;
 
-  models::LoadedModel& implementation() { return *model_; }
-
  private:
-  explicit AutoModelForCausalLM(std::unique_ptr<models::LoadedModel> model);
-  std::unique_ptr<models::LoadedModel> model_;
+  struct Implementation;
+  explicit AutoModelForCausalLM(std::unique_ptr<Implementation> model);
+  std::unique_ptr<Implementation> model_;
 };
 
 /// Prints the module tree as Python's print(model) does.

@@ -39,7 +39,7 @@ struct SystemInfo {
 
 SystemInfo system_info();
 
-/// Highest resident memory of this process so far, without pages of mapped files where the system tells them apart.
+/// Highest resident memory of this process so far, resident pages of mapped files included.
 int64_t peak_rss_bytes();
 
 /// Streaming read bandwidth of main memory with `threads` threads, in bytes a second; takes about 0.3 s.

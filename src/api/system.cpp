@@ -1,0 +1,73 @@
+// include/nibble/system.h over the device list, the kernel tables, the formats and the architectures.
+#include "nibble/system.h"
+
+#include "device/cpu.h"
+#include "kernels/cpu/table.h"
+#include "kernels/reference/table.h"
+#include "models/registry.h"
+#include "quant/format.h"
+
+namespace nibble {
+namespace {
+
+/// Names of the backends whose table has the entry that `get` picks.
+template <typename Get>
+KernelRow row(const char* entry, Get get) {
+  KernelRow result{entry, {}};
+  const auto add = [&](const kernels::Kernels& table) {
+    if (get(table)) result.backends.emplace_back(table.name);
+  };
+  add(kernels::reference::table());
+  for (const auto& isa : kernels::cpu::isas()) add(*isa.table);
+  return result;
+}
+
+std::vector<KernelRow> kernel_rows() {
+  using kernels::Kernels;
+  return {
+#define NIBBLE_ROW(entry) row(#entry, [](const Kernels& k) { return k.entry != nullptr; })
+      NIBBLE_ROW(quantize_4bit),
+      NIBBLE_ROW(dequantize_4bit),
+      NIBBLE_ROW(quantize_8bit),
+      NIBBLE_ROW(dequantize_8bit),
+      NIBBLE_ROW(quantize_int8_rows),
+      NIBBLE_ROW(dequantize_int8_rows),
+      NIBBLE_ROW(matmul_4bit),
+      NIBBLE_ROW(matmul_dense),
+      NIBBLE_ROW(matmul_int8),
+      NIBBLE_ROW(rms_norm),
+      NIBBLE_ROW(layer_norm),
+      NIBBLE_ROW(rope),
+      NIBBLE_ROW(cache_append),
+      NIBBLE_ROW(attention),
+      NIBBLE_ROW(activate),
+      NIBBLE_ROW(embed),
+#undef NIBBLE_ROW
+  };
+}
+
+}  // namespace
+
+std::string_view version() { return NIBBLE_VERSION; }
+
+SystemInfo system_info() {
+  SystemInfo info;
+  const auto cpu = device::describe_cpu();
+  info.devices.push_back({"cpu", cpu.model_name, cpu.memory_bytes, cpu.free_memory_bytes});
+  const kernels::Kernels* active = &kernels::cpu::table();
+  for (const auto& isa : kernels::cpu::isas()) info.isas.push_back({isa.name, isa.is_supported, isa.table == active});
+  info.kernels = kernel_rows();
+  for (const auto& format : quant::formats()) info.formats.emplace_back(format.name);
+  for (const auto& architecture : models::architectures()) info.architectures.emplace_back(architecture.name);
+  info.threads = available_cpus();
+  return info;
+}
+
+int64_t peak_rss_bytes() { return device::peak_rss_bytes(); }
+
+double measure_read_bandwidth(int threads) {
+  ThreadPool pool(threads);
+  return device::measure_read_bandwidth(pool);
+}
+
+}  // namespace nibble
