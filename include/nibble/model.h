@@ -22,8 +22,7 @@ struct BitsAndBytesConfig {
   bool load_in_8bit = false;
   bool load_in_4bit = false;
   double llm_int8_threshold = 6.0;  // activations of this magnitude and above stay in 16 bits; 0: none
-  std::optional<std::vector<std::string>>
-      llm_int8_skip_modules;  // replaces the default list (the tied and output head)
+  std::optional<std::vector<std::string>> llm_int8_skip_modules;  // replaces the default list (the tied and output head)
   bool llm_int8_enable_fp32_cpu_offload = false;
   DType bnb_4bit_compute_dtype = DType::f32;
   std::string bnb_4bit_quant_type = "fp4";  // or "nf4"
@@ -38,11 +37,11 @@ struct BitsAndBytesConfig {
 };
 
 struct LoadOptions {
-  BitsAndBytesConfig quantization_config;         // ignored, with a warning, when the checkpoint is quantized already
-  std::optional<DType> dtype;                     // of what is not quantized; nullopt ("auto"): the checkpoint's
-  std::string device_map = "auto";                // "auto" and "cpu" (this build has no other device)
-  int threads = 0;                                // 0: one per CPU this process may use
-  Progress progress;                              // may be empty
+  BitsAndBytesConfig quantization_config;  // ignored, with a warning, when the checkpoint is quantized already
+  std::optional<DType> dtype;              // of what is not quantized; nullopt ("auto"): the checkpoint's
+  std::string device_map = "auto";         // "auto" and "cpu" (this build has no other device)
+  int threads = 0;                         // 0: one per CPU this process may use
+  Progress progress;                       // may be empty
   std::function<void(std::string_view)> warning;  // may be empty
 };
 
@@ -85,9 +84,9 @@ struct PerplexityResult {
 /// A causal language model in memory. Move-only. One call at a time; different models may run in parallel.
 class AutoModelForCausalLM {
  public:
-  /// Loads `path` (a directory with config.json and *.safetensors, or a .gguf file), quantizing tensor by tensor as
-  /// it is read: peak memory is the result plus the largest tensor. A quantized checkpoint is used from the mapped
-  /// file. Errors: not_found, corrupt_file (file, tensor, found, expected), unsupported (architecture, type),
+  /// Loads `path` (what resolve_model accepts, or a .gguf file), quantizing tensor by tensor as
+  /// it is read: peak memory is the result plus the largest tensor. A quantized checkpoint is used from the mapped file.
+  /// Errors: not_found, corrupt_file (file, tensor, found, expected), unsupported (architecture, type),
   /// invalid_argument (options), out_of_memory.
   static AutoModelForCausalLM from_pretrained(const std::filesystem::path& path, const LoadOptions& options = {});
 
@@ -95,12 +94,14 @@ class AutoModelForCausalLM {
   AutoModelForCausalLM& operator=(AutoModelForCausalLM&&) noexcept;
   ~AutoModelForCausalLM();
 
-  /// Continues one prompt or a batch of prompts of different lengths.
+  /// Continues one prompt or a batch of prompts of different lengths. `config` counts as it is; start from
+  /// generation_config() for what the model's authors recommend. `tokenizer` is needed for stop strings and for the
+  /// texts of the output and of `on_token`; without it those texts are empty.
   /// Errors: invalid_argument (options, ids outside the vocabulary, prompt longer than the model's context), cancelled.
   GenerationOutput generate(const std::vector<int32_t>& prompt, const GenerationConfig& config = {},
-                            const TokenCallback& on_token = {});
+                            const AutoTokenizer* tokenizer = nullptr, const TokenCallback& on_token = {});
   GenerationOutput generate(const std::vector<std::vector<int32_t>>& prompts, const GenerationConfig& config = {},
-                            const TokenCallback& on_token = {});
+                            const AutoTokenizer* tokenizer = nullptr, const TokenCallback& on_token = {});
 
   /// Logits (tokens, vocab), row-major, of every position of one sequence.
   std::vector<float> logits(std::span<const int32_t> tokens);

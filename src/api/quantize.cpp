@@ -52,8 +52,8 @@ Quantized4Bit quantize_4bit(std::span<const std::byte> data, DType dtype, std::v
   result.dtype = dtype;
   result.blocksize = blocksize;
   result.quant_type = quant_type;
-  ThreadPool pool(threads);
-  ops::backend().quantize_4bit({&pool}, {data.data(), dtype, count, blocksize, &book, result.packed.data(), result.absmax.data()});
+  const ops::Backend backend(threads);
+  backend.kernels().quantize_4bit(backend.context(), {data.data(), dtype, count, blocksize, &book, result.packed.data(), result.absmax.data()});
   if (compress_statistics) {
     quant::NestedAbsmax compressed = quant::compress_absmax(result.absmax);
     result.nested = NestedState{std::move(compressed.codes), std::move(compressed.absmax),
@@ -77,8 +77,8 @@ std::vector<std::byte> dequantize_4bit(const Quantized4Bit& tensor, int threads)
                 tensor.nested->nested_absmax.size() == (blocks + quant::kNestedBlock - 1) / quant::kNestedBlock,
             "dequantize_4bit: nested statistics have the wrong size");
   std::vector<std::byte> out(static_cast<size_t>(checked_mul(count, size_of(tensor.dtype), "dequantize_4bit")));
-  ThreadPool pool(threads);
-  ops::backend().dequantize_4bit({&pool}, {tensor.packed.data(), absmax_of(tensor), count, tensor.blocksize, book.values.data(),
+  const ops::Backend backend(threads);
+  backend.kernels().dequantize_4bit(backend.context(), {tensor.packed.data(), absmax_of(tensor), count, tensor.blocksize, book.values.data(),
                                            out.data(), tensor.dtype});
   return out;
 }
@@ -96,8 +96,8 @@ QuantizedBlockwise quantize_blockwise(std::span<const std::byte> data, DType dty
   result.code.assign(code.begin(), code.end());
   result.blocksize = blocksize;
   result.dtype = dtype;
-  ThreadPool pool(threads);
-  ops::backend().quantize_8bit({&pool}, {data.data(), dtype, count, blocksize, code.data(), result.codes.data(), result.absmax.data()});
+  const ops::Backend backend(threads);
+  backend.kernels().quantize_8bit(backend.context(), {data.data(), dtype, count, blocksize, code.data(), result.codes.data(), result.absmax.data()});
   return result;
 }
 
@@ -110,8 +110,8 @@ std::vector<std::byte> dequantize_blockwise(const QuantizedBlockwise& tensor, in
           "dequantize_blockwise: found {} absmax values, expected {}", tensor.absmax.size(),
           quant::block_count(count, tensor.blocksize));
   std::vector<std::byte> out(static_cast<size_t>(checked_mul(count, size_of(tensor.dtype), "dequantize_blockwise")));
-  ThreadPool pool(threads);
-  ops::backend().dequantize_8bit({&pool}, {tensor.codes.data(), tensor.absmax.data(), count, tensor.blocksize,
+  const ops::Backend backend(threads);
+  backend.kernels().dequantize_8bit(backend.context(), {tensor.codes.data(), tensor.absmax.data(), count, tensor.blocksize,
                                            tensor.code.data(), out.data(), tensor.dtype});
   return out;
 }
@@ -128,8 +128,8 @@ QuantizedRows int8_vectorwise_quant(std::span<const std::byte> data, DType dtype
   result.values.resize(static_cast<size_t>(count));
   result.absmax.resize(static_cast<size_t>(rows));
   std::vector<uint8_t> outliers(static_cast<size_t>(cols), 0);
-  ThreadPool pool(threads);
-  ops::backend().quantize_int8_rows({&pool}, {data.data(), dtype, rows, cols, static_cast<float>(threshold),
+  const ops::Backend backend(threads);
+  backend.kernels().quantize_int8_rows(backend.context(), {data.data(), dtype, rows, cols, static_cast<float>(threshold),
                                               result.values.data(), result.absmax.data(), outliers.data()});
   for (int64_t column = 0; column < cols; ++column) {
     if (!outliers[static_cast<size_t>(column)]) continue;
@@ -146,8 +146,8 @@ std::vector<float> int8_vectorwise_dequant(const QuantizedRows& tensor, int thre
           "int8_vectorwise_dequant: found {} values and {} scales, expected {} and {}", tensor.values.size(),
           tensor.absmax.size(), count, tensor.rows);
   std::vector<float> out(static_cast<size_t>(count));
-  ThreadPool pool(threads);
-  ops::backend().dequantize_int8_rows({&pool}, {tensor.values.data(), tensor.absmax.data(), tensor.rows, tensor.cols,
+  const ops::Backend backend(threads);
+  backend.kernels().dequantize_int8_rows(backend.context(), {tensor.values.data(), tensor.absmax.data(), tensor.rows, tensor.cols,
                                                 out.data(), DType::f32});
   return out;
 }

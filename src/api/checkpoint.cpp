@@ -1,0 +1,121 @@
+// include/nibble/checkpoint.h: one checkpoint in, another out, tensor by tensor.
+#include "nibble/checkpoint.h"
+
+#include <chrono>
+
+#include "api/model_source.h"
+#include "base/error.h"
+#include "base/output.h"
+#include "checkpoint/gguf_convert.h"
+#include "checkpoint/safetensors_writer.h"
+#include "device/cpu.h"
+#include "models/convert_weights.h"
+#include "models/registry.h"
+
+namespace nibble {
+namespace fs = std::filesystem;
+namespace {
+
+/// Times a job and fills what every report holds.
+class ReportTimer {
+ public:
+  CheckpointReport finish(int64_t bytes_in, int64_t bytes_out, int64_t tensors, int64_t quantized) const {
+    return {bytes_in, bytes_out, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count(),
+            device::peak_rss_bytes(), tensors, quantized};
+  }
+
+ private:
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
+DType dtype_or_config(const api::ModelSource& source, std::optional<DType> dtype) {
+  if (dtype) return *dtype;
+  if (const auto found = models::config_dtype(source.config, source.config_name)) return *found;
+  return DType::f32;
+}
+
+/// Both spellings: "torch_dtype" of older files and "dtype" of newer ones; one of them must be there.
+void set_config_dtype(Json& config, DType dtype) {
+  const bool has_old = config.contains("torch_dtype");
+  if (has_old) config["torch_dtype"] = name_of(dtype);
+  if (!has_old || config.contains("dtype")) config["dtype"] = name_of(dtype);
+}
+
+void require_float(DType dtype) {
+  require(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16,
+          "dtype: found {}, expected float32, bfloat16 or float16", name_of(dtype));
+}
+
+}  // namespace
+
+CheckpointReport quantize_checkpoint(const fs::path& model, const fs::path& out, const QuantizeOptions& options) {
+  const ReportTimer timer;
+  const BitsAndBytesConfig& config = options.quantization_config;
+  config.validate();
+  require(config.is_quantizable(), "quantize: neither load_in_4bit nor load_in_8bit is set, expected one");
+  const api::ModelSource source = api::open_source(resolve_model(model.string()));
+  require(!models::read_quantization_config(source.config, source.config_name),
+          "{}: the model is quantized already (quantization_config is present)", source.config_name);
+  const models::ModelSpec spec = models::build_spec(source.config, source.config_name);
+  const models::QuantizationPlan plan = models::plan_quantization(spec, config);
+  const DType dtype = dtype_or_config(source, options.dtype);
+  require_float(dtype);
+
+  AtomicDirectory directory(out);
+  const ops::Backend backend(options.threads);
+  const std::vector<PlannedTensor> planned = models::plan_quantized(spec, plan, dtype);
+  SafetensorsWriter writer(directory.path(), planned, options.max_shard_size_bytes);
+  const int64_t quantized =
+      models::write_quantized(spec, *source.checkpoint, plan, dtype, backend, writer, options.progress);
+  writer.finish();
+  Json result = source.config;
+  set_config_dtype(result, dtype);
+  result["quantization_config"] = models::quantization_config_json(config);
+  api::write_config(result, directory.path());
+  api::copy_companions(source, directory.path());
+  const int64_t bytes_out = writer.bytes_written();
+  directory.commit();
+  return timer.finish(source.checkpoint->size_bytes(), bytes_out, static_cast<int64_t>(planned.size()), quantized);
+}
+
+CheckpointReport dequantize_checkpoint(const fs::path& model, const fs::path& out, DType dtype, int threads,
+                                       const Progress& progress) {
+  const ReportTimer timer;
+  require_float(dtype);
+  const api::ModelSource source = api::open_source(resolve_model(model.string()));
+  require(models::read_quantization_config(source.config, source.config_name).has_value(),
+          "{}: the model is not quantized (no quantization_config)", source.config_name);
+  const models::ModelSpec spec = models::build_spec(source.config, source.config_name);
+  AtomicDirectory directory(out);
+  const ops::Backend backend(threads);
+  const std::vector<PlannedTensor> planned = models::plan_dequantized(spec, dtype);
+  SafetensorsWriter writer(directory.path(), planned, int64_t{5} << 30);
+  const int64_t quantized = models::write_dequantized(spec, *source.checkpoint, dtype, backend, writer, progress);
+  writer.finish();
+  Json result = source.config;
+  set_config_dtype(result, dtype);
+  result.erase("quantization_config");
+  api::write_config(result, directory.path());
+  api::copy_companions(source, directory.path());
+  const int64_t bytes_out = writer.bytes_written();
+  directory.commit();
+  return timer.finish(source.checkpoint->size_bytes(), bytes_out, static_cast<int64_t>(planned.size()), quantized);
+}
+
+CheckpointReport convert_gguf(const fs::path& gguf, const fs::path& out, DType dtype, int /*threads*/,
+                              const Progress& progress) {
+  const ReportTimer timer;
+  require_float(dtype);
+  const auto file = GgufFile::open(gguf);
+  AtomicDirectory directory(out);
+  convert_gguf_file(*file, directory.path(), dtype, progress);
+  int64_t bytes_out = 0;
+  for (const auto& entry : fs::directory_iterator(directory.path()))
+    if (entry.path().extension() == ".safetensors") bytes_out += static_cast<int64_t>(entry.file_size());
+  int64_t bytes_in = 0;
+  for (const auto& tensor : file->tensors()) bytes_in += tensor.size_bytes;
+  directory.commit();
+  return timer.finish(bytes_in, bytes_out, static_cast<int64_t>(file->tensors().size()), 0);
+}
+
+}  // namespace nibble

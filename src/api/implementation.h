@@ -1,0 +1,22 @@
+// What stands behind AutoModelForCausalLM.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "api/model_source.h"
+#include "models/decoder.h"
+#include "nibble/model.h"
+
+namespace nibble {
+
+struct AutoModelForCausalLM::Implementation {
+  api::ModelSource source;
+  std::unique_ptr<models::Decoder> decoder;
+  GenerationConfig generation_config;
+
+  /// Errors: invalid_argument for an id outside the vocabulary.
+  void check_ids(std::span<const int32_t> ids) const;
+};
+
+}  // namespace nibble

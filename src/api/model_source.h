@@ -1,0 +1,35 @@
+// Where a model comes from: its config and tensors, from a directory or a GGUF file.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "base/json.h"
+#include "checkpoint/checkpoint.h"
+#include "models/quantization.h"
+#include "models/spec.h"
+
+namespace nibble::api {
+
+struct ModelSource {
+  std::filesystem::path path;  // a directory or a .gguf file
+  Json config;
+  std::string config_name;  // names the config in errors
+  std::shared_ptr<const Checkpoint> checkpoint;
+
+  bool is_gguf() const { return path.extension() == ".gguf"; }
+};
+
+/// config.json (or the GGUF metadata) without weights.
+ModelSource open_config(const std::filesystem::path& path);
+/// With weights. Errors: not_found, corrupt_file, unsupported.
+ModelSource open_source(const std::filesystem::path& path);
+
+/// Copies what makes a directory whole beside weights and config: tokenizer files, chat template, generation config.
+void copy_companions(const ModelSource& source, const std::filesystem::path& directory);
+
+/// Writes config.json as transformers does.
+void write_config(const Json& config, const std::filesystem::path& directory);
+
+}  // namespace nibble::api

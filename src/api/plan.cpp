@@ -1,0 +1,120 @@
+// include/nibble/plan.h: sizes from a config, real or assumed.
+#include "nibble/plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "api/model_source.h"
+#include "base/checked.h"
+#include "device/cpu.h"
+#include "models/quantization.h"
+#include "models/registry.h"
+#include "models/summary.h"
+
+namespace nibble {
+namespace {
+
+struct Sizes {
+  int64_t weights = 0, cache = 0, activations = 0;
+  int64_t total() const { return weights + cache + activations; }
+};
+
+/// Tokens of a prompt that one pass takes; longer prompts run in pieces.
+constexpr int64_t kPrefillChunk = 512;
+
+Sizes measure(const models::ModelSpec& spec, const BitsAndBytesConfig& config, DType dtype, const PlanOptions& options) {
+  const ModelSummary summary = models::summarize(spec, models::plan_quantization(spec, config), dtype);
+  Sizes sizes;
+  sizes.weights = checked_add(summary.memory_footprint_bytes, summary.statistics_bytes, "weights");
+  const int64_t tokens = checked_mul(options.context, options.batch_size, "context x batch size");
+  const int64_t element = dtype == DType::f32 ? 4 : 2;
+  int64_t widest = spec.hidden_size;
+  for (const auto& layer : spec.layers) {
+    const auto& attention = layer.attention;
+    const int64_t per_token = 2 * attention.kv_heads * attention.head_dim * element;
+    sizes.cache = checked_add(sizes.cache, checked_mul(tokens, per_token, "KV cache"), "KV cache");
+    widest = std::max({widest, 2 * layer.mlp.intermediate_size, (attention.heads + 2 * attention.kv_heads) * attention.head_dim});
+  }
+  const int64_t rows = std::max(std::min(options.context, kPrefillChunk), options.batch_size);
+  sizes.activations = checked_mul(rows, 4 * (3 * spec.hidden_size + 2 * widest), "activations") +
+                      checked_mul(options.batch_size, 4 * spec.vocab_size, "logits");
+  return sizes;
+}
+
+Plan plan_spec(const models::ModelSpec& spec, DType dtype, const PlanOptions& options, double scale) {
+  const auto scaled = [&](Sizes sizes) {
+    sizes.weights = std::llround(double(sizes.weights) * scale);
+    return sizes;
+  };
+  const Sizes sizes = scaled(measure(spec, options.quantization_config, dtype, options));
+  Plan result{.weights_bytes = sizes.weights,
+              .kv_cache_bytes = sizes.cache,
+              .activation_bytes = sizes.activations,
+              .total_bytes = sizes.total(),
+              .available_bytes = options.memory_bytes ? *options.memory_bytes : device::describe_cpu().free_memory_bytes};
+  result.fits = result.total_bytes <= result.available_bytes;
+  const auto add = [&](const std::string& level, const BitsAndBytesConfig& config) {
+    const Sizes row = scaled(measure(spec, config, dtype, options));
+    result.levels.push_back({level, row.weights, row.total(), row.total() <= result.available_bytes});
+  };
+  add(std::string(name_of(dtype)), {});
+  add("LLM.int8()", {.load_in_8bit = true});
+  add("nf4", {.load_in_4bit = true, .bnb_4bit_quant_type = "nf4"});
+  add("nf4 + double quant", {.load_in_4bit = true, .bnb_4bit_quant_type = "nf4", .bnb_4bit_use_double_quant = true});
+  return result;
+}
+
+void check(const PlanOptions& options) {
+  options.quantization_config.validate();
+  require(options.context > 0, "context: found {}, expected a positive number", options.context);
+  require(options.batch_size > 0, "batch_size: found {}, expected a positive number", options.batch_size);
+}
+
+/// A Llama of about `parameters`: 12 l h^2 + 2 v h with h = 128 l and a vocabulary of 32000.
+Json llama_config(int64_t parameters) {
+  constexpr double kVocab = 32000;
+  int64_t layers = 1;
+  const auto size = [&](int64_t l) {
+    const double hidden = 128.0 * double(l);
+    return 12.0 * double(l) * hidden * hidden + 2 * kVocab * hidden;
+  };
+  while (layers < 1000 && size(layers + 1) <= double(parameters) * 1.02) ++layers;
+  const int64_t hidden = 128 * layers;
+  return {{"architectures", {"LlamaForCausalLM"}},
+          {"model_type", "llama"},
+          {"hidden_size", hidden},
+          {"intermediate_size", ceil_div(hidden * 8, 3 * 128) * 128},
+          {"num_hidden_layers", layers},
+          {"num_attention_heads", layers},
+          {"num_key_value_heads", layers},
+          {"max_position_embeddings", int64_t{1} << 20},
+          {"vocab_size", static_cast<int64_t>(kVocab)},
+          {"rms_norm_eps", 1e-5},
+          {"tie_word_embeddings", false}};
+}
+
+}  // namespace
+
+Plan plan(const std::filesystem::path& model, const PlanOptions& options) {
+  check(options);
+  const api::ModelSource source = api::open_config(resolve_model(model.string()));
+  PlanOptions effective = options;
+  if (const auto stored = models::read_quantization_config(source.config, source.config_name))
+    effective.quantization_config = *stored;
+  DType dtype = DType::f16;
+  if (options.dtype) dtype = *options.dtype;
+  else if (const auto found = models::config_dtype(source.config, source.config_name)) dtype = *found;
+  return plan_spec(models::build_spec(source.config, source.config_name), dtype, effective, 1.0);
+}
+
+Plan plan(int64_t parameters, const PlanOptions& options) {
+  check(options);
+  require(parameters > 0, "parameters: found {}, expected a positive number", parameters);
+  const Json config = llama_config(parameters);
+  const models::ModelSpec spec = models::build_spec(config, "assumed Llama shape");
+  const DType dtype = options.dtype.value_or(DType::f16);
+  const int64_t assumed = models::summarize(spec, models::plan_quantization(spec, {}), dtype).num_parameters;
+  return plan_spec(spec, dtype, options, double(parameters) / double(assumed));
+}
+
+}  // namespace nibble
