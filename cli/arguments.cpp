@@ -13,13 +13,16 @@ void QuantizationArguments::add_to(CLI::App& app) {
   app.add_flag("--load-in-4bit", config.load_in_4bit, "Linear weights in 4 bits")->group(group);
   app.add_flag("--load-in-8bit", config.load_in_8bit, "Linear weights in 8 bits: LLM.int8()")->group(group);
   app.add_option("--bnb-4bit-quant-type", config.bnb_4bit_quant_type, "fp4 (default) or nf4")->group(group);
-  app.add_flag("--bnb-4bit-use-double-quant", config.bnb_4bit_use_double_quant, "Quantize the statistics too")->group(group);
-  app.add_option("--bnb-4bit-compute-dtype", compute_dtype, "float32 (default), bfloat16, float16, or int8 (approximate)")
+  app.add_flag("--bnb-4bit-use-double-quant", config.bnb_4bit_use_double_quant, "Quantize the statistics too")
+      ->group(group);
+  app.add_option("--bnb-4bit-compute-dtype", compute_dtype,
+                 "float32 (default), bfloat16, float16, or int8 (approximate)")
       ->group(group);
   app.add_option("--bnb-4bit-quant-storage", quant_storage, "Type that holds the packed codes in files")->group(group);
   app.add_option("--bnb-4bit-blocksize", config.bnb_4bit_blocksize, "Values that share one scale: 32 to 4096 (64)")
       ->group(group);
-  app.add_option("--llm-int8-threshold", threshold, "Activations from here on stay in 16 bits (6.0; 0: none)")->group(group);
+  app.add_option("--llm-int8-threshold", threshold, "Activations from here on stay in 16 bits (6.0; 0: none)")
+      ->group(group);
   skip_option = app.add_option("--llm-int8-skip-modules", skip_modules,
                                "Modules that stay unquantized, comma-separated; replaces the default (the output head)")
                     ->group(group);
@@ -61,7 +64,8 @@ std::optional<DType> QuantizationArguments::parsed_dtype() const {
 }
 
 void ModelArguments::add_to(CLI::App& app) {
-  app.add_option("MODEL", model, "Directory with config.json and *.safetensors, a .gguf file, or a cached hub id")->required();
+  app.add_option("MODEL", model, "Directory with config.json and *.safetensors, a .gguf file, or a cached hub id")
+      ->required();
   quantization.add_to(app);
   app.add_option("--device-map", device_map, "auto or cpu")->group("Placement");
   app.add_option("--threads", threads, "CPU threads (0: all)")->group("Placement");
@@ -93,15 +97,18 @@ void SamplingArguments::add_to(CLI::App& app, int64_t default_new_tokens) {
   option("--temperature", &GenerationConfig::temperature, "With --do-sample: below 1 sharpens, above 1 flattens");
   option("--top-k", &GenerationConfig::top_k, "With --do-sample: the k most likely tokens only (50; 0: all)");
   option("--top-p", &GenerationConfig::top_p, "With --do-sample: the most likely tokens up to this mass");
-  option("--min-p", &GenerationConfig::min_p, "With --do-sample: tokens of at least this share of the best one's probability");
-  option("--repetition-penalty", &GenerationConfig::repetition_penalty, "Above 1: tokens that occurred become less likely");
+  option("--min-p", &GenerationConfig::min_p,
+         "With --do-sample: tokens of at least this share of the best one's probability");
+  option("--repetition-penalty", &GenerationConfig::repetition_penalty,
+         "Above 1: tokens that occurred become less likely");
   option("--num-beams", &GenerationConfig::num_beams, "Beam search over this many hypotheses");
   option("--length-penalty", &GenerationConfig::length_penalty, "With beams: above 0 favours longer texts");
   option("--stop", &GenerationConfig::stop, "End where this text appears (repeatable)");
   option("--seed", &GenerationConfig::seed, "Of the random numbers of --do-sample");
   do_sample = app.add_flag("--do-sample,!--no-do-sample", config.do_sample, "Draw from the distribution")->group(group);
   given.emplace_back(do_sample, [this](GenerationConfig& target) { target.do_sample = config.do_sample; });
-  auto* early = app.add_flag("--early-stopping", config.early_stopping, "With beams: stop at num-beams finished texts")->group(group);
+  auto* early = app.add_flag("--early-stopping", config.early_stopping, "With beams: stop at num-beams finished texts")
+                    ->group(group);
   given.emplace_back(early, [this](GenerationConfig& target) { target.early_stopping = config.early_stopping; });
   auto* invariant =
       app.add_flag("--batch-invariant", config.batch_invariant, "The same bits whatever the batch size")->group(group);

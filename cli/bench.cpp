@@ -22,7 +22,8 @@ struct Row {
   double prefill, decode, decode_limit;
 };
 
-Row measure(AutoModelForCausalLM& model, const BenchArguments& arguments, int64_t batch, int64_t length, double bandwidth) {
+Row measure(AutoModelForCausalLM& model, const BenchArguments& arguments, int64_t batch, int64_t length,
+            double bandwidth) {
   Random random(1);
   std::vector<std::vector<int32_t>> prompts(static_cast<size_t>(batch));
   for (auto& prompt : prompts)
@@ -67,8 +68,8 @@ int run(const BenchArguments& arguments) {
                         {"decode_limit_tokens_per_second", row.decode_limit},
                         {"read_bandwidth_bytes_per_second", bandwidth}});
       else
-        std::cout << fmt::format("{:>6} {:>7} {:>12.1f} {:>11.1f} {:>13.1f} {:>8.0f}%\n", batch, length, row.prefill, row.decode,
-                                 row.decode_limit, 100 * row.decode / row.decode_limit)
+        std::cout << fmt::format("{:>6} {:>7} {:>12.1f} {:>11.1f} {:>13.1f} {:>8.0f}%\n", batch, length, row.prefill,
+                                 row.decode, row.decode_limit, 100 * row.decode / row.decode_limit)
                   << std::flush;
     }
   if (arguments.json)
@@ -86,7 +87,8 @@ void add_bench(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<BenchArguments>();
   arguments->model.add_to(*command);
   command->add_option("--batch-sizes", arguments->batch_sizes, "Prompts at once, comma-separated (1)")->delimiter(',');
-  command->add_option("--prompt-lengths", arguments->prompt_lengths, "Tokens a prompt, comma-separated (512)")->delimiter(',');
+  command->add_option("--prompt-lengths", arguments->prompt_lengths, "Tokens a prompt, comma-separated (512)")
+      ->delimiter(',');
   command->add_option("--new-tokens", arguments->new_tokens, "Tokens to generate a prompt (64)");
   command->add_option("--repeats", arguments->repeats, "Runs; the best counts (3)");
   command->add_flag("--json", arguments->json, "One JSON object instead of text");

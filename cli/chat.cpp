@@ -18,7 +18,8 @@ struct ChatArguments {
 int run(const ChatArguments& arguments) {
   const AutoTokenizer tokenizer = AutoTokenizer::from_pretrained(resolve_model(arguments.model.model));
   if (!tokenizer.has_chat_template())
-    fail(ErrorCode::not_found, "{}: no chat template in tokenizer_config.json or chat_template.jinja; use 'nibble generate'",
+    fail(ErrorCode::not_found,
+         "{}: no chat template in tokenizer_config.json or chat_template.jinja; use 'nibble generate'",
          arguments.model.model);
   AutoModelForCausalLM model = arguments.model.load();
   const GenerationConfig config = arguments.sampling.merged(model.generation_config());
@@ -45,7 +46,8 @@ int run(const ChatArguments& arguments) {
 }  // namespace
 
 void add_chat(CLI::App& app, Action& action) {
-  auto* command = app.add_subcommand("chat", "A conversation; reads one user turn a line when standard input is no terminal");
+  auto* command =
+      app.add_subcommand("chat", "A conversation; reads one user turn a line when standard input is no terminal");
   auto arguments = std::make_shared<ChatArguments>();
   arguments->model.add_to(*command);
   command->add_option("--system", arguments->system, "What the system message says");

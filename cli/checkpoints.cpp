@@ -26,10 +26,10 @@ int print_report(const CheckpointReport& report, const CheckpointArguments& argu
                 {"quantized_tensors", report.quantized_tensors}});
     return 0;
   }
-  std::cout << fmt::format("{}: {} -> {} ({:.1f} %), {} tensors, {} quantized, {:.2f} s, peak memory {}\n", arguments.out,
-                           human_size(report.bytes_in), human_size(report.bytes_out),
-                           100.0 * double(report.bytes_out) / double(std::max<int64_t>(report.bytes_in, 1)), report.tensors,
-                           report.quantized_tensors, report.seconds, human_size(report.peak_rss_bytes));
+  std::cout << fmt::format("{}: {} -> {} ({:.1f} %), {} tensors, {} quantized, {:.2f} s, peak memory {}\n",
+                           arguments.out, human_size(report.bytes_in), human_size(report.bytes_out),
+                           100.0 * double(report.bytes_out) / double(std::max<int64_t>(report.bytes_in, 1)),
+                           report.tensors, report.quantized_tensors, report.seconds, human_size(report.peak_rss_bytes));
   return 0;
 }
 
@@ -47,9 +47,11 @@ CLI::App* add_command(CLI::App& app, const char* name, const char* text, const c
 
 void add_quantize(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<CheckpointArguments>();
-  auto* command = add_command(app, "quantize", "Write a quantized checkpoint that transformers loads", "MODEL", arguments);
+  auto* command =
+      add_command(app, "quantize", "Write a quantized checkpoint that transformers loads", "MODEL", arguments);
   arguments->quantization.add_to(*command);
-  command->add_option("--max-shard-size", arguments->shard_size, "Split the weights into files of at most this size (5GB)");
+  command->add_option("--max-shard-size", arguments->shard_size,
+                      "Split the weights into files of at most this size (5GB)");
   command->callback([&action, arguments] {
     action = [arguments] {
       QuantizeOptions options;
@@ -65,7 +67,8 @@ void add_quantize(CLI::App& app, Action& action) {
 
 void add_dequantize(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<CheckpointArguments>();
-  auto* command = add_command(app, "dequantize", "Write the weights of a quantized checkpoint in 16 or 32 bits", "MODEL", arguments);
+  auto* command = add_command(app, "dequantize", "Write the weights of a quantized checkpoint in 16 or 32 bits",
+                              "MODEL", arguments);
   command->add_option("--dtype", arguments->dtype, "bfloat16 (default), float16 or float32");
   command->callback([&action, arguments] {
     action = [arguments] {
@@ -82,8 +85,8 @@ void add_convert(CLI::App& app, Action& action) {
   command->add_option("--dtype", arguments->dtype, "bfloat16 (default), float16 or float32");
   command->callback([&action, arguments] {
     action = [arguments] {
-      return print_report(convert_gguf(arguments->model, arguments->out, dtype_from_name(arguments->dtype), arguments->threads,
-                                       progress_bar()),
+      return print_report(convert_gguf(arguments->model, arguments->out, dtype_from_name(arguments->dtype),
+                                       arguments->threads, progress_bar()),
                           *arguments);
     };
   });

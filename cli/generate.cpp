@@ -49,8 +49,9 @@ int run(const GenerateArguments& arguments) {
   const double decode = rate(times.new_tokens - 1, times.decode_seconds);
   if (!arguments.json) {
     std::cout << '\n' << std::flush;
-    std::cerr << fmt::format("[loaded in {:.2f} s, {}; prompt {} tokens at {:.0f}/s, {} new tokens at {:.1f}/s]\n", load_seconds,
-                             human_size(model.get_memory_footprint()), times.prompt_tokens, prefill, times.new_tokens, decode);
+    std::cerr << fmt::format("[loaded in {:.2f} s, {}; prompt {} tokens at {:.0f}/s, {} new tokens at {:.1f}/s]\n",
+                             load_seconds, human_size(model.get_memory_footprint()), times.prompt_tokens, prefill,
+                             times.new_tokens, decode);
     return 0;
   }
   const std::vector<int32_t> fresh(output[0].begin() + static_cast<ptrdiff_t>(ids.size()), output[0].end());

@@ -7,7 +7,11 @@ namespace nibble::cli {
 namespace {
 
 Json to_json(const SystemInfo& info) {
-  Json json{{"version", version()}, {"devices", Json::array()}, {"isa", ""}, {"isas", Json::array()}, {"kernels", Json::object()}};
+  Json json{{"version", version()},
+            {"devices", Json::array()},
+            {"isa", ""},
+            {"isas", Json::array()},
+            {"kernels", Json::object()}};
   for (const auto& device : info.devices)
     json["devices"].push_back({{"name", device.name},
                                {"description", device.description},
@@ -27,11 +31,15 @@ Json to_json(const SystemInfo& info) {
 void print(const SystemInfo& info) {
   std::cout << "nibble " << version() << "\n\ndevices\n";
   for (const auto& device : info.devices)
-    std::cout << "  " << device.name << ": " << device.description << ", " << human_size(device.memory_bytes) << " memory, "
-              << human_size(device.free_memory_bytes) << " free, " << info.threads << " threads\n";
+    std::cout << "  " << device.name << ": " << device.description << ", " << human_size(device.memory_bytes)
+              << " memory, " << human_size(device.free_memory_bytes) << " free, " << info.threads << " threads\n";
   std::cout << "\ninstruction sets\n";
   for (const auto& isa : info.isas)
-    std::cout << "  " << isa.name << (isa.is_active ? " (in use)" : isa.is_supported ? "" : " (not on this processor)") << '\n';
+    std::cout << "  " << isa.name
+              << (isa.is_active      ? " (in use)"
+                  : isa.is_supported ? ""
+                                     : " (not on this processor)")
+              << '\n';
   const auto list = [](const char* title, const std::vector<std::string>& names) {
     std::cout << '\n' << title << "\n ";
     for (const auto& name : names) std::cout << ' ' << name;
@@ -56,8 +64,10 @@ void add_info(CLI::App& app, Action& action) {
   command->callback([&action, json] {
     action = [json] {
       const SystemInfo info = system_info();
-      if (*json) print_json(to_json(info));
-      else print(info);
+      if (*json)
+        print_json(to_json(info));
+      else
+        print(info);
       return 0;
     };
   });

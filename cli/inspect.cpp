@@ -39,8 +39,8 @@ int run(const InspectArguments& arguments) {
   }
   std::cout << summary.tree << "\n\n";
   std::cout << "parameters        " << summary.num_parameters << '\n';
-  std::cout << "memory footprint  " << summary.memory_footprint_bytes << " bytes (" << human_size(summary.memory_footprint_bytes)
-            << ")\n";
+  std::cout << "memory footprint  " << summary.memory_footprint_bytes << " bytes ("
+            << human_size(summary.memory_footprint_bytes) << ")\n";
   if (summary.statistics_bytes > 0)
     std::cout << "statistics        " << summary.statistics_bytes << " bytes (" << human_size(summary.statistics_bytes)
               << "), not part of the footprint\n";
@@ -57,7 +57,8 @@ int run(const InspectArguments& arguments) {
 void add_inspect(CLI::App& app, Action& action) {
   auto* command = app.add_subcommand("inspect", "Module tree, types and memory footprint, from config.json alone");
   auto arguments = std::make_shared<InspectArguments>();
-  command->add_option("MODEL", arguments->model, "Directory with config.json, a .gguf file, or a cached hub id")->required();
+  command->add_option("MODEL", arguments->model, "Directory with config.json, a .gguf file, or a cached hub id")
+      ->required();
   arguments->quantization.add_to(*command);
   command->add_flag("--json", arguments->json, "One JSON object instead of text");
   command->callback([&action, arguments] { action = [arguments] { return run(*arguments); }; });

@@ -20,15 +20,21 @@ int report_error(ErrorCode code, const std::string& message) {
   std::cout.flush();
   std::cerr << "error: " << line << std::endl;
   switch (code) {
-    case ErrorCode::invalid_argument: return 2;
-    case ErrorCode::not_found: return 3;
+    case ErrorCode::invalid_argument:
+      return 2;
+    case ErrorCode::not_found:
+      return 3;
     case ErrorCode::corrupt_file:
-    case ErrorCode::unsupported: return 4;
-    case ErrorCode::out_of_memory: return 5;
-    case ErrorCode::device: return 6;
+    case ErrorCode::unsupported:
+      return 4;
+    case ErrorCode::out_of_memory:
+      return 5;
+    case ErrorCode::device:
+      return 6;
     case ErrorCode::io:
     case ErrorCode::cancelled:
-    case ErrorCode::internal: return 1;
+    case ErrorCode::internal:
+      return 1;
   }
   return 1;
 }
@@ -62,8 +68,8 @@ Progress progress_bar() {
 
 int64_t parse_size(const std::string& text, const std::string& option) {
   static const std::pair<const char*, double> kUnits[] = {
-      {"", 1},     {"B", 1},          {"KB", 1e3},           {"MB", 1e6},           {"GB", 1e9},           {"TB", 1e12},
-      {"KIB", 1024}, {"MIB", 1048576.0}, {"GIB", 1073741824.0}, {"TIB", 1099511627776.0}};
+      {"", 1},      {"B", 1},      {"KB", 1e3},        {"MB", 1e6},           {"GB", 1e9},
+      {"TB", 1e12}, {"KIB", 1024}, {"MIB", 1048576.0}, {"GIB", 1073741824.0}, {"TIB", 1099511627776.0}};
   size_t used = 0;
   double number = -1;
   try {
@@ -71,7 +77,8 @@ int64_t parse_size(const std::string& text, const std::string& option) {
   } catch (const std::exception&) {
   }
   std::string unit = text.substr(std::min(used, text.size()));
-  unit.erase(std::remove_if(unit.begin(), unit.end(), [](unsigned char c) { return std::isspace(c) != 0; }), unit.end());
+  unit.erase(std::remove_if(unit.begin(), unit.end(), [](unsigned char c) { return std::isspace(c) != 0; }),
+             unit.end());
   std::transform(unit.begin(), unit.end(), unit.begin(), [](unsigned char c) { return std::toupper(c); });
   for (const auto& [name, factor] : kUnits)
     if (unit == name && std::isfinite(number) && number >= 0 && number * factor < 9e18)

@@ -23,8 +23,8 @@ int run(const PerplexityArguments& arguments) {
   if (arguments.json)
     print_json({{"perplexity", result.perplexity}, {"tokens", result.tokens}, {"mean_nll", result.mean_nll}});
   else
-    std::cout << fmt::format("perplexity {:.4f} over {} tokens (context {}, stride {})\n", result.perplexity, result.tokens,
-                             arguments.context, arguments.stride);
+    std::cout << fmt::format("perplexity {:.4f} over {} tokens (context {}, stride {})\n", result.perplexity,
+                             result.tokens, arguments.context, arguments.stride);
   return 0;
 }
 

@@ -26,7 +26,12 @@ int64_t parse_parameters(const std::string& text) {
   } catch (const std::exception&) {
   }
   const std::string unit = text.substr(std::min(used, text.size()));
-  const double factor = unit.empty() ? 1 : unit == "K" ? 1e3 : unit == "M" ? 1e6 : unit == "B" ? 1e9 : unit == "T" ? 1e12 : 0;
+  const double factor = unit.empty()  ? 1
+                        : unit == "K" ? 1e3
+                        : unit == "M" ? 1e6
+                        : unit == "B" ? 1e9
+                        : unit == "T" ? 1e12
+                                      : 0;
   if (!(number > 0) || factor == 0 || number * factor > 1e15)
     fail(ErrorCode::invalid_argument, "--params: found '{}', expected a count such as 7B or 350M", text);
   return std::llround(number * factor);
@@ -43,7 +48,10 @@ int run(const PlanArguments& arguments) {
   if (arguments.json) {
     Json levels = Json::array();
     for (const auto& row : result.levels)
-      levels.push_back({{"level", row.level}, {"weights_bytes", row.weights_bytes}, {"total_bytes", row.total_bytes}, {"fits", row.fits}});
+      levels.push_back({{"level", row.level},
+                        {"weights_bytes", row.weights_bytes},
+                        {"total_bytes", row.total_bytes},
+                        {"fits", row.fits}});
     print_json({{"weights_bytes", result.weights_bytes},
                 {"kv_cache_bytes", result.kv_cache_bytes},
                 {"activation_bytes", result.activation_bytes},
@@ -53,9 +61,10 @@ int run(const PlanArguments& arguments) {
                 {"levels", levels}});
     return 0;
   }
-  std::cout << fmt::format("weights      {:>10}\nKV cache     {:>10}  ({} sequences of {} tokens)\nactivations  {:>10}\n",
-                           human_size(result.weights_bytes), human_size(result.kv_cache_bytes), options.batch_size,
-                           options.context, human_size(result.activation_bytes));
+  std::cout << fmt::format(
+      "weights      {:>10}\nKV cache     {:>10}  ({} sequences of {} tokens)\nactivations  {:>10}\n",
+      human_size(result.weights_bytes), human_size(result.kv_cache_bytes), options.batch_size, options.context,
+      human_size(result.activation_bytes));
   std::cout << fmt::format("total        {:>10}  {} into {}\n\n", human_size(result.total_bytes),
                            result.fits ? "fits" : "does not fit", human_size(result.available_bytes));
   for (const auto& row : result.levels)
@@ -71,7 +80,8 @@ void add_plan(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<PlanArguments>();
   command->add_option("MODEL", arguments->model, "Directory with config.json, a .gguf file, or a cached hub id");
   command->add_option("--params", arguments->parameters, "Instead of MODEL: a parameter count such as 7B");
-  command->add_option("--vram,--memory", arguments->memory, "What it must fit, such as 16GiB (default: this machine's free memory)");
+  command->add_option("--vram,--memory", arguments->memory,
+                      "What it must fit, such as 16GiB (default: this machine's free memory)");
   command->add_option("--context", arguments->options.context, "Tokens a sequence (2048)");
   command->add_option("--batch-size", arguments->options.batch_size, "Sequences (1)");
   arguments->quantization.add_to(*command);

@@ -26,7 +26,8 @@ std::vector<int32_t> parse_ids(const std::string& line, int64_t number) {
     }
     int32_t id = 0;
     const auto [next, error] = std::from_chars(at, end, id);
-    if (error != std::errc{}) fail(ErrorCode::invalid_argument, "standard input, line {}: expected token ids, found '{}'", number, line);
+    if (error != std::errc{})
+      fail(ErrorCode::invalid_argument, "standard input, line {}: expected token ids, found '{}'", number, line);
     ids.push_back(id);
     at = next;
   }
@@ -56,7 +57,8 @@ int run(const TokenizeArguments& arguments) {
 void add_tokenize(CLI::App& app, Action& action) {
   auto* command = app.add_subcommand("tokenize", "Standard input to token ids, one line of ids a line; --decode back");
   auto arguments = std::make_shared<TokenizeArguments>();
-  command->add_option("MODEL", arguments->model, "Directory with tokenizer.json or tokenizer.model, or such a file")->required();
+  command->add_option("MODEL", arguments->model, "Directory with tokenizer.json or tokenizer.model, or such a file")
+      ->required();
   command->add_flag("--decode", arguments->decode, "Lines of ids to text");
   command->add_flag("--skip-special-tokens{false}", arguments->keep_special, "With --decode: leave special tokens out");
   command->add_flag("--no-special-tokens{false}", arguments->add_special, "Do not add the tokenizer's special tokens");

@@ -22,11 +22,11 @@ struct CheckpointReport {
 };
 
 struct QuantizeOptions {
-  BitsAndBytesConfig quantization_config;
-  std::optional<DType> dtype;  // of what is not quantized
+  BitsAndBytesConfig quantization_config{};
+  std::optional<DType> dtype{};  // of what is not quantized
   int64_t max_shard_size_bytes = int64_t{5} << 30;
   int threads = 0;
-  Progress progress;
+  Progress progress{};
 };
 
 /// Writes a pre-quantized checkpoint that transformers + bitsandbytes loads. Streams: one tensor in memory at a time.

@@ -19,11 +19,11 @@ struct GenerationConfig {
   float min_p = 0.0f;  // [0, 1)
   float repetition_penalty = 1.0f;
   int64_t num_beams = 1;
-  float length_penalty = 1.0f;        // beams only
-  bool early_stopping = false;        // beams only
-  std::vector<std::string> stop;      // generation ends where one of these appears; it is not part of the text
-  std::vector<int32_t> eos_token_id;  // empty: the model's
-  std::optional<int32_t> pad_token_id;
+  float length_penalty = 1.0f;          // beams only
+  bool early_stopping = false;          // beams only
+  std::vector<std::string> stop{};      // generation ends where one of these appears; it is not part of the text
+  std::vector<int32_t> eos_token_id{};  // empty: the model's
+  std::optional<int32_t> pad_token_id{};
   uint64_t seed = 0;
   /// A prompt row's tokens do not depend on how many rows run beside it.
   bool batch_invariant = false;

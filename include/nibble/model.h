@@ -22,7 +22,8 @@ struct BitsAndBytesConfig {
   bool load_in_8bit = false;
   bool load_in_4bit = false;
   double llm_int8_threshold = 6.0;  // activations of this magnitude and above stay in 16 bits; 0: none
-  std::optional<std::vector<std::string>> llm_int8_skip_modules;  // replaces the default list (the tied and output head)
+  std::optional<std::vector<std::string>>
+      llm_int8_skip_modules{};  // replaces the default list (the tied and output head)
   bool llm_int8_enable_fp32_cpu_offload = false;
   DType bnb_4bit_compute_dtype = DType::f32;
   std::string bnb_4bit_quant_type = "fp4";  // or "nf4"
@@ -37,12 +38,12 @@ struct BitsAndBytesConfig {
 };
 
 struct LoadOptions {
-  BitsAndBytesConfig quantization_config;  // ignored, with a warning, when the checkpoint is quantized already
-  std::optional<DType> dtype;              // of what is not quantized; nullopt ("auto"): the checkpoint's
-  std::string device_map = "auto";         // "auto" and "cpu" (this build has no other device)
-  int threads = 0;                         // 0: one per CPU this process may use
-  Progress progress;                       // may be empty
-  std::function<void(std::string_view)> warning;  // may be empty
+  BitsAndBytesConfig quantization_config{};         // ignored, with a warning, when the checkpoint is quantized already
+  std::optional<DType> dtype{};                     // of what is not quantized; nullopt ("auto"): the checkpoint's
+  std::string device_map = "auto";                  // "auto" and "cpu" (this build has no other device)
+  int threads = 0;                                  // 0: one per CPU this process may use
+  Progress progress{};                              // may be empty
+  std::function<void(std::string_view)> warning{};  // may be empty
 };
 
 /// A node of the module tree, as torch's named_modules shows it.
@@ -85,8 +86,8 @@ struct PerplexityResult {
 class AutoModelForCausalLM {
  public:
   /// Loads `path` (what resolve_model accepts, or a .gguf file), quantizing tensor by tensor as
-  /// it is read: peak memory is the result plus the largest tensor. A quantized checkpoint is used from the mapped file.
-  /// Errors: not_found, corrupt_file (file, tensor, found, expected), unsupported (architecture, type),
+  /// it is read: peak memory is the result plus the largest tensor. A quantized checkpoint is used from the mapped
+  /// file. Errors: not_found, corrupt_file (file, tensor, found, expected), unsupported (architecture, type),
   /// invalid_argument (options), out_of_memory.
   static AutoModelForCausalLM from_pretrained(const std::filesystem::path& path, const LoadOptions& options = {});
 

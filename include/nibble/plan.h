@@ -12,11 +12,11 @@
 namespace nibble {
 
 struct PlanOptions {
-  BitsAndBytesConfig quantization_config;
-  std::optional<DType> dtype;
+  BitsAndBytesConfig quantization_config{};
+  std::optional<DType> dtype{};
   int64_t context = 2048;
   int64_t batch_size = 1;
-  std::optional<int64_t> memory_bytes;  // what it must fit, e.g. of --vram; nullopt: this machine's free memory
+  std::optional<int64_t> memory_bytes{};  // what it must fit, e.g. of --vram; nullopt: this machine's free memory
 };
 
 struct PlanRow {

@@ -20,8 +20,12 @@ namespace {
 class ReportTimer {
  public:
   CheckpointReport finish(int64_t bytes_in, int64_t bytes_out, int64_t tensors, int64_t quantized) const {
-    return {bytes_in, bytes_out, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count(),
-            device::peak_rss_bytes(), tensors, quantized};
+    return {bytes_in,
+            bytes_out,
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count(),
+            device::peak_rss_bytes(),
+            tensors,
+            quantized};
   }
 
  private:

@@ -30,7 +30,8 @@ std::vector<int32_t> read_ids(const Json& json, const char* key, std::string_vie
 GenerationConfig read_generation_config(const ModelSource& source) {
   GenerationConfig result;
   result.eos_token_id = read_ids(source.config, "eos_token_id", source.config_name);
-  if (const auto pad = read_ids(source.config, "pad_token_id", source.config_name); !pad.empty()) result.pad_token_id = pad[0];
+  if (const auto pad = read_ids(source.config, "pad_token_id", source.config_name); !pad.empty())
+    result.pad_token_id = pad[0];
   const auto path = source.path / "generation_config.json";
   std::error_code error;
   if (source.is_gguf() || !std::filesystem::exists(path, error)) return result;

@@ -27,14 +27,16 @@ AutoModelForCausalLM::AutoModelForCausalLM(AutoModelForCausalLM&&) noexcept = de
 AutoModelForCausalLM& AutoModelForCausalLM::operator=(AutoModelForCausalLM&&) noexcept = default;
 AutoModelForCausalLM::~AutoModelForCausalLM() = default;
 
-AutoModelForCausalLM AutoModelForCausalLM::from_pretrained(const std::filesystem::path& path, const LoadOptions& options) {
+AutoModelForCausalLM AutoModelForCausalLM::from_pretrained(const std::filesystem::path& path,
+                                                           const LoadOptions& options) {
   require(options.device_map == "auto" || options.device_map == "cpu",
           "device_map: found '{}', expected 'auto' or 'cpu' (this build has no other device)", options.device_map);
   options.quantization_config.validate();
   auto model = std::make_unique<Implementation>();
   model->source = api::open_source(resolve_model(path.string()));
   model->generation_config = api::read_generation_config(model->source);
-  model->decoder = models::load_decoder(model->source.config, model->source.config_name, model->source.checkpoint, options);
+  model->decoder =
+      models::load_decoder(model->source.config, model->source.config_name, model->source.checkpoint, options);
   return AutoModelForCausalLM(std::move(model));
 }
 
@@ -58,8 +60,8 @@ GenerationOutput AutoModelForCausalLM::generate(const std::vector<std::vector<in
   if (!effective.pad_token_id) effective.pad_token_id = model_->generation_config.pad_token_id;
   validate(effective);
   const int64_t context = max_position_embeddings();
-  require(static_cast<int64_t>(longest) < context, "generate: the prompt has {} tokens, expected fewer than the model's context of {}",
-          longest, context);
+  require(static_cast<int64_t>(longest) < context,
+          "generate: the prompt has {} tokens, expected fewer than the model's context of {}", longest, context);
   effective.max_new_tokens = std::min(effective.max_new_tokens, context - static_cast<int64_t>(longest));
   Session session(*model_->decoder, static_cast<int64_t>(prompts.size()) * effective.num_beams,
                   static_cast<int64_t>(longest) + effective.max_new_tokens, effective.batch_invariant);
@@ -79,14 +81,17 @@ int64_t AutoModelForCausalLM::get_memory_footprint() const { return summary().me
 int64_t AutoModelForCausalLM::num_parameters() const { return summary().num_parameters; }
 const ModelSummary& AutoModelForCausalLM::summary() const { return model_->decoder->summary(); }
 int64_t AutoModelForCausalLM::vocab_size() const { return model_->decoder->vocab_size(); }
-int64_t AutoModelForCausalLM::max_position_embeddings() const { return model_->decoder->spec().max_position_embeddings; }
+int64_t AutoModelForCausalLM::max_position_embeddings() const {
+  return model_->decoder->spec().max_position_embeddings;
+}
 std::map<std::string, std::string> AutoModelForCausalLM::hf_device_map() const { return {{"", "cpu"}}; }
 const GenerationConfig& AutoModelForCausalLM::generation_config() const { return model_->generation_config; }
 
 void AutoModelForCausalLM::save_pretrained(const std::filesystem::path& path, int64_t max_shard_size_bytes) const {
   AtomicDirectory directory(path);
   const auto& decoder = *model_->decoder;
-  SafetensorsWriter writer(directory.path(), models::plan_saved(decoder.spec(), decoder.weights()), max_shard_size_bytes);
+  SafetensorsWriter writer(directory.path(), models::plan_saved(decoder.spec(), decoder.weights()),
+                           max_shard_size_bytes);
   models::write_saved(decoder.spec(), decoder.weights(), writer);
   writer.finish();
   api::write_config(decoder.config(), directory.path());

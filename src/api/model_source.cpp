@@ -35,9 +35,18 @@ void copy_companions(const ModelSource& source, const fs::path& directory) {
     write_gguf_companions(source.path, directory);
     return;
   }
-  constexpr std::array kNames{"generation_config.json", "tokenizer.json",         "tokenizer_config.json", "tokenizer.model",
-                              "tekken.json",            "special_tokens_map.json", "added_tokens.json",     "vocab.json",
-                              "vocab.txt",              "merges.txt",              "chat_template.jinja",   "chat_template.json"};
+  constexpr std::array kNames{"generation_config.json",
+                              "tokenizer.json",
+                              "tokenizer_config.json",
+                              "tokenizer.model",
+                              "tekken.json",
+                              "special_tokens_map.json",
+                              "added_tokens.json",
+                              "vocab.json",
+                              "vocab.txt",
+                              "merges.txt",
+                              "chat_template.jinja",
+                              "chat_template.json"};
   for (const char* name : kNames) {
     std::error_code error;
     const fs::path from = source.path / name;
@@ -47,6 +56,8 @@ void copy_companions(const ModelSource& source, const fs::path& directory) {
   }
 }
 
-void write_config(const Json& config, const fs::path& directory) { write_file(directory / "config.json", config.dump(2) + "\n"); }
+void write_config(const Json& config, const fs::path& directory) {
+  write_file(directory / "config.json", config.dump(2) + "\n");
+}
 
 }  // namespace nibble::api

@@ -23,8 +23,8 @@ double negative_log_likelihood(const float* logits, int64_t vocab, int32_t targe
 PerplexityResult AutoModelForCausalLM::perplexity(std::span<const int32_t> tokens, int64_t context, int64_t stride,
                                                   const Progress& progress) {
   const auto count = static_cast<int64_t>(tokens.size());
-  require(context >= 2 && context <= max_position_embeddings(), "context: found {}, expected 2 to {} (the model's)", context,
-          max_position_embeddings());
+  require(context >= 2 && context <= max_position_embeddings(), "context: found {}, expected 2 to {} (the model's)",
+          context, max_position_embeddings());
   require(stride >= 1 && stride <= context, "stride: found {}, expected 1 to the context {}", stride, context);
   require(count >= 2, "perplexity: found {} tokens, expected at least 2", count);
   model_->check_ids(tokens);

@@ -22,7 +22,8 @@ struct Sizes {
 /// Tokens of a prompt that one pass takes; longer prompts run in pieces.
 constexpr int64_t kPrefillChunk = 512;
 
-Sizes measure(const models::ModelSpec& spec, const BitsAndBytesConfig& config, DType dtype, const PlanOptions& options) {
+Sizes measure(const models::ModelSpec& spec, const BitsAndBytesConfig& config, DType dtype,
+              const PlanOptions& options) {
   const ModelSummary summary = models::summarize(spec, models::plan_quantization(spec, config), dtype);
   Sizes sizes;
   sizes.weights = checked_add(summary.memory_footprint_bytes, summary.statistics_bytes, "weights");
@@ -33,7 +34,8 @@ Sizes measure(const models::ModelSpec& spec, const BitsAndBytesConfig& config, D
     const auto& attention = layer.attention;
     const int64_t per_token = 2 * attention.kv_heads * attention.head_dim * element;
     sizes.cache = checked_add(sizes.cache, checked_mul(tokens, per_token, "KV cache"), "KV cache");
-    widest = std::max({widest, 2 * layer.mlp.intermediate_size, (attention.heads + 2 * attention.kv_heads) * attention.head_dim});
+    widest = std::max(
+        {widest, 2 * layer.mlp.intermediate_size, (attention.heads + 2 * attention.kv_heads) * attention.head_dim});
   }
   const int64_t rows = std::max(std::min(options.context, kPrefillChunk), options.batch_size);
   sizes.activations = checked_mul(rows, 4 * (3 * spec.hidden_size + 2 * widest), "activations") +
@@ -47,11 +49,12 @@ Plan plan_spec(const models::ModelSpec& spec, DType dtype, const PlanOptions& op
     return sizes;
   };
   const Sizes sizes = scaled(measure(spec, options.quantization_config, dtype, options));
-  Plan result{.weights_bytes = sizes.weights,
-              .kv_cache_bytes = sizes.cache,
-              .activation_bytes = sizes.activations,
-              .total_bytes = sizes.total(),
-              .available_bytes = options.memory_bytes ? *options.memory_bytes : device::describe_cpu().free_memory_bytes};
+  Plan result;
+  result.weights_bytes = sizes.weights;
+  result.kv_cache_bytes = sizes.cache;
+  result.activation_bytes = sizes.activations;
+  result.total_bytes = sizes.total();
+  result.available_bytes = options.memory_bytes.value_or(device::describe_cpu().free_memory_bytes);
   result.fits = result.total_bytes <= result.available_bytes;
   const auto add = [&](const std::string& level, const BitsAndBytesConfig& config) {
     const Sizes row = scaled(measure(spec, config, dtype, options));
@@ -102,8 +105,10 @@ Plan plan(const std::filesystem::path& model, const PlanOptions& options) {
   if (const auto stored = models::read_quantization_config(source.config, source.config_name))
     effective.quantization_config = *stored;
   DType dtype = DType::f16;
-  if (options.dtype) dtype = *options.dtype;
-  else if (const auto found = models::config_dtype(source.config, source.config_name)) dtype = *found;
+  if (options.dtype)
+    dtype = *options.dtype;
+  else if (const auto found = models::config_dtype(source.config, source.config_name))
+    dtype = *found;
   return plan_spec(models::build_spec(source.config, source.config_name), dtype, effective, 1.0);
 }
 

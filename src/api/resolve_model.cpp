@@ -27,8 +27,8 @@ fs::path hub_cache() {
 bool is_hub_id(const std::string& name) {
   constexpr std::string_view kAllowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_./";
   return !name.empty() && name.find_first_not_of(kAllowed) == std::string::npos && name.front() != '/' &&
-         name.front() != '.' && name.find("..") == std::string::npos && std::count(name.begin(), name.end(), '/') <= 1 &&
-         name.back() != '/';
+         name.front() != '.' && name.find("..") == std::string::npos &&
+         std::count(name.begin(), name.end(), '/') <= 1 && name.back() != '/';
 }
 
 /// The commit that refs/main names, or else the snapshot written last; empty if there is none.

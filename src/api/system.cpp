@@ -26,21 +26,11 @@ std::vector<KernelRow> kernel_rows() {
   using kernels::Kernels;
   return {
 #define NIBBLE_ROW(entry) row(#entry, [](const Kernels& k) { return k.entry != nullptr; })
-      NIBBLE_ROW(quantize_4bit),
-      NIBBLE_ROW(dequantize_4bit),
-      NIBBLE_ROW(quantize_8bit),
-      NIBBLE_ROW(dequantize_8bit),
-      NIBBLE_ROW(quantize_int8_rows),
-      NIBBLE_ROW(dequantize_int8_rows),
-      NIBBLE_ROW(matmul_4bit),
-      NIBBLE_ROW(matmul_dense),
-      NIBBLE_ROW(matmul_int8),
-      NIBBLE_ROW(rms_norm),
-      NIBBLE_ROW(layer_norm),
-      NIBBLE_ROW(rope),
-      NIBBLE_ROW(cache_append),
-      NIBBLE_ROW(attention),
-      NIBBLE_ROW(activate),
+      NIBBLE_ROW(quantize_4bit),   NIBBLE_ROW(dequantize_4bit),    NIBBLE_ROW(quantize_8bit),
+      NIBBLE_ROW(dequantize_8bit), NIBBLE_ROW(quantize_int8_rows), NIBBLE_ROW(dequantize_int8_rows),
+      NIBBLE_ROW(matmul_4bit),     NIBBLE_ROW(matmul_dense),       NIBBLE_ROW(matmul_int8),
+      NIBBLE_ROW(rms_norm),        NIBBLE_ROW(layer_norm),         NIBBLE_ROW(rope),
+      NIBBLE_ROW(cache_append),    NIBBLE_ROW(attention),          NIBBLE_ROW(activate),
       NIBBLE_ROW(embed),
 #undef NIBBLE_ROW
   };
