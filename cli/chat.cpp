@@ -33,7 +33,7 @@ int run(const ChatArguments& arguments) {
     if (!std::getline(std::cin, line) || line.empty()) break;
     messages.push_back({"user", line});
     const auto ids = tokenizer.encode(tokenizer.apply_chat_template(messages), {.add_special_tokens = false});
-    const auto output = model.generate(ids, config, [](int64_t, int32_t, std::string_view text) {
+    const auto output = model.generate(ids, config, &tokenizer, [](int64_t, int32_t, std::string_view text) {
       std::cout << text << std::flush;
       return bool(std::cout);
     });

@@ -38,7 +38,6 @@ CLI::App* add_command(CLI::App& app, const char* name, const char* text, const c
   auto* command = app.add_subcommand(name, text);
   command->add_option(input, arguments->model, "What to read")->required();
   command->add_option("OUT", arguments->out, "Directory to write; must not exist or be empty")->required();
-  command->add_option("--threads", arguments->threads, "CPU threads (0: all)");
   command->add_flag("--json", arguments->json, "One JSON object instead of text");
   return command;
 }
@@ -50,6 +49,7 @@ void add_quantize(CLI::App& app, Action& action) {
   auto* command =
       add_command(app, "quantize", "Write a quantized checkpoint that transformers loads", "MODEL", arguments);
   arguments->quantization.add_to(*command);
+  command->add_option("--threads", arguments->threads, "CPU threads (0: all)");
   command->add_option("--max-shard-size", arguments->shard_size,
                       "Split the weights into files of at most this size (5GB)");
   command->callback([&action, arguments] {
@@ -70,6 +70,7 @@ void add_dequantize(CLI::App& app, Action& action) {
   auto* command = add_command(app, "dequantize", "Write the weights of a quantized checkpoint in 16 or 32 bits",
                               "MODEL", arguments);
   command->add_option("--dtype", arguments->dtype, "bfloat16 (default), float16 or float32");
+  command->add_option("--threads", arguments->threads, "CPU threads (0: all)");
   command->callback([&action, arguments] {
     action = [arguments] {
       return print_report(dequantize_checkpoint(resolve_model(arguments->model), arguments->out,
@@ -85,9 +86,9 @@ void add_convert(CLI::App& app, Action& action) {
   command->add_option("--dtype", arguments->dtype, "bfloat16 (default), float16 or float32");
   command->callback([&action, arguments] {
     action = [arguments] {
-      return print_report(convert_gguf(arguments->model, arguments->out, dtype_from_name(arguments->dtype),
-                                       arguments->threads, progress_bar()),
-                          *arguments);
+      return print_report(
+          convert_gguf(arguments->model, arguments->out, dtype_from_name(arguments->dtype), progress_bar()),
+          *arguments);
     };
   });
 }

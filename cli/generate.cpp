@@ -43,7 +43,8 @@ int run(const GenerateArguments& arguments) {
       return bool(std::cout);
     };
   }
-  const GenerationOutput output = model.generate(ids, arguments.sampling.merged(model.generation_config()), show);
+  const GenerationOutput output =
+      model.generate(ids, arguments.sampling.merged(model.generation_config()), &tokenizer, show);
   const GenerationTimes& times = output.times;
   const double prefill = rate(times.prompt_tokens, times.prefill_seconds);
   const double decode = rate(times.new_tokens - 1, times.decode_seconds);

@@ -41,6 +41,6 @@ CheckpointReport dequantize_checkpoint(const std::filesystem::path& model, const
 /// A GGUF file as a Hugging Face directory (config.json, tokenizer, weights in `dtype`).
 /// Errors: corrupt_file, unsupported (architecture or tensor type, named).
 CheckpointReport convert_gguf(const std::filesystem::path& gguf, const std::filesystem::path& out,
-                              DType dtype = DType::bf16, int threads = 0, const Progress& progress = {});
+                              DType dtype = DType::bf16, const Progress& progress = {});
 
 }  // namespace nibble

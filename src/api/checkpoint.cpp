@@ -57,7 +57,7 @@ CheckpointReport quantize_checkpoint(const fs::path& model, const fs::path& out,
   const BitsAndBytesConfig& config = options.quantization_config;
   config.validate();
   require(config.is_quantizable(), "quantize: neither load_in_4bit nor load_in_8bit is set, expected one");
-  const api::ModelSource source = api::open_source(resolve_model(model.string()));
+  const api::ModelSource source = api::open_source(resolve_model(model.string()), options.dtype);
   require(!models::read_quantization_config(source.config, source.config_name),
           "{}: the model is quantized already (quantization_config is present)", source.config_name);
   const models::ModelSpec spec = models::build_spec(source.config, source.config_name);
@@ -106,16 +106,12 @@ CheckpointReport dequantize_checkpoint(const fs::path& model, const fs::path& ou
   return timer.finish(source.checkpoint->size_bytes(), bytes_out, static_cast<int64_t>(planned.size()), quantized);
 }
 
-CheckpointReport convert_gguf(const fs::path& gguf, const fs::path& out, DType dtype, int /*threads*/,
-                              const Progress& progress) {
+CheckpointReport convert_gguf(const fs::path& gguf, const fs::path& out, DType dtype, const Progress& progress) {
   const ReportTimer timer;
   require_float(dtype);
   const auto file = GgufFile::open(gguf);
   AtomicDirectory directory(out);
-  convert_gguf_file(*file, directory.path(), dtype, progress);
-  int64_t bytes_out = 0;
-  for (const auto& entry : fs::directory_iterator(directory.path()))
-    if (entry.path().extension() == ".safetensors") bytes_out += static_cast<int64_t>(entry.file_size());
+  const int64_t bytes_out = convert_gguf_file(file, directory.path(), dtype, progress);
   int64_t bytes_in = 0;
   for (const auto& tensor : file->tensors()) bytes_in += tensor.size_bytes;
   directory.commit();

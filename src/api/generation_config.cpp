@@ -32,11 +32,9 @@ GenerationConfig read_generation_config(const ModelSource& source) {
   result.eos_token_id = read_ids(source.config, "eos_token_id", source.config_name);
   if (const auto pad = read_ids(source.config, "pad_token_id", source.config_name); !pad.empty())
     result.pad_token_id = pad[0];
-  const auto path = source.path / "generation_config.json";
-  std::error_code error;
-  if (source.is_gguf() || !std::filesystem::exists(path, error)) return result;
-  const Json json = read_json(path);
-  const std::string name = path.string();
+  const Json& json = source.generation_config;
+  if (!json.is_object()) return result;
+  const std::string name = (source.path / "generation_config.json").string();
   read(json, "do_sample", name, result.do_sample);
   read(json, "temperature", name, result.temperature);
   read(json, "top_k", name, result.top_k);

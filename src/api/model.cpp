@@ -33,7 +33,7 @@ AutoModelForCausalLM AutoModelForCausalLM::from_pretrained(const std::filesystem
           "device_map: found '{}', expected 'auto' or 'cpu' (this build has no other device)", options.device_map);
   options.quantization_config.validate();
   auto model = std::make_unique<Implementation>();
-  model->source = api::open_source(resolve_model(path.string()));
+  model->source = api::open_source(resolve_model(path.string()), options.dtype);
   model->generation_config = api::read_generation_config(model->source);
   model->decoder =
       models::load_decoder(model->source.config, model->source.config_name, model->source.checkpoint, options);

@@ -5,34 +5,50 @@
 
 #include "base/error.h"
 #include "base/output.h"
-#include "checkpoint/gguf_convert.h"
 
 namespace nibble::api {
 namespace fs = std::filesystem;
 
-ModelSource open_config(const fs::path& path) {
+bool is_gguf_file(const fs::path& path) {
   std::error_code error;
-  if (path.extension() == ".gguf" && !fs::is_directory(path, error)) return open_source(path);
-  if (!fs::is_directory(path, error))
-    fail(ErrorCode::not_found, "{}: expected a directory with config.json, or a .gguf file", path.string());
-  const fs::path config = path / "config.json";
-  return {path, read_json(config), config.string(), nullptr};
+  return path.extension() == ".gguf" && !fs::is_directory(path, error);
 }
 
-ModelSource open_source(const fs::path& path) {
+ModelSource open_config(const fs::path& path) {
+  if (is_gguf_file(path)) return open_source(path);
   std::error_code error;
-  if (path.extension() == ".gguf" && !fs::is_directory(path, error)) {
-    GgufModel model = open_gguf_model(path);
-    return {path, std::move(model.config), path.string(), std::move(model.checkpoint)};
+  if (!fs::is_directory(path, error))
+    fail(ErrorCode::not_found, "{}: expected a directory with config.json, or a .gguf file", path.string());
+  ModelSource source;
+  source.path = path;
+  source.config_name = (path / "config.json").string();
+  source.config = read_json(source.config_name);
+  if (const fs::path generation = path / "generation_config.json"; fs::exists(generation, error))
+    source.generation_config = read_json(generation);
+  return source;
+}
+
+ModelSource open_source(const fs::path& path, std::optional<DType> dtype) {
+  if (!is_gguf_file(path)) {
+    ModelSource source = open_config(path);
+    source.checkpoint = Checkpoint::open(path);
+    return source;
   }
-  ModelSource source = open_config(path);
-  source.checkpoint = Checkpoint::open(path);
+  ModelSource source;
+  source.path = path;
+  source.config_name = path.string();
+  source.gguf = open_gguf_model(path, dtype.value_or(DType::bf16));
+  source.config = source.gguf->config;
+  source.generation_config = source.gguf->generation_config;
+  source.checkpoint = source.gguf->checkpoint;
   return source;
 }
 
 void copy_companions(const ModelSource& source, const fs::path& directory) {
-  if (source.is_gguf()) {
-    write_gguf_companions(source.path, directory);
+  if (source.gguf) {
+    write_file(directory / "generation_config.json", source.gguf->generation_config.dump(2) + "\n");
+    write_file(directory / "tokenizer.json", source.gguf->tokenizer_json);
+    write_file(directory / "tokenizer_config.json", source.gguf->tokenizer_config.dump(2) + "\n");
     return;
   }
   constexpr std::array kNames{"generation_config.json",

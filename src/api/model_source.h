@@ -3,10 +3,12 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/json.h"
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/gguf_convert.h"
 #include "models/quantization.h"
 #include "models/spec.h"
 
@@ -16,15 +18,18 @@ struct ModelSource {
   std::filesystem::path path;  // a directory or a .gguf file
   Json config;
   std::string config_name;  // names the config in errors
+  Json generation_config;   // null if there is none
   std::shared_ptr<const Checkpoint> checkpoint;
-
-  bool is_gguf() const { return path.extension() == ".gguf"; }
+  std::optional<GgufModel> gguf;  // what a directory would hold beside it
 };
+
+/// True for a file whose name ends in .gguf.
+bool is_gguf_file(const std::filesystem::path& path);
 
 /// config.json (or the GGUF metadata) without weights.
 ModelSource open_config(const std::filesystem::path& path);
-/// With weights. Errors: not_found, corrupt_file, unsupported.
-ModelSource open_source(const std::filesystem::path& path);
+/// With weights; those of a GGUF file decode to `dtype` (nullopt: bf16). Errors: not_found, corrupt_file, unsupported.
+ModelSource open_source(const std::filesystem::path& path, std::optional<DType> dtype = std::nullopt);
 
 /// Copies what makes a directory whole beside weights and config: tokenizer files, chat template, generation config.
 void copy_companions(const ModelSource& source, const std::filesystem::path& directory);
