@@ -1,0 +1,168 @@
+// Greedy and sampled generation of several rows.
+#include "generate/generator.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "base/cancel.h"
+#include "base/error.h"
+#include "generate/beam.h"
+#include "generate/sampler.h"
+#include "generate/text_stream.h"
+
+namespace nibble {
+
+int64_t sequences_needed(size_t prompts, const GenerationConfig& config) {
+  return static_cast<int64_t>(prompts) * std::max<int64_t>(1, config.num_beams);
+}
+
+void validate(const GenerationConfig& config) {
+  require(config.max_new_tokens >= 0, "max_new_tokens: found {}, expected 0 or more", config.max_new_tokens);
+  require(config.temperature > 0 && std::isfinite(config.temperature),
+          "temperature: found {}, expected a positive number; for the most likely token set do_sample to false",
+          config.temperature);
+  require(config.top_k >= 0, "top_k: found {}, expected 0 or more", config.top_k);
+  require(config.top_p > 0 && config.top_p <= 1, "top_p: found {}, expected above 0 and at most 1", config.top_p);
+  require(config.min_p >= 0 && config.min_p < 1, "min_p: found {}, expected at least 0 and below 1", config.min_p);
+  require(config.repetition_penalty > 0 && std::isfinite(config.repetition_penalty),
+          "repetition_penalty: found {}, expected a positive number", config.repetition_penalty);
+  require(config.num_beams >= 1 && config.num_beams <= 1024, "num_beams: found {}, expected 1 to 1024",
+          config.num_beams);
+  require(std::isfinite(config.length_penalty), "length_penalty: found {}, expected a number", config.length_penalty);
+  for (const std::string& end : config.stop) require(!end.empty(), "stop: found an empty text");
+  if (config.num_beams > 1 && config.do_sample) fail(ErrorCode::unsupported, "num_beams: beams cannot be sampled");
+}
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+void check_prompts(const TokenModel& model, const Tokenizer* tokenizer,
+                   const std::vector<std::vector<int32_t>>& prompts, const GenerationConfig& config) {
+  validate(config);
+  require(tokenizer != nullptr || config.stop.empty(), "stop: stop strings need a tokenizer");
+  for (size_t row = 0; row < prompts.size(); ++row) {
+    require(!prompts[row].empty(), "prompt {}: it is empty", row);
+    for (const int32_t id : prompts[row]) {
+      require(id >= 0 && id < model.vocab_size(), "prompt {}: id {} is outside of the vocabulary of {}", row, id,
+              model.vocab_size());
+    }
+  }
+}
+
+struct Row {
+  Sampler sampler;
+  TextStream text;
+  std::vector<int32_t> tokens;  // prompt and new
+  int64_t new_tokens = 0;
+  StopReason reason = StopReason::length;
+  bool is_done = false;
+};
+
+class Generator {
+ public:
+  Generator(TokenModel& model, const Tokenizer* tokenizer, const std::vector<std::vector<int32_t>>& prompts,
+            const GenerationConfig& config, const TokenCallback& on_token)
+      : model_(model), config_(config), on_token_(on_token) {
+    for (const auto& prompt : prompts) {
+      rows_.push_back({Sampler(config, model.vocab_size(), static_cast<int64_t>(rows_.size())),
+                       TextStream(tokenizer, config.stop), prompt});
+      rows_.back().sampler.observe(prompt);
+    }
+  }
+
+  GenerationOutput run() {
+    GenerationOutput output;
+    if (config_.max_new_tokens > 0) {
+      const auto start = Clock::now();
+      for (size_t row = 0; row < rows_.size(); ++row) {
+        throw_if_cancelled();
+        take(row, model_.append(static_cast<int64_t>(row), rows_[row].tokens));
+      }
+      output.times.prefill_seconds = seconds_since(start);
+      const auto decode_start = Clock::now();
+      while (step()) {
+      }
+      output.times.decode_seconds = seconds_since(decode_start);
+    }
+    for (Row& row : rows_) {
+      output.times.new_tokens += row.new_tokens;
+      output.times.prompt_tokens += static_cast<int64_t>(row.tokens.size()) - row.new_tokens;
+      output.texts.push_back(row.text.text());
+      output.stop_reasons.push_back(row.reason);
+      output.sequences.push_back(std::move(row.tokens));
+    }
+    return output;
+  }
+
+ private:
+  /// One token for every row that goes on; false if none does.
+  bool step() {
+    std::vector<int64_t> active;
+    std::vector<int32_t> tokens;
+    for (size_t row = 0; row < rows_.size(); ++row) {
+      if (rows_[row].is_done) continue;
+      active.push_back(static_cast<int64_t>(row));
+      tokens.push_back(rows_[row].tokens.back());
+    }
+    if (active.empty()) return false;
+    throw_if_cancelled();
+    const std::span<const float> logits = model_.step(active, tokens);
+    const auto vocab = static_cast<size_t>(model_.vocab_size());
+    for (size_t i = 0; i < active.size(); ++i) take(static_cast<size_t>(active[i]), logits.subspan(i * vocab, vocab));
+    return true;
+  }
+
+  /// Chooses and reports the next token of a row.
+  void take(size_t index, std::span<const float> logits) {
+    Row& row = rows_[index];
+    const int32_t token = row.sampler.next(logits);
+    row.tokens.push_back(token);
+    ++row.new_tokens;
+    std::string text = row.text.push(token);
+    const bool is_eos =
+        std::find(config_.eos_token_id.begin(), config_.eos_token_id.end(), token) != config_.eos_token_id.end();
+    if (row.text.is_stopped()) {
+      end(row, StopReason::stop_string);
+    } else if (is_eos || row.new_tokens >= config_.max_new_tokens) {
+      text += row.text.finish();
+      end(row, row.text.is_stopped() ? StopReason::stop_string : is_eos ? StopReason::eos : StopReason::length);
+    }
+    if (on_token_ && !on_token_(static_cast<int64_t>(index), token, text) && !row.is_done) {
+      row.text.finish();
+      end(row, StopReason::callback);
+    }
+  }
+
+  static void end(Row& row, StopReason reason) {
+    row.reason = reason;
+    row.is_done = true;
+  }
+
+  TokenModel& model_;
+  const GenerationConfig& config_;
+  const TokenCallback& on_token_;
+  std::vector<Row> rows_;
+};
+
+}  // namespace
+
+GenerationOutput generate(TokenModel& model, const Tokenizer* tokenizer,
+                          const std::vector<std::vector<int32_t>>& prompts, const GenerationConfig& config,
+                          const TokenCallback& on_token) {
+  check_prompts(model, tokenizer, prompts, config);
+  if (config.num_beams > 1) return beam_search(model, tokenizer, prompts, config, on_token);
+  return Generator(model, tokenizer, prompts, config, on_token).run();
+}
+
+GenerationOutput generate(Session& session, const Tokenizer* tokenizer,
+                          const std::vector<std::vector<int32_t>>& prompts, const GenerationConfig& config,
+                          const TokenCallback& on_token) {
+  SessionModel model(session);
+  return generate(model, tokenizer, prompts, config, on_token);
+}
+
+}  // namespace nibble

@@ -1,0 +1,40 @@
+// What generation needs of a running model: a Session in production, a script in tests.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "runtime/session.h"
+
+namespace nibble {
+
+/// Sequences of tokens with the logits that follow them. Returned spans live until the next call.
+class TokenModel {
+ public:
+  virtual ~TokenModel() = default;
+  /// Appends to one sequence; logits (vocab) after the last token.
+  virtual std::span<const float> append(int64_t sequence, std::span<const int32_t> tokens) = 0;
+  /// One token for each of `sequences`; logits (sequences.size(), vocab).
+  virtual std::span<const float> step(std::span<const int64_t> sequences, std::span<const int32_t> tokens) = 0;
+  /// Sequence i becomes a copy of what sequence source[i] was; one source for every sequence.
+  virtual void reorder(std::span<const int64_t> source) = 0;
+  virtual int64_t vocab_size() const = 0;
+};
+
+class SessionModel final : public TokenModel {
+ public:
+  explicit SessionModel(Session& session) : session_(session) {}
+  std::span<const float> append(int64_t sequence, std::span<const int32_t> tokens) override {
+    return session_.append(sequence, tokens);
+  }
+  std::span<const float> step(std::span<const int64_t> sequences, std::span<const int32_t> tokens) override {
+    return session_.step(sequences, tokens);
+  }
+  void reorder(std::span<const int64_t> source) override { session_.reorder(source); }
+  int64_t vocab_size() const override { return session_.vocab_size(); }
+
+ private:
+  Session& session_;
+};
+
+}  // namespace nibble
