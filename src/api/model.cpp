@@ -63,7 +63,7 @@ GenerationOutput AutoModelForCausalLM::generate(const std::vector<std::vector<in
   require(static_cast<int64_t>(longest) < context,
           "generate: the prompt has {} tokens, expected fewer than the model's context of {}", longest, context);
   effective.max_new_tokens = std::min(effective.max_new_tokens, context - static_cast<int64_t>(longest));
-  Session session(*model_->decoder, static_cast<int64_t>(prompts.size()) * effective.num_beams,
+  Session session(*model_->decoder, sequences_needed(prompts.size(), effective),
                   static_cast<int64_t>(longest) + effective.max_new_tokens, effective.batch_invariant);
   return nibble::generate(session, tokenizer ? &tokenizer->implementation() : nullptr, prompts, effective, on_token);
 }
