@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/json.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/safetensors_writer.h"
 #include "models/quantization.h"
@@ -27,6 +28,10 @@ std::vector<PlannedTensor> plan_dequantized(const ModelSpec& spec, DType dtype);
 /// Returns the number of tensors that were quantized.
 int64_t write_dequantized(const ModelSpec& spec, const Checkpoint& checkpoint, DType dtype, const ops::Backend& backend,
                           SafetensorsWriter& writer, const Progress& progress);
+
+/// config.json of what write_quantized and write_dequantized write.
+Json quantized_config(Json config, const ModelSpec& spec, const QuantizationPlan& plan, DType dtype);
+Json dequantized_config(Json config, DType dtype);
 
 /// What a loaded model holds, for save_pretrained.
 std::vector<PlannedTensor> plan_saved(const ModelSpec& spec, const Weights& weights);

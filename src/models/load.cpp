@@ -1,5 +1,6 @@
 // From a directory, or its parts, to a Decoder.
 #include "base/error.h"
+#include "models/convert_weights.h"
 #include "models/decoder.h"
 #include "models/registry.h"
 
@@ -13,14 +14,6 @@ DType checkpoint_dtype(const Checkpoint& checkpoint) {
     if (is_float && info.name.ends_with(".weight")) return info.dtype;
   }
   return DType::f32;
-}
-
-/// config.json as it describes what is in memory.
-Json loaded_config(Json config, const QuantizationPlan& plan, DType dtype) {
-  config.erase("torch_dtype");
-  config["dtype"] = name_of(dtype);
-  if (plan.config.is_quantizable()) config["quantization_config"] = quantization_config_json(plan.config);
-  return config;
 }
 
 }  // namespace
@@ -43,7 +36,8 @@ std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source, std:
   QuantizationPlan plan = plan_quantization(spec, stored ? *stored : options.quantization_config);
   auto weights = load_weights(spec, std::move(checkpoint), std::move(plan), *backend,
                               {.dtype = *dtype, .progress = options.progress, .warning = options.warning});
-  config = loaded_config(std::move(config), weights->plan(), *dtype);
+  config = weights->plan().config.is_quantizable() ? quantized_config(std::move(config), spec, weights->plan(), *dtype)
+                                                   : dequantized_config(std::move(config), *dtype);
   return std::make_unique<Decoder>(std::move(spec), std::move(config), std::move(backend), std::move(weights));
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tiny random models with what transformers (fp32, CPU) and bitsandbytes make of them, for tests/data/models.
 
-    python tests/parity/make_model_goldens.py tests/data/models
+    python tests/parity/make_model_goldens.py tests/data/models [NAME...]
 
 Each NAME/ holds config.json and model.safetensors (bf16, run in fp32), goldens.safetensors (logits, greedy ids, a
 left-padded batch, and logits with weights quantized and dequantized by bitsandbytes) and expected.json (printed trees,
@@ -42,6 +42,7 @@ MODELS = {
     "qwen2-window": ("Qwen2", dict(use_sliding_window=True, sliding_window=8, max_window_layers=1)),
     "qwen3": ("Qwen3", dict(head_dim=32)),
 }
+FP4_BOUNDARIES = torch.tensor([0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333])
 SMALL = {"llama", "llama-odd", "qwen2"}  # of these, logits with quantized weights as well
 
 
@@ -79,17 +80,15 @@ def four_bit(quant_type, nested):
     """Codes by CUDA's rules (bitsandbytes' CPU build rounds ties otherwise and decodes some shapes wrongly)."""
     def transform(weight):
         code = F.get_4bit_type(quant_type, device="cpu")
-        values, order = code.sort(stable=True)
+        values = code.sort().values
         flat = torch.nn.functional.pad(weight.flatten(), (0, -weight.numel() % 64)).view(-1, 64)
         absmax = flat.abs().amax(1)
         y = flat * (1 / absmax)[:, None]
-        rank = torch.bucketize(y, (values[1:] + values[:-1]) / 2)  # a tie goes to the lower value
         if quant_type == "fp4":  # sign and magnitude: a tie goes to the smaller magnitude
             magnitudes = values[values >= 0].unique()
-            nearest = magnitudes[torch.bucketize(y.abs(), (magnitudes[1:] + magnitudes[:-1]) / 2)]
-            decoded = nearest * y.sign()
+            decoded = magnitudes[torch.bucketize(y.abs(), FP4_BOUNDARIES)] * y.sign()
         else:
-            decoded = values[rank]
+            decoded = values[torch.bucketize(y, (values[1:] + values[:-1]) / 2)]  # a tie goes to the lower value
         if nested:
             absmax = nest(absmax)
         return (decoded * absmax[:, None]).flatten()[:weight.numel()].view_as(weight)
@@ -190,8 +189,10 @@ def expected(path):
     (path / "expected.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
-def main(out):
+def main(out, only):
     for index, (name, (family, overrides)) in enumerate(MODELS.items()):
+        if only and name not in only:
+            continue
         path = out / name
         shutil.rmtree(path, ignore_errors=True)
         model = build(family, overrides, seed=index).to(torch.bfloat16)
@@ -202,6 +203,8 @@ def main(out):
     for name, config in {"llama-nf4-dq": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                                                             bnb_4bit_use_double_quant=True),
                          "llama-int8": BitsAndBytesConfig(load_in_8bit=True)}.items():
+        if only and name not in only:
+            continue
         shutil.rmtree(out / name, ignore_errors=True)
         load(out / "llama", quantization_config=config).save_pretrained(out / name)
         (out / name / "generation_config.json").unlink()
@@ -217,4 +220,4 @@ def main(out):
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), sys.argv[2:])
