@@ -9,7 +9,7 @@
 namespace nibble::models {
 
 struct ActivationName {
-  std::string_view name;        // "silu"
+  std::string_view name;  // "silu"
   kernels::Activation activation;
   std::string_view class_name;  // "SiLUActivation"
 };

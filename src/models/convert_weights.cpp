@@ -76,13 +76,16 @@ void plan_4bit(const std::string& name, const ops::Tensor4Bit& weight, int64_t j
   plan.push_back({state_name(name, weight), DType::u8, {json_bytes}});
 }
 
-void plan_int8(const std::string& module, const std::string& name, const Shape& shape, std::vector<PlannedTensor>& plan) {
+void plan_int8(const std::string& module, const std::string& name, const Shape& shape,
+               std::vector<PlannedTensor>& plan) {
   plan.push_back({scb_name(module), DType::f32, {shape[0]}});
   plan.push_back({name, DType::i8, shape});
   plan.push_back({name + "_format", DType::u8, {}});
 }
 
-std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span(text.data(), text.size())); }
+std::span<const std::byte> bytes_of(std::string_view text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
 
 void write_4bit(const std::string& name, const ops::Tensor4Bit& weight, int64_t json_bytes, SafetensorsWriter& writer) {
   writer.write(name, weight.packed.bytes());
@@ -97,7 +100,8 @@ void write_4bit(const std::string& name, const ops::Tensor4Bit& weight, int64_t 
   writer.write(state_name(name, weight), bytes_of(json));
 }
 
-void write_int8(const std::string& module, const std::string& name, const ops::TensorInt8& weight, SafetensorsWriter& writer) {
+void write_int8(const std::string& module, const std::string& name, const ops::TensorInt8& weight,
+                SafetensorsWriter& writer) {
   writer.write(scb_name(module), weight.absmax.bytes());
   writer.write(name, weight.values.bytes());
   writer.write(name + "_format", bytes_of(std::string_view("\0", 1)));  // 0: rows
@@ -179,7 +183,8 @@ int64_t write_quantized(const ModelSpec& spec, const Checkpoint& checkpoint, con
 
 std::vector<PlannedTensor> plan_dequantized(const ModelSpec& spec, DType dtype) {
   std::vector<PlannedTensor> tensors;
-  for (const Parameter& parameter : stored_parameters(spec, {})) tensors.push_back({parameter.name, dtype, parameter.shape});
+  for (const Parameter& parameter : stored_parameters(spec, {}))
+    tensors.push_back({parameter.name, dtype, parameter.shape});
   return tensors;
 }
 

@@ -53,9 +53,9 @@ struct Decoder::Pass {
   Workspace& workspace;
   int64_t tokens;
   bool batch_invariant;
-  float* hidden;  // (tokens, hidden_size): the residual stream
-  float* normed;  // (tokens, hidden_size)
-  std::vector<const float*> cos, sin;  // per rope: (tokens, rotary_dim / 2)
+  float* hidden;                                      // (tokens, hidden_size): the residual stream
+  float* normed;                                      // (tokens, hidden_size)
+  std::vector<const float*> cos, sin;                 // per rope: (tokens, rotary_dim / 2)
   std::vector<kernels::AttentionSequence> attention;  // per sequence
 };
 
@@ -81,10 +81,17 @@ void Decoder::build_layers() {
     const std::string prefix = spec_.layers_prefix + std::to_string(i) + ".";
     const auto linear = [&](const std::string& name) { return make_linear(spec_, *weights_, prefix + name); };
     const auto norm = [&](const NormSpec& n) { return make_norm(*weights_, prefix, n); };
-    Layer layer{.spec = &spec, .attention_norm = norm(spec.attention_norm), .mlp_norm = norm(spec.mlp_norm),
-                .q_norm = {}, .k_norm = {},
-                .q = linear(spec.attention.q), .k = linear(spec.attention.k), .v = linear(spec.attention.v),
-                .out = linear(spec.attention.out), .gate = linear(spec.mlp.gate), .up = linear(spec.mlp.up),
+    Layer layer{.spec = &spec,
+                .attention_norm = norm(spec.attention_norm),
+                .mlp_norm = norm(spec.mlp_norm),
+                .q_norm = {},
+                .k_norm = {},
+                .q = linear(spec.attention.q),
+                .k = linear(spec.attention.k),
+                .v = linear(spec.attention.v),
+                .out = linear(spec.attention.out),
+                .gate = linear(spec.mlp.gate),
+                .up = linear(spec.mlp.up),
                 .down = linear(spec.mlp.down)};
     if (spec.attention.q_norm) layer.q_norm = norm(spec.attention.q_norm);
     if (spec.attention.k_norm) layer.k_norm = norm(spec.attention.k_norm);
@@ -117,13 +124,20 @@ void Decoder::fill_angles(Pass& pass) const {
   }
 }
 
-void Decoder::forward(std::span<const SequenceTokens> sequences, const int32_t* ids, Workspace& workspace, float* logits,
-                      bool all_logits, bool batch_invariant) const {
+void Decoder::forward(std::span<const SequenceTokens> sequences, const int32_t* ids, Workspace& workspace,
+                      float* logits, bool all_logits, bool batch_invariant) const {
   int64_t tokens = 0;
   for (const SequenceTokens& sequence : sequences) tokens += sequence.tokens;
   const int64_t width = spec_.hidden_size;
-  Pass pass{sequences, workspace, tokens, batch_invariant, workspace.get(kHidden, tokens * width),
-            workspace.get(kNormed, tokens * width), {}, {}, {}};
+  Pass pass{sequences,
+            workspace,
+            tokens,
+            batch_invariant,
+            workspace.get(kHidden, tokens * width),
+            workspace.get(kNormed, tokens * width),
+            {},
+            {},
+            {}};
   pass.attention.resize(sequences.size());
   backend_->kernels().embed(backend_->context_for(tokens * width),
                             {embed_.data(), embed_.dtype(), ids, tokens, width, spec_.embed_scale, pass.hidden});
@@ -172,15 +186,22 @@ void Decoder::run_attention(Pass& pass, const Layer& layer, size_t index) const 
     };
     append(k, cache.keys(layer_index));
     append(v, cache.values(layer_index));
-    pass.attention[s] = {q + row * q_width, cache.keys(layer_index), cache.values(layer_index), capacity,
-                         sequence.tokens, past, attended + row * q_width};
+    pass.attention[s] = {
+        q + row * q_width,       cache.keys(layer_index), cache.values(layer_index), capacity, sequence.tokens, past,
+        attended + row * q_width};
     row += sequence.tokens;
     work += sequence.tokens * (past + sequence.tokens) * q_width;
   }
-  kernels.attention(backend_->context_for(work),
-                    {.sequences = pass.attention.data(), .sequence_count = static_cast<int64_t>(pass.attention.size()),
-                     .heads = spec.heads, .kv_heads = spec.kv_heads, .head_dim = spec.head_dim, .q_stride = q_width,
-                     .kv_dtype = cache_dtype(), .scale = spec.scale, .softcap = spec.softcap, .window = spec.window});
+  kernels.attention(backend_->context_for(work), {.sequences = pass.attention.data(),
+                                                  .sequence_count = static_cast<int64_t>(pass.attention.size()),
+                                                  .heads = spec.heads,
+                                                  .kv_heads = spec.kv_heads,
+                                                  .head_dim = spec.head_dim,
+                                                  .q_stride = q_width,
+                                                  .kv_dtype = cache_dtype(),
+                                                  .scale = spec.scale,
+                                                  .softcap = spec.softcap,
+                                                  .window = spec.window});
   const std::array out{nn::LinearCall{&layer.out, pass.hidden, spec_.hidden_size, true}};
   nn::run_linear(*backend_, attended, m, out, pass.batch_invariant);
 }
@@ -191,7 +212,8 @@ void Decoder::run_mlp(Pass& pass, const Layer& layer) const {
   float* gate = pass.workspace.get(kGateUp, 2 * m * width);  // (tokens, [gate | up])
   float* activated = pass.workspace.get(kActivated, m * width);
   nn::run_norm(*backend_, layer.mlp_norm, pass.hidden, m, pass.normed);
-  const std::array calls{nn::LinearCall{&layer.gate, gate, 2 * width}, nn::LinearCall{&layer.up, gate + width, 2 * width}};
+  const std::array calls{nn::LinearCall{&layer.gate, gate, 2 * width},
+                         nn::LinearCall{&layer.up, gate + width, 2 * width}};
   nn::run_linear(*backend_, pass.normed, m, calls, pass.batch_invariant);
   backend_->kernels().activate(backend_->context_for(m * width),
                                {gate, gate + width, 2 * width, m, width, spec.activation, activated});

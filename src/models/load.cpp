@@ -24,8 +24,8 @@ std::unique_ptr<Decoder> load_decoder(const std::filesystem::path& path, const L
   return load_decoder(std::move(config), config_path.string(), Checkpoint::open(path), options);
 }
 
-std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source, std::shared_ptr<const Checkpoint> checkpoint,
-                                      const LoadOptions& options) {
+std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source,
+                                      std::shared_ptr<const Checkpoint> checkpoint, const LoadOptions& options) {
   ModelSpec spec = build_spec(config, source);
   const auto stored = read_quantization_config(config, source);
   if (stored && options.quantization_config.is_quantizable() && options.warning)

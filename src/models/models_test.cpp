@@ -1,4 +1,5 @@
-// Trees, footprints and skip rules against transformers; configs that must be refused; checkpoints written and read back.
+// Trees, footprints and skip rules against transformers; configs that must be refused; checkpoints written and read
+// back.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -16,8 +17,9 @@ namespace {
 
 namespace fs = std::filesystem;
 const fs::path kModels = fs::path(NIBBLE_TEST_DATA) / "models";
-const char* const kNames[] = {"llama",        "llama-bias", "llama-odd",      "llama-linear", "llama-dynamic", "llama-llama3",
-                              "llama-yarn",   "mistral-window", "qwen2",      "qwen2-window", "qwen3"};
+const char* const kNames[] = {"llama",         "llama-bias",   "llama-odd",  "llama-linear",
+                              "llama-dynamic", "llama-llama3", "llama-yarn", "mistral-window",
+                              "qwen2",         "qwen2-window", "qwen3"};
 
 Json llama_config() { return read_json(kModels / "llama" / "config.json"); }
 
@@ -67,15 +69,15 @@ struct BadConfig {
 };
 
 TEST(Config, RefusedWithTheKeysName) {
-  for (const BadConfig& bad : {BadConfig{"hidden_size", ""}, BadConfig{"hidden_size", "0"}, BadConfig{"hidden_size", "-64"},
-                               BadConfig{"hidden_size", "\"64\""}, BadConfig{"hidden_size", "1e30"},
-                               BadConfig{"hidden_size", "9223372036854775807"}, BadConfig{"num_hidden_layers", "1000000000"},
-                               BadConfig{"num_key_value_heads", "3"}, BadConfig{"num_attention_heads", "0"},
-                               BadConfig{"vocab_size", "[1]"}, BadConfig{"rms_norm_eps", "-1"}, BadConfig{"head_dim", "15"},
-                               BadConfig{"hidden_act", "\"sparkle\""}, BadConfig{"tie_word_embeddings", "\"yes\""},
-                               BadConfig{"pad_token_id", "160"}, BadConfig{"architectures", "[]"},
-                               BadConfig{"architectures", "[\"BertModel\"]"}, BadConfig{"architectures", ""},
-                               BadConfig{"rope_parameters", "7"}}) {
+  for (const BadConfig& bad :
+       {BadConfig{"hidden_size", ""}, BadConfig{"hidden_size", "0"}, BadConfig{"hidden_size", "-64"},
+        BadConfig{"hidden_size", "\"64\""}, BadConfig{"hidden_size", "1e30"},
+        BadConfig{"hidden_size", "9223372036854775807"}, BadConfig{"num_hidden_layers", "1000000000"},
+        BadConfig{"num_key_value_heads", "3"}, BadConfig{"num_attention_heads", "0"}, BadConfig{"vocab_size", "[1]"},
+        BadConfig{"rms_norm_eps", "-1"}, BadConfig{"head_dim", "15"}, BadConfig{"hidden_act", "\"sparkle\""},
+        BadConfig{"tie_word_embeddings", "\"yes\""}, BadConfig{"pad_token_id", "160"}, BadConfig{"architectures", "[]"},
+        BadConfig{"architectures", "[\"BertModel\"]"}, BadConfig{"architectures", ""},
+        BadConfig{"rope_parameters", "7"}}) {
     Json config = llama_config();
     if (*bad.value)
       config[bad.key] = parse_json(bad.value, "value");
@@ -95,10 +97,11 @@ TEST(Config, RefusedWithTheKeysName) {
 }
 
 TEST(Config, RopeTypesAreChecked) {
-  for (const char* rope : {R"({"rope_type": "spiral"})", R"({"rope_type": "linear"})", R"({"rope_type": "linear", "factor": 0})",
-                           R"({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4})",
-                           R"({"rope_type": "longrope", "factor": 8})",
-                           R"({"rope_type": "longrope", "factor": 8, "short_factor": [1], "long_factor": [1]})"}) {
+  for (const char* rope :
+       {R"({"rope_type": "spiral"})", R"({"rope_type": "linear"})", R"({"rope_type": "linear", "factor": 0})",
+        R"({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4})",
+        R"({"rope_type": "longrope", "factor": 8})",
+        R"({"rope_type": "longrope", "factor": 8, "short_factor": [1], "long_factor": [1]})"}) {
     Json config = llama_config();
     config["rope_parameters"] = parse_json(rope, "rope");
     EXPECT_THROW(build_spec(config, "config"), Error) << rope;
@@ -120,7 +123,8 @@ TEST(Load, NamesTheTensorThatIsMissingOrMisshapen) {
   deep["num_hidden_layers"] = 3;
   Json untied = llama_config();
   untied["tie_word_embeddings"] = false;
-  const std::pair<Json, const char*> cases[] = {{wide, "[72, 64]"}, {deep, "model.layers.2."}, {untied, "lm_head.weight"}};
+  const std::pair<Json, const char*> cases[] = {
+      {wide, "[72, 64]"}, {deep, "model.layers.2."}, {untied, "lm_head.weight"}};
   for (const auto& [config, expected] : cases) {
     try {
       load_decoder(config, "config", checkpoint, {});
@@ -154,7 +158,8 @@ std::vector<float> logits_of(const Decoder& decoder, std::vector<int32_t> ids) {
 }
 
 /// Quantizes a tiny model into `out`; returns the plan it used.
-QuantizationPlan quantize_into(const fs::path& out, const std::string& model, const BitsAndBytesConfig& config, DType dtype) {
+QuantizationPlan quantize_into(const fs::path& out, const std::string& model, const BitsAndBytesConfig& config,
+                               DType dtype) {
   const Json json = read_json(kModels / model / "config.json");
   const ModelSpec spec = build_spec(json, model);
   const QuantizationPlan plan = plan_quantization(spec, config);

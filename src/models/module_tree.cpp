@@ -89,8 +89,8 @@ ModuleSpec linear(std::string name, int64_t in_features, int64_t out_features, b
   module.kind = ModuleKind::linear;
   module.name = std::move(name);
   module.class_name = "Linear";
-  module.detail = fmt::format("in_features={}, out_features={}, bias={}", in_features, out_features,
-                              has_bias ? "True" : "False");
+  module.detail =
+      fmt::format("in_features={}, out_features={}, bias={}", in_features, out_features, has_bias ? "True" : "False");
   module.parameters.push_back({"weight", {out_features, in_features}});
   if (has_bias) module.parameters.push_back({"bias", {out_features}});
   return module;
@@ -102,7 +102,8 @@ ModuleSpec embedding(std::string name, int64_t count, int64_t dim, std::optional
   module.name = std::move(name);
   module.class_name = "Embedding";
   module.detail = fmt::format("{}, {}", count, dim);
-  if (padding_idx) module.detail += fmt::format(", padding_idx={}", *padding_idx < 0 ? *padding_idx + count : *padding_idx);
+  if (padding_idx)
+    module.detail += fmt::format(", padding_idx={}", *padding_idx < 0 ? *padding_idx + count : *padding_idx);
   module.parameters.push_back({"weight", {count, dim}});
   return module;
 }

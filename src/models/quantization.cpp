@@ -2,6 +2,7 @@
 #include "models/quantization.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <regex>
 
 #include "base/error.h"
@@ -11,12 +12,21 @@
 namespace nibble::models {
 namespace {
 
+// Entries come from files: matching must not take exponential time.
+#ifdef __GLIBCXX__
+constexpr auto kSyntax = std::regex::ECMAScript | std::regex_constants::__polynomial;
+#else
+constexpr auto kSyntax = std::regex::ECMAScript;
+#endif
+
 /// One skip entry, ready to match.
 class SkipEntry {
  public:
   explicit SkipEntry(const std::string& text) : suffix_(text) {
+    require(text.size() <= 1000, "llm_int8_skip_modules: found an entry of {} characters, expected at most 1000",
+            text.size());
     try {
-      start_ = std::regex("(?:" + text + ")", std::regex::ECMAScript | std::regex::optimize);
+      start_ = std::regex("(?:" + text + ")", kSyntax);
     } catch (const std::regex_error& error) {
       fail(ErrorCode::invalid_argument, "llm_int8_skip_modules: '{}' is no regular expression: {}", text, error.what());
     }
@@ -47,8 +57,17 @@ std::string without_weight(const std::string& name) {
   return name.ends_with(".weight") ? name.substr(0, name.size() - 7) : name;
 }
 
-std::string_view name_or(std::optional<std::string>& storage, std::string_view fallback) {
-  return storage ? std::string_view(*storage) : fallback;
+/// A type by name; `allowed` are the ones that make sense at `key`.
+DType read_dtype(const ConfigReader& reader, std::string_view key, DType fallback,
+                 std::initializer_list<DType> allowed) {
+  const auto name = reader.find_text(key);
+  if (!name) return fallback;
+  std::string expected;
+  for (const DType dtype : allowed) {
+    if (*name == name_of(dtype)) return dtype;
+    expected += (expected.empty() ? "" : ", ") + std::string(name_of(dtype));
+  }
+  reader.refuse(key, *name, expected);
 }
 
 void read_skip_modules(const Json& object, std::string_view source, BitsAndBytesConfig& config) {
@@ -96,7 +115,8 @@ QuantizationPlan plan_quantization(const ModelSpec& spec, const BitsAndBytesConf
   QuantizationPlan plan;
   plan.config = config;
   if (!config.is_quantizable()) return plan;
-  const auto entries = compile(config.llm_int8_skip_modules ? *config.llm_int8_skip_modules : default_skipped_modules(spec));
+  const auto entries =
+      compile(config.llm_int8_skip_modules ? *config.llm_int8_skip_modules : default_skipped_modules(spec));
   for_each_module(spec, [&](const std::string& path, const ModuleSpec& module) {
     if (module.kind != ModuleKind::linear) return;
     if (any_matches(entries, path))
@@ -125,9 +145,10 @@ std::optional<BitsAndBytesConfig> read_quantization_config(const Json& config, s
   result.bnb_4bit_quant_type = reader.text_or("bnb_4bit_quant_type", "fp4");
   result.bnb_4bit_use_double_quant = reader.flag_or("bnb_4bit_use_double_quant", false);
   result.bnb_4bit_blocksize = reader.integer_or("bnb_4bit_blocksize", 64, 32, 4096);
-  auto compute = reader.find_text("bnb_4bit_compute_dtype"), storage = reader.find_text("bnb_4bit_quant_storage");
-  result.bnb_4bit_compute_dtype = dtype_from_name(name_or(compute, "float32"));
-  result.bnb_4bit_quant_storage = dtype_from_name(name_or(storage, "uint8"));
+  result.bnb_4bit_compute_dtype =
+      read_dtype(reader, "bnb_4bit_compute_dtype", DType::f32, {DType::f32, DType::bf16, DType::f16});
+  result.bnb_4bit_quant_storage = read_dtype(reader, "bnb_4bit_quant_storage", DType::u8,
+                                             {DType::u8, DType::i8, DType::f16, DType::bf16, DType::f32, DType::f64});
   read_skip_modules(*object, source, result);
   return result;
 }
@@ -153,12 +174,8 @@ Json quantization_config_json(const BitsAndBytesConfig& config) {
 
 std::optional<DType> config_dtype(const Json& config, std::string_view source) {
   const ConfigReader reader(config, source);
-  for (const std::string_view key : {"dtype", "torch_dtype"}) {
-    const auto name = reader.find_text(key);
-    if (!name) continue;
-    if (*name == "float32" || *name == "float16" || *name == "bfloat16") return dtype_from_name(*name);
-    reader.refuse(key, *name, "float32, float16 or bfloat16");
-  }
+  for (const std::string_view key : {"dtype", "torch_dtype"})
+    if (reader.find_text(key)) return read_dtype(reader, key, DType::f32, {DType::f32, DType::f16, DType::bf16});
   return std::nullopt;
 }
 

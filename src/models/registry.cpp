@@ -19,7 +19,8 @@ std::span<const Architecture> architectures() {
 }
 
 ModelSpec build_spec(const Json& config, std::string_view source) {
-  if (!config.is_object()) fail(ErrorCode::corrupt_file, "{}: found {}, expected a JSON object", source, config.type_name());
+  if (!config.is_object())
+    fail(ErrorCode::corrupt_file, "{}: found {}, expected a JSON object", source, config.type_name());
   const auto names = config.find("architectures");
   if (names == config.end() || !names->is_array() || names->empty() || !names->front().is_string())
     fail(ErrorCode::corrupt_file, "{}: key 'architectures': expected a list with one name such as \"LlamaForCausalLM\"",
@@ -28,7 +29,8 @@ ModelSpec build_spec(const Json& config, std::string_view source) {
   for (const Architecture& architecture : architectures())
     if (architecture.name == name) return architecture.build(ConfigReader(config, source));
   std::string known;
-  for (const Architecture& architecture : architectures()) known += (known.empty() ? "" : ", ") + std::string(architecture.name);
+  for (const Architecture& architecture : architectures())
+    known += (known.empty() ? "" : ", ") + std::string(architecture.name);
   fail(ErrorCode::unsupported, "{}: architecture '{}' is not supported; expected one of {}", source, name, known);
 }
 

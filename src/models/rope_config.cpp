@@ -75,8 +75,10 @@ nn::RopeSpec read_rope(const ConfigReader& config, int64_t head_dim, int64_t max
 
   nn::RopeSpec spec;
   spec.kind = kind_of(rope);
-  spec.theta = rope.find_number("rope_theta", 1e-3, 1e18).value_or(config.number_or("rope_theta", default_theta, 1e-3, 1e18));
-  const auto share = rope.find_number("partial_rotary_factor", 0, 1).value_or(config.number_or("partial_rotary_factor", 1, 0, 1));
+  spec.theta =
+      rope.find_number("rope_theta", 1e-3, 1e18).value_or(config.number_or("rope_theta", default_theta, 1e-3, 1e18));
+  const auto share =
+      rope.find_number("partial_rotary_factor", 0, 1).value_or(config.number_or("partial_rotary_factor", 1, 0, 1));
   spec.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * share);
   if (spec.rotary_dim < 2 || spec.rotary_dim % 2 != 0)
     config.refuse("head_dim", fmt::format("{} rotating dimensions", spec.rotary_dim), "an even number, at least 2");
@@ -86,8 +88,11 @@ nn::RopeSpec read_rope(const ConfigReader& config, int64_t head_dim, int64_t max
       "original_max_position_embeddings", own.value_or(spec.max_position_embeddings), 1, kMaxPositions);
 
   switch (spec.kind) {
-    case nn::RopeKind::plain: break;
-    case nn::RopeKind::linear: spec.factor = required_factor(rope); break;
+    case nn::RopeKind::plain:
+      break;
+    case nn::RopeKind::linear:
+      spec.factor = required_factor(rope);
+      break;
     case nn::RopeKind::dynamic:
       spec.factor = required_factor(rope);
       if (spec.rotary_dim < 4) config.refuse("head_dim", head_dim, "at least 4 for dynamic scaling");
@@ -99,8 +104,12 @@ nn::RopeSpec read_rope(const ConfigReader& config, int64_t head_dim, int64_t max
       if (spec.high_freq_factor <= spec.low_freq_factor)
         rope.refuse("high_freq_factor", spec.high_freq_factor, "more than low_freq_factor");
       break;
-    case nn::RopeKind::yarn: read_yarn(rope, spec); break;
-    case nn::RopeKind::longrope: read_longrope(rope, spec); break;
+    case nn::RopeKind::yarn:
+      read_yarn(rope, spec);
+      break;
+    case nn::RopeKind::longrope:
+      read_longrope(rope, spec);
+      break;
   }
   return spec;
 }

@@ -34,7 +34,8 @@ std::vector<std::string> unused_tensors(const Checkpoint& checkpoint, const Mode
     const std::string& name = info.name;
     const auto ends = [&](std::string_view suffix) { return name.ends_with(suffix); };
     if (used.contains(name) || ends(".SCB") || ends(".weight_format")) continue;
-    if (const size_t at = name.find(".weight."); at != std::string::npos && used.contains(name.substr(0, at + 7))) continue;
+    if (const size_t at = name.find(".weight."); at != std::string::npos && used.contains(name.substr(0, at + 7)))
+      continue;
     if (std::any_of(spec.ignored_suffixes.begin(), spec.ignored_suffixes.end(), ends)) continue;
     if (resolve_tied(spec, name) != name) continue;
     unused.push_back(name);
@@ -44,7 +45,8 @@ std::vector<std::string> unused_tensors(const Checkpoint& checkpoint, const Mode
 
 }  // namespace
 
-StoredWeight find_stored(const Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name, const Shape& shape) {
+StoredWeight find_stored(const Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name,
+                         const Shape& shape) {
   const TensorInfo* info = find_info(checkpoint, spec, name);
   if (!info)
     fail(ErrorCode::corrupt_file, "tensor '{}' is missing; expected shape {} from config.json", name, to_string(shape));
@@ -116,7 +118,8 @@ class WeightLoader {
     if (options_.progress) options_.progress("loading", total_, total_);
     const auto unused = unused_tensors(checkpoint_, spec_, used_);
     if (!unused.empty() && options_.warning)
-      options_.warning(fmt::format("{} tensors of the checkpoint are not used, the first is '{}'", unused.size(), unused[0]));
+      options_.warning(
+          fmt::format("{} tensors of the checkpoint are not used, the first is '{}'", unused.size(), unused[0]));
   }
 
  private:
@@ -146,7 +149,8 @@ class WeightLoader {
       return weight_from_stored(stored, weights_.plan_.config);
     }
     if (!wants_quantized) return nn::DenseWeight{dense(name, shape)};
-    nn::Weight result = quantize_weight(backend_, checkpoint_.get(stored.name).to(weights_.dtype_), weights_.plan_.config);
+    nn::Weight result =
+        quantize_weight(backend_, checkpoint_.get(stored.name).to(weights_.dtype_), weights_.plan_.config);
     note(stored.name);
     checkpoint_.release(stored.name);
     return result;
@@ -181,7 +185,8 @@ class WeightLoader {
 };
 
 std::unique_ptr<Weights> load_weights(const ModelSpec& spec, std::shared_ptr<const Checkpoint> checkpoint,
-                                      QuantizationPlan plan, const ops::Backend& backend, const WeightOptions& options) {
+                                      QuantizationPlan plan, const ops::Backend& backend,
+                                      const WeightOptions& options) {
   auto weights = std::make_unique<Weights>();
   weights->checkpoint_ = std::move(checkpoint);
   weights->plan_ = std::move(plan);

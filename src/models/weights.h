@@ -34,12 +34,12 @@ struct StoredWeight {
 
 /// Finds parameter `name` with or without the base prefix, its shape and type checked.
 /// Errors: corrupt_file naming tensor, found and expected.
-StoredWeight find_stored(const Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name, const Shape& shape);
+StoredWeight find_stored(const Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name,
+                         const Shape& shape);
 
 /// `x` as the plan stores it.
 nn::Weight quantize_weight(const ops::Backend& backend, const Tensor& x, const BitsAndBytesConfig& config);
 nn::Weight weight_from_stored(const StoredWeight& stored, const BitsAndBytesConfig& config);
-
 
 /// Every parameter of a spec by name; tied names are resolved.
 class Weights {

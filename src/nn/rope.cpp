@@ -44,7 +44,8 @@ std::vector<float> llama3(const RopeSpec& spec, std::vector<float> frequencies) 
 std::vector<float> yarn(const RopeSpec& spec) {
   const auto dim = static_cast<double>(spec.rotary_dim);
   const auto correction = [&](double rotations) {
-    const double ratio = static_cast<double>(spec.original_max_position_embeddings) / (rotations * 2 * std::numbers::pi);
+    const double ratio =
+        static_cast<double>(spec.original_max_position_embeddings) / (rotations * 2 * std::numbers::pi);
     return dim * std::log(ratio) / (2 * std::log(spec.theta));
   };
   double low = correction(spec.beta_fast), high = correction(spec.beta_slow);
@@ -87,15 +88,19 @@ Rope::Rope(RopeSpec spec) : spec_(std::move(spec)), frequencies_(frequencies(0))
 
 std::vector<float> Rope::frequencies(int64_t length) const {
   switch (spec_.kind) {
-    case RopeKind::plain: return inverse(powers(spec_.theta, spec_.rotary_dim));
+    case RopeKind::plain:
+      return inverse(powers(spec_.theta, spec_.rotary_dim));
     case RopeKind::linear: {
       std::vector<float> result = inverse(powers(spec_.theta, spec_.rotary_dim));
       for (float& frequency : result) frequency /= static_cast<float>(spec_.factor);
       return result;
     }
-    case RopeKind::dynamic: return dynamic(spec_, length);
-    case RopeKind::llama3: return llama3(spec_, inverse(powers(spec_.theta, spec_.rotary_dim)));
-    case RopeKind::yarn: return yarn(spec_);
+    case RopeKind::dynamic:
+      return dynamic(spec_, length);
+    case RopeKind::llama3:
+      return llama3(spec_, inverse(powers(spec_.theta, spec_.rotary_dim)));
+    case RopeKind::yarn:
+      return yarn(spec_);
     case RopeKind::longrope:
       return longrope(spec_, length > spec_.original_max_position_embeddings ? spec_.long_factor : spec_.short_factor);
   }

@@ -106,7 +106,8 @@ int64_t Session::length(int64_t sequence) const { return state_->cache(sequence)
 
 void Session::truncate(int64_t sequence, int64_t length) {
   nn::KvCache& cache = state_->cache(sequence);
-  require(length >= 0 && length <= cache.length(), "truncate: found length {}, expected 0 to {}", length, cache.length());
+  require(length >= 0 && length <= cache.length(), "truncate: found length {}, expected 0 to {}", length,
+          cache.length());
   cache.set_length(length);
 }
 

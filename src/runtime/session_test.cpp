@@ -95,7 +95,8 @@ TEST_P(Parity, BatchOfDifferentLengthsAsLeftPadded) {
   if (std::string_view(GetParam()) == "llama-dynamic") GTEST_SKIP();
   const Goldens goldens(GetParam());
   const auto decoder = models::load_decoder(kModels / GetParam(), float32_options());
-  const auto prompt = goldens.ids("prompt"), lengths = goldens.ids("batch_lengths"), expected = goldens.ids("batch_greedy");
+  const auto prompt = goldens.ids("prompt"), lengths = goldens.ids("batch_lengths"),
+             expected = goldens.ids("batch_greedy");
   const size_t rows = lengths.size(), count = expected.size() / rows;
   const auto vocab = static_cast<size_t>(decoder->vocab_size());
   Session session(*decoder, static_cast<int64_t>(rows), 64);

@@ -1,6 +1,6 @@
 // LlamaForCausalLM (Touvron et al., 2023; Llama 2, 3 and the many models of that shape).
 #include "models/arch/architectures.h"
-#include "models/arch/llama_family.h"
+#include "models/llama_family.h"
 
 namespace nibble::models {
 

@@ -1,6 +1,6 @@
 // Qwen2ForCausalLM: Llama with biases on q, k and v, and a window on the upper layers if asked for.
 #include "models/arch/architectures.h"
-#include "models/arch/llama_family.h"
+#include "models/llama_family.h"
 
 namespace nibble::models {
 

@@ -1,6 +1,6 @@
 // Qwen3ForCausalLM: Llama with RMSNorm on each head of q and k before the rotation.
 #include "models/arch/architectures.h"
-#include "models/arch/llama_family.h"
+#include "models/llama_family.h"
 
 namespace nibble::models {
 

@@ -1,5 +1,5 @@
 // Builds the tree and the layers that the family shares.
-#include "models/arch/llama_family.h"
+#include "models/llama_family.h"
 
 #include <algorithm>
 #include <cmath>
@@ -48,15 +48,15 @@ ModuleSpec attention_tree(const Sizes& s, const LlamaFamily& family) {
 }
 
 ModuleSpec layer_tree(std::string index, const Sizes& s, const LlamaFamily& family, const std::string& act_class) {
-  ModuleSpec mlp = container("mlp", family.name + "MLP",
-                             {linear("gate_proj", s.hidden, s.intermediate, family.has_mlp_bias),
-                              linear("up_proj", s.hidden, s.intermediate, family.has_mlp_bias),
-                              linear("down_proj", s.intermediate, s.hidden, family.has_mlp_bias),
-                              plain_module("act_fn", act_class)});
-  return container(std::move(index), family.name + "DecoderLayer",
-                   {attention_tree(s, family), std::move(mlp),
-                    rms_norm("input_layernorm", family.name + "RMSNorm", s.hidden, s.eps),
-                    rms_norm("post_attention_layernorm", family.name + "RMSNorm", s.hidden, s.eps)});
+  ModuleSpec mlp = container(
+      "mlp", family.name + "MLP",
+      {linear("gate_proj", s.hidden, s.intermediate, family.has_mlp_bias),
+       linear("up_proj", s.hidden, s.intermediate, family.has_mlp_bias),
+       linear("down_proj", s.intermediate, s.hidden, family.has_mlp_bias), plain_module("act_fn", act_class)});
+  return container(
+      std::move(index), family.name + "DecoderLayer",
+      {attention_tree(s, family), std::move(mlp), rms_norm("input_layernorm", family.name + "RMSNorm", s.hidden, s.eps),
+       rms_norm("post_attention_layernorm", family.name + "RMSNorm", s.hidden, s.eps)});
 }
 
 ModuleSpec model_tree(const ConfigReader& config, const Sizes& s, const LlamaFamily& family, int64_t rotary_dim,
@@ -66,8 +66,7 @@ ModuleSpec model_tree(const ConfigReader& config, const Sizes& s, const LlamaFam
   ModuleSpec model = container(
       "model", family.name + "Model",
       {embedding("embed_tokens", s.vocab, s.hidden, config.find_integer("pad_token_id", -s.vocab, s.vocab - 1)),
-       container("layers", "ModuleList", std::move(layers)),
-       rms_norm("norm", family.name + "RMSNorm", s.hidden, s.eps),
+       container("layers", "ModuleList", std::move(layers)), rms_norm("norm", family.name + "RMSNorm", s.hidden, s.eps),
        plain_module("rotary_emb", family.name + "RotaryEmbedding",
                     {{"inv_freq", rotary_dim / 2}, {"original_inv_freq", rotary_dim / 2}})});
   return container("", family.name + "ForCausalLM", {std::move(model), linear("lm_head", s.hidden, s.vocab, false)});
@@ -77,7 +76,8 @@ LayerSpec layer_spec(const Sizes& s, const LlamaFamily& family, const Activation
   LayerSpec layer;
   layer.attention_norm = {.module = "input_layernorm", .eps = s.eps};
   layer.mlp_norm = {.module = "post_attention_layernorm", .eps = s.eps};
-  layer.attention = {.q = "self_attn.q_proj", .k = "self_attn.k_proj", .v = "self_attn.v_proj", .out = "self_attn.o_proj"};
+  layer.attention = {
+      .q = "self_attn.q_proj", .k = "self_attn.k_proj", .v = "self_attn.v_proj", .out = "self_attn.o_proj"};
   if (family.has_qk_norm) {
     layer.attention.q_norm = {.module = "self_attn.q_norm", .eps = s.eps};
     layer.attention.k_norm = {.module = "self_attn.k_norm", .eps = s.eps};
@@ -87,7 +87,10 @@ LayerSpec layer_spec(const Sizes& s, const LlamaFamily& family, const Activation
   layer.attention.head_dim = s.head_dim;
   layer.attention.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(s.head_dim)));
   if (!family.windows.empty()) layer.attention.window = family.windows[static_cast<size_t>(index)];
-  layer.mlp = {.gate = "mlp.gate_proj", .up = "mlp.up_proj", .down = "mlp.down_proj", .activation = act.activation,
+  layer.mlp = {.gate = "mlp.gate_proj",
+               .up = "mlp.up_proj",
+               .down = "mlp.down_proj",
+               .activation = act.activation,
                .intermediate_size = s.intermediate};
   return layer;
 }
@@ -99,10 +102,12 @@ ModelSpec build_llama_family(const ConfigReader& config, const LlamaFamily& fami
   const ActivationName& act = read_activation(config, "hidden_act", "silu");
   ModelSpec spec;
   spec.architecture = family.name + "ForCausalLM";
-  spec.max_position_embeddings = config.integer_or("max_position_embeddings", family.default_max_positions, 1, kMaxPositions);
+  spec.max_position_embeddings =
+      config.integer_or("max_position_embeddings", family.default_max_positions, 1, kMaxPositions);
   spec.ropes.push_back(read_rope(config, s.head_dim, spec.max_position_embeddings, 10000));
   if (spec.ropes[0].kind == nn::RopeKind::dynamic)  // made to run past the trained length
-    spec.max_position_embeddings = static_cast<int64_t>(static_cast<double>(spec.max_position_embeddings) * std::max(1.0, spec.ropes[0].factor));
+    spec.max_position_embeddings =
+        static_cast<int64_t>(static_cast<double>(spec.max_position_embeddings) * std::max(1.0, spec.ropes[0].factor));
   spec.root = model_tree(config, s, family, spec.ropes[0].rotary_dim, std::string(act.class_name));
   spec.base_prefix = "model.";
   spec.embed = "model.embed_tokens";
@@ -110,7 +115,8 @@ ModelSpec build_llama_family(const ConfigReader& config, const LlamaFamily& fami
   for (int64_t i = 0; i < s.layers; ++i) spec.layers.push_back(layer_spec(s, family, act, i));
   spec.final_norm = {.module = "model.norm", .eps = s.eps};
   spec.head = "lm_head";
-  if (config.flag_or("tie_word_embeddings", false)) spec.tied.emplace_back("lm_head.weight", "model.embed_tokens.weight");
+  if (config.flag_or("tie_word_embeddings", false))
+    spec.tied.emplace_back("lm_head.weight", "model.embed_tokens.weight");
   spec.ignored_suffixes = {".rotary_emb.inv_freq"};
   spec.hidden_size = s.hidden;
   spec.vocab_size = s.vocab;
