@@ -12,14 +12,16 @@ NIBBLE_SIMD float absmax_of(const Absmax& absmax, int64_t b) {
 
 template <typename T>
 void dequantize_blocks(const Dequantize4BitArgs& args, T* out, int64_t begin, int64_t end) {
+  const bool streamed = args.block % 32 == 0 && is_streamed(out, args.count * int64_t{sizeof(T)});
   for (int64_t b = begin; b < end; ++b) {
     const float absmax = absmax_of(args.absmax, b);
     const auto outputs = make_outputs(args.code_book, absmax, out);
     int64_t i = b * args.block;
     const int64_t last = min_of(args.count, i + args.block);
-    for (; i + 32 <= last; i += 32) look_up_32(outputs, args.packed + i / 2, out + i);
+    for (; i + 32 <= last; i += 32) look_up_32(outputs, args.packed + i / 2, out + i, streamed);
     for (; i < last; ++i) out[i] = from_float<T>(args.code_book[(args.packed[i / 2] >> (i % 2 ? 0 : 4)) & 15] * absmax);
   }
+  finish_stream(streamed);
 }
 
 }  // namespace

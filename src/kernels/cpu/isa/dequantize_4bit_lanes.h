@@ -1,6 +1,6 @@
 // The inner loop of dequantize_4bit: 32 elements from 16 bytes by looking up a block's sixteen outputs.
 //
-// make_outputs<T>(code_book, absmax) prepares a block, look_up_32(outputs, packed, out) decodes.
+// make_outputs<T>(code_book, absmax) prepares a block, look_up_32(outputs, packed, out, streamed) decodes.
 #pragma once
 
 #include "kernels/cpu/isa/simd.h"
@@ -34,20 +34,20 @@ NIBBLE_SIMD Outputs16 make_outputs(const float* code_book, float absmax, const f
   return {_mm512_broadcast_i64x4(_mm512_cvtps_ph(load(code_book) * set1(absmax), _MM_FROUND_TO_NEAREST_INT))};
 }
 
-NIBBLE_SIMD void look_up_32(const Outputs32& outputs, const uint8_t* packed, float* out) {
+NIBBLE_SIMD void look_up_32(const Outputs32& outputs, const uint8_t* packed, float* out, bool streamed) {
   for (int half = 0; half < 2; ++half) {
     int64_t bytes;
     __builtin_memcpy(&bytes, packed + 8 * half, sizeof bytes);
     const __m512i nibbles = _mm512_multishift_epi64_epi8(_mm512_load_si512(kDwordOffsets), _mm512_set1_epi64(bytes));
-    store(out + 16 * half, _mm512_permutexvar_ps(nibbles, outputs.values));
+    store_bytes(out + 16 * half, _mm512_castps_si512(_mm512_permutexvar_ps(nibbles, outputs.values)), streamed);
   }
 }
 template <typename T>
-NIBBLE_SIMD void look_up_32(const Outputs16& outputs, const uint8_t* packed, T* out) {
+NIBBLE_SIMD void look_up_32(const Outputs16& outputs, const uint8_t* packed, T* out, bool streamed) {
   const __m512i bytes = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed)));
   const __m512i qwords = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1), bytes);
   const __m512i nibbles = _mm512_multishift_epi64_epi8(_mm512_load_si512(kWordOffsets), qwords);
-  _mm512_storeu_si512(out, _mm512_permutexvar_epi16(nibbles, outputs.values));
+  store_bytes(out, _mm512_permutexvar_epi16(nibbles, outputs.values), streamed);
 }
 
 #elif defined(__AVX2__)
@@ -76,7 +76,7 @@ NIBBLE_SIMD Outputs16 make_outputs(const float* code_book, float absmax, const f
                      _mm256_cvtps_ph(load(code_book + 8) * set1(absmax), _MM_FROUND_TO_NEAREST_INT));
 }
 
-NIBBLE_SIMD void look_up_32(const Outputs32& outputs, const uint8_t* packed, float* out) {
+NIBBLE_SIMD void look_up_32(const Outputs32& outputs, const uint8_t* packed, float* out, bool streamed) {
   const __m256i shifts = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
   for (int i = 0; i < 4; ++i) {
     int32_t bytes;
@@ -84,18 +84,19 @@ NIBBLE_SIMD void look_up_32(const Outputs32& outputs, const uint8_t* packed, flo
     const __m256i codes = _mm256_srlv_epi32(_mm256_set1_epi32(bytes), shifts);
     const __m256 low = _mm256_permutevar8x32_ps(outputs.low, codes),
                  high = _mm256_permutevar8x32_ps(outputs.high, codes);
-    store(out + 8 * i, _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28))));
+    const __m256 value = _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
+    store_bytes(out + 8 * i, _mm256_castps_si256(value), streamed);
   }
 }
 template <typename T>
-NIBBLE_SIMD void look_up_32(const Outputs16& outputs, const uint8_t* packed, T* out) {
+NIBBLE_SIMD void look_up_32(const Outputs16& outputs, const uint8_t* packed, T* out, bool streamed) {
   const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed)));
   const __m256i pairs = _mm256_or_si256(_mm256_srli_epi16(bytes, 4), _mm256_slli_epi16(bytes, 8));
   const __m256i codes = _mm256_and_si256(pairs, _mm256_set1_epi8(15));
   const __m256i low = _mm256_shuffle_epi8(outputs.low, codes), high = _mm256_shuffle_epi8(outputs.high, codes);
   const __m256i first = _mm256_unpacklo_epi8(low, high), second = _mm256_unpackhi_epi8(low, high);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute2x128_si256(first, second, 0x20));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 16), _mm256_permute2x128_si256(first, second, 0x31));
+  store_bytes(out, _mm256_permute2x128_si256(first, second, 0x20), streamed);
+  store_bytes(out + 16, _mm256_permute2x128_si256(first, second, 0x31), streamed);
 }
 
 #else
@@ -112,7 +113,7 @@ NIBBLE_SIMD Outputs<T> make_outputs(const float* code_book, float absmax, const 
   return outputs;
 }
 template <typename T>
-NIBBLE_SIMD void look_up_32(const Outputs<T>& outputs, const uint8_t* packed, T* out) {
+NIBBLE_SIMD void look_up_32(const Outputs<T>& outputs, const uint8_t* packed, T* out, bool) {
   for (int i = 0; i < 16; ++i) {
     out[2 * i] = outputs.values[packed[i] >> 4];
     out[2 * i + 1] = outputs.values[packed[i] & 15];

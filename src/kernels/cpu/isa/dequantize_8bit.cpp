@@ -15,17 +15,25 @@ struct Values {
 NIBBLE_SIMD Values make_values(const float* code_book) { return {load_float_table(code_book)}; }
 
 template <typename T>
-NIBBLE_SIMD void decode_step(const Values& values, const uint8_t* codes, F32 scale, T* out) {
+NIBBLE_SIMD void decode_step(const Values& values, const uint8_t* codes, F32 scale, T* out, bool streamed) {
   // Dwords 4 l + q from 4 q + l, so that the look-up leaves the elements in order.
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   F32 decoded[4];
   look_up(values.table, _mm512_permutexvar_epi32(order, _mm512_loadu_si512(codes)), decoded);
-  for (int q = 0; q < 4; ++q) store(out + 16 * q, decoded[q] * scale);
+  for (int q = 0; q < 4; ++q) decoded[q] = decoded[q] * scale;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (int q = 0; q < 4; ++q) store_bytes(out + 16 * q, _mm512_castps_si512(decoded[q]), streamed);
+  } else {
+    T words[kStep];
+    for (int q = 0; q < 4; ++q) store(words + 16 * q, decoded[q]);
+    store_bytes(out, _mm512_loadu_si512(words), streamed);
+    store_bytes(out + 32, _mm512_loadu_si512(words + 32), streamed);
+  }
 }
 
 #elif defined(__AVX2__)
 
-constexpr int64_t kStep = 8;
+constexpr int64_t kStep = 16;
 
 struct Values {
   const float* table;
@@ -33,10 +41,23 @@ struct Values {
 
 NIBBLE_SIMD Values make_values(const float* code_book) { return {code_book}; }
 
+/// Eight loads beat a gather.
+NIBBLE_SIMD F32 gather(const float* t, const uint8_t* c) {
+  return _mm256_setr_ps(t[c[0]], t[c[1]], t[c[2]], t[c[3]], t[c[4]], t[c[5]], t[c[6]], t[c[7]]);
+}
+
 template <typename T>
-NIBBLE_SIMD void decode_step(const Values& values, const uint8_t* codes, F32 scale, T* out) {
-  const __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
-  store(out, _mm256_i32gather_ps(values.table, index, 4) * scale);
+NIBBLE_SIMD void decode_step(const Values& values, const uint8_t* codes, F32 scale, T* out, bool streamed) {
+  const F32 first = gather(values.table, codes) * scale, second = gather(values.table, codes + 8) * scale;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    store_bytes(out, _mm256_castps_si256(first), streamed);
+    store_bytes(out + 8, _mm256_castps_si256(second), streamed);
+  } else {
+    T words[kStep];
+    store(words, first);
+    store(words + 8, second);
+    store_bytes(out, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)), streamed);
+  }
 }
 
 #else
@@ -50,7 +71,7 @@ struct Values {
 NIBBLE_SIMD Values make_values(const float* code_book) { return {code_book}; }
 
 template <typename T>
-NIBBLE_SIMD void decode_step(const Values& values, const uint8_t* codes, F32 scale, T* out) {
+NIBBLE_SIMD void decode_step(const Values& values, const uint8_t* codes, F32 scale, T* out, bool) {
   const F32 decoded = {values.table[codes[0]], values.table[codes[1]], values.table[codes[2]], values.table[codes[3]]};
   store(out, decoded * scale);
 }
@@ -59,13 +80,15 @@ NIBBLE_SIMD void decode_step(const Values& values, const uint8_t* codes, F32 sca
 
 template <typename T>
 void dequantize_blocks(const Dequantize8BitArgs& args, const Values& values, T* out, int64_t begin, int64_t end) {
+  const bool streamed = args.block % kStep == 0 && is_streamed(out, args.count * int64_t{sizeof(T)});
   for (int64_t b = begin; b < end; ++b) {
     const F32 scale = set1(args.absmax[b]);
     int64_t i = b * args.block;
     const int64_t last = min_of(args.count, i + args.block);
-    for (; i + kStep <= last; i += kStep) decode_step(values, args.codes + i, scale, out + i);
+    for (; i + kStep <= last; i += kStep) decode_step(values, args.codes + i, scale, out + i, streamed);
     for (; i < last; ++i) out[i] = from_float<T>(args.code_book[args.codes[i]] * args.absmax[b]);
   }
+  finish_stream(streamed);
 }
 
 }  // namespace

@@ -30,16 +30,18 @@ void encode_any(const Encoder& encoder, const T* x, int64_t count, BlockScale sc
 }
 
 template <typename T>
-NIBBLE_SIMD void encode_block(const Encoder& encoder, const T* x, int64_t count, BlockScale scale, uint8_t* packed) {
+NIBBLE_SIMD void encode_block(const Encoder& encoder, const T* x, int64_t count, BlockScale scale, uint8_t* packed,
+                              bool streamed) {
   int64_t done = 0;
   if (encoder.cells.is_exact && !scale.is_special)
     for (; done + 64 <= count; done += 64)
-      encode_64(encoder.lanes, x + done, scale.inverse, scale.inverse, packed + done / 2);
+      encode_64(encoder.lanes, x + done, scale.inverse, scale.inverse, packed + done / 2, streamed);
   if (done < count) encode_any(encoder, x + done, count - done, scale, packed + done / 2);
 }
 
 template <typename T>
 void quantize_blocks(const Quantize4BitArgs& args, const Encoder& encoder, const T* x, int64_t begin, int64_t end) {
+  const bool streamed = is_streamed(args.packed, args.count / 2);
   for (int64_t b = begin; b < end; ++b) {
     const int64_t first = b * args.block;
     const int64_t count = min_of(args.block, args.count - first);
@@ -49,12 +51,13 @@ void quantize_blocks(const Quantize4BitArgs& args, const Encoder& encoder, const
       const BlockScale next = block_scale(x + first + 32, 32);
       if (!next.is_special) {
         args.absmax[++b] = next.absmax;
-        encode_64(encoder.lanes, x + first, scale.inverse, next.inverse, args.packed + first / 2);
+        encode_64(encoder.lanes, x + first, scale.inverse, next.inverse, args.packed + first / 2, streamed);
         continue;
       }
     }
-    encode_block(encoder, x + first, count, scale, args.packed + first / 2);
+    encode_block(encoder, x + first, count, scale, args.packed + first / 2, streamed);
   }
+  finish_stream(streamed);
 }
 
 }  // namespace

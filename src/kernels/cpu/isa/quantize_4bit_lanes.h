@@ -1,7 +1,7 @@
 // The inner loop of quantize_4bit: codes of 64 finite elements at a time, for each instruction set.
 //
-// encode_64(encoder, x, a, b, packed) scales the first 32 elements by a and the others by b (two blocks of 32, or
-// halves of one) and writes 32 bytes.
+// encode_64(encoder, x, a, b, packed, streamed) scales the first 32 elements by a and the others by b (two blocks of
+// 32, or halves of one) and writes 32 bytes.
 #pragma once
 
 #include "kernels/cpu/isa/code_cells.h"
@@ -32,26 +32,28 @@ NIBBLE_SIMD __m512i place(const LaneEncoder& encoder, __m512 y) {
 }
 
 /// Bytes (even, odd) hold a pair of places; the nibbles of word `order[i]` become byte i.
-NIBBLE_SIMD void store_pairs(const LaneEncoder& encoder, __m512i places, __m256i order, uint8_t* packed) {
+NIBBLE_SIMD void store_pairs(const LaneEncoder& encoder, __m512i places, __m256i order, uint8_t* packed,
+                             bool streamed) {
   const __m512i codes = _mm512_permutexvar_epi8(places, encoder.codes);
   const __m512i bytes = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x0110));
   const __m512i ordered = _mm512_permutexvar_epi8(_mm512_castsi256_si512(order), bytes);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(packed), _mm512_castsi512_si256(ordered));
+  store_bytes(packed, _mm512_castsi512_si256(ordered), streamed);
 }
 
 template <typename T>
-NIBBLE_SIMD void encode_64(const LaneEncoder& encoder, const T* x, float a, float b, uint8_t* packed) {
+NIBBLE_SIMD void encode_64(const LaneEncoder& encoder, const T* x, float a, float b, uint8_t* packed, bool streamed) {
   const F32 first = set1(a), second = set1(b);
   const __m512i low = _mm512_packs_epi32(place(encoder, load(x) * first), place(encoder, load(x + 16) * first));
   const __m512i high = _mm512_packs_epi32(place(encoder, load(x + 32) * second), place(encoder, load(x + 48) * second));
   // Lane l of the packed bytes holds elements 4 l .. of each of the four vectors.
   const __m256i order = _mm256_setr_epi8(0, 2, 16, 18, 32, 34, 48, 50, 4, 6, 20, 22, 36, 38, 52, 54, 8, 10, 24, 26, 40,
                                          42, 56, 58, 12, 14, 28, 30, 44, 46, 60, 62);
-  store_pairs(encoder, _mm512_packs_epi16(low, high), order, packed);
+  store_pairs(encoder, _mm512_packs_epi16(low, high), order, packed, streamed);
 }
 
 /// Even elements lie in the low halves of the dwords, odd ones in the high halves: no unpacking.
-NIBBLE_SIMD void encode_64(const LaneEncoder& encoder, const bf16_t* x, float a, float b, uint8_t* packed) {
+NIBBLE_SIMD void encode_64(const LaneEncoder& encoder, const bf16_t* x, float a, float b, uint8_t* packed,
+                           bool streamed) {
   __m512i even[2], odd[2];
   for (int i = 0; i < 2; ++i) {
     const F32 scale = set1(i ? b : a);
@@ -66,7 +68,7 @@ NIBBLE_SIMD void encode_64(const LaneEncoder& encoder, const bf16_t* x, float a,
   // Word 8 l + j is pair 4 l + j of the first half, word 8 l + 4 + j of the second.
   const __m256i order = _mm256_setr_epi8(0, 2, 4, 6, 16, 18, 20, 22, 32, 34, 36, 38, 48, 50, 52, 54, 8, 10, 12, 14, 24,
                                          26, 28, 30, 40, 42, 44, 46, 56, 58, 60, 62);
-  store_pairs(encoder, pairs, order, packed);
+  store_pairs(encoder, pairs, order, packed, streamed);
 }
 
 #elif defined(__AVX2__)
@@ -114,7 +116,7 @@ NIBBLE_SIMD void encode_32(const LaneEncoder& e, const T* x, F32 scale, uint8_t*
 }
 
 template <typename T>
-NIBBLE_SIMD void encode_64(const LaneEncoder& e, const T* x, float a, float b, uint8_t* packed) {
+NIBBLE_SIMD void encode_64(const LaneEncoder& e, const T* x, float a, float b, uint8_t* packed, bool) {
   encode_32(e, x, set1(a), packed);
   encode_32(e, x + 32, set1(b), packed + 16);
 }
@@ -122,17 +124,27 @@ NIBBLE_SIMD void encode_64(const LaneEncoder& e, const T* x, float a, float b, u
 #else
 
 struct LaneEncoder {
-  const CodeCells* cells;
+  F32 thresholds[15];
+  uint8_t codes[16];  // by rank
 };
 
-NIBBLE_SIMD LaneEncoder make_lane_encoder(const quant::CodeBook4Bit&, const CodeCells& cells) { return {&cells}; }
+NIBBLE_SIMD LaneEncoder make_lane_encoder(const quant::CodeBook4Bit& book, const CodeCells&) {
+  LaneEncoder encoder;
+  const float* thresholds = reinterpret_cast<const float*>(&book.thresholds);
+  for (int i = 0; i < 15; ++i) encoder.thresholds[i] = set1(thresholds[i]);
+  __builtin_memcpy(encoder.codes, &book.code_of_rank, sizeof encoder.codes);
+  return encoder;
+}
 
 template <typename T>
-NIBBLE_SIMD void encode_64(const LaneEncoder& encoder, const T* x, float a, float b, uint8_t* packed) {
-  for (int i = 0; i < 32; ++i) {
-    const float scale = i < 16 ? a : b;
-    const unsigned high = code_by_cell(*encoder.cells, to_float(x[2 * i]) * scale);
-    packed[i] = static_cast<uint8_t>(high << 4 | code_by_cell(*encoder.cells, to_float(x[2 * i + 1]) * scale));
+NIBBLE_SIMD void encode_64(const LaneEncoder& encoder, const T* x, float a, float b, uint8_t* packed, bool) {
+  for (int i = 0; i < 64; i += 4) {
+    const F32 y = load(x + i) * set1(i < 32 ? a : b);
+    Mask rank = {};
+    for (int t = 0; t < 15; ++t) rank -= y > encoder.thresholds[t];
+    const uint8_t* codes = encoder.codes;
+    packed[i / 2] = static_cast<uint8_t>(codes[rank[0]] << 4 | codes[rank[1]]);
+    packed[i / 2 + 1] = static_cast<uint8_t>(codes[rank[2]] << 4 | codes[rank[3]]);
   }
 }
 

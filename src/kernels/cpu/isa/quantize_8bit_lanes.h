@@ -1,6 +1,6 @@
 // The inner loop of quantize_8bit: codes of 64 finite elements at a time, for each instruction set.
 //
-// make_lanes(search, lanes) says whether the map suits; encode_64(lanes, x, inverse, codes).
+// make_lanes(search, lanes) says whether the map suits; encode_64(lanes, x, inverse, codes, streamed).
 #pragma once
 
 #include "kernels/cpu/isa/byte_tables.h"
@@ -100,11 +100,11 @@ NIBBLE_SIMD __m512i encode_vectors(const Lanes& lanes, const F32 (&y)[4]) {
 }
 
 template <typename T>
-NIBBLE_SIMD void encode_64(const Lanes& lanes, const T* x, float inverse, uint8_t* codes) {
+NIBBLE_SIMD void encode_64(const Lanes& lanes, const T* x, float inverse, uint8_t* codes, bool streamed) {
   const F32 scale = set1(inverse);
   const F32 y[4] = {load(x) * scale, load(x + 16) * scale, load(x + 32) * scale, load(x + 48) * scale};
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  _mm512_storeu_si512(codes, _mm512_permutexvar_epi32(order, encode_vectors(lanes, y)));
+  store_bytes(codes, _mm512_permutexvar_epi32(order, encode_vectors(lanes, y)), streamed);
 }
 
 #else
@@ -120,7 +120,7 @@ NIBBLE_SIMD bool make_lanes(const CodeSearch& search, Lanes& lanes) {
 
 /// Values and cells by vectors, look-ups one by one.
 template <typename T>
-NIBBLE_SIMD void encode_64(const Lanes& lanes, const T* x, float inverse, uint8_t* codes) {
+NIBBLE_SIMD void encode_64(const Lanes& lanes, const T* x, float inverse, uint8_t* codes, bool) {
   float y[64];
   int32_t cells[64];
   for (int64_t i = 0; i < 64; i += kLanes) store(y + i, load(x + i) * set1(inverse));

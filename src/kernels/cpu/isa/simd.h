@@ -57,6 +57,18 @@ NIBBLE_SIMD void store(bf16_t* p, F32 x) { _mm256_storeu_si256(reinterpret_cast<
 NIBBLE_SIMD void store(f16_t* p, F32 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
+NIBBLE_SIMD void store_bytes(void* p, __m512i x, bool streamed) {
+  if (streamed)
+    _mm512_stream_si512(static_cast<__m512i*>(p), x);
+  else
+    _mm512_storeu_si512(p, x);
+}
+NIBBLE_SIMD void store_bytes(void* p, __m256i x, bool streamed) {
+  if (streamed)
+    _mm256_stream_si256(static_cast<__m256i*>(p), x);
+  else
+    _mm256_storeu_si256(static_cast<__m256i*>(p), x);
+}
 NIBBLE_SIMD F32 load_some(const float* p, int64_t n) {
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
 }
@@ -155,6 +167,12 @@ NIBBLE_SIMD __m128i round_bf16(F32 x) {
 NIBBLE_SIMD void store(bf16_t* p, F32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), round_bf16(x)); }
 NIBBLE_SIMD void store(f16_t* p, F32 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+NIBBLE_SIMD void store_bytes(void* p, __m256i x, bool streamed) {
+  if (streamed)
+    _mm256_stream_si256(static_cast<__m256i*>(p), x);
+  else
+    _mm256_storeu_si256(static_cast<__m256i*>(p), x);
 }
 NIBBLE_SIMD __m256i first_lanes(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -272,6 +290,25 @@ NIBBLE_SIMD void transpose(F32 (&rows)[kLanes]) {
 }
 
 #endif
+
+/// From here on a call's output goes around the caches: it would only push out what is still needed.
+inline constexpr int64_t kStreamedBytes = int64_t{8} << 20;
+
+/// True if `p` suits streaming stores of whole cache lines and the output is that large.
+NIBBLE_SIMD bool is_streamed([[maybe_unused]] const void* p, [[maybe_unused]] int64_t size_bytes) {
+#if defined(__AVX2__)
+  return size_bytes >= kStreamedBytes && reinterpret_cast<uintptr_t>(p) % 64 == 0;
+#else
+  return false;
+#endif
+}
+
+/// Makes streamed stores visible to the threads that this one reports to.
+NIBBLE_SIMD void finish_stream([[maybe_unused]] bool streamed) {
+#if defined(__AVX2__)
+  if (streamed) _mm_sfence();
+#endif
+}
 
 /// body(begin, end) over [0, count) in pieces of `grain`, shared by the pool's threads.
 template <typename Body>
