@@ -23,10 +23,11 @@ std::string label(const char* entry, const char* format, DType dtype, int64_t co
          " block " + std::to_string(block);
 }
 
-OpCase quantize_4bit_case(const Book& book, const Buffer& x, int64_t block) {
+OpCase quantize_4bit_case(const Book& book, const Buffer& x, int64_t block,
+                          Placement placement = Placement::misaligned) {
   return {label("quantize_4bit", book.name, x.dtype(), x.count(), block),
-          [&book, &x, block](const Kernels& k, const Context& c) {
-            Outputs out{Buffer(DType::u8, quant::packed_size_bytes(x.count())),
+          [&book, &x, block, placement](const Kernels& k, const Context& c) {
+            Outputs out{Buffer(DType::u8, quant::packed_size_bytes(x.count()), placement),
                         Buffer(DType::f32, quant::block_count(x.count(), block))};
             k.quantize_4bit(
                 c, {x.data(), x.dtype(), x.count(), block, book.book, out[0].as<uint8_t>(), out[1].as<float>()});
@@ -34,14 +35,15 @@ OpCase quantize_4bit_case(const Book& book, const Buffer& x, int64_t block) {
           }};
 }
 
-OpCase quantize_8bit_case(const Map& map, const Buffer& x, int64_t block) {
-  return {label("quantize_8bit", map.name, x.dtype(), x.count(), block),
-          [&map, &x, block](const Kernels& k, const Context& c) {
-            Outputs out{Buffer(DType::u8, x.count()), Buffer(DType::f32, quant::block_count(x.count(), block))};
-            k.quantize_8bit(
-                c, {x.data(), x.dtype(), x.count(), block, map.values, out[0].as<uint8_t>(), out[1].as<float>()});
-            return out;
-          }};
+OpCase quantize_8bit_case(const Map& map, const Buffer& x, int64_t block, Placement placement = Placement::misaligned) {
+  return {
+      label("quantize_8bit", map.name, x.dtype(), x.count(), block),
+      [&map, &x, block, placement](const Kernels& k, const Context& c) {
+        Outputs out{Buffer(DType::u8, x.count(), placement), Buffer(DType::f32, quant::block_count(x.count(), block))};
+        k.quantize_8bit(c,
+                        {x.data(), x.dtype(), x.count(), block, map.values, out[0].as<uint8_t>(), out[1].as<float>()});
+        return out;
+      }};
 }
 
 /// Values that decide edges: zero of both signs, NaN, Inf, denormals, the largest and smallest normal numbers.
@@ -217,6 +219,36 @@ TEST(Blockwise, Dequantize8BitAgrees) {
                    return out;
                  }});
         }
+}
+
+/// Aligned outputs past the size from which stores go around the caches.
+TEST(Blockwise, LargeOutputsAgree) {
+  Random random(11);
+  const int64_t count = (int64_t{8} << 20) + 77;
+  Buffer x(DType::bf16, 2 * count);
+  for (int64_t i = 0; i < x.count(); ++i) x.as<uint16_t>()[i] = static_cast<uint16_t>(random.next() & 0xbfff);
+  check(quantize_4bit_case(kBooks[0], x, 64, Placement::aligned));
+  check(quantize_8bit_case(kMaps[0], x, 256, Placement::aligned));
+  const auto d = random_codes(random, count, quant::block_count(count, 64));
+  for (const DType dtype : kFloatTypes) {
+    check({label("dequantize_4bit", "large", dtype, count, 64), [&](const Kernels& k, const Context& c) {
+             Outputs out{Buffer(dtype, count, Placement::aligned)};
+             k.dequantize_4bit(c, {d.codes.as<uint8_t>(),
+                                   {d.absmax.as<float>(), nullptr, nullptr, nullptr, 0},
+                                   count,
+                                   64,
+                                   quant::kNf4.values.data(),
+                                   out[0].data(),
+                                   dtype});
+             return out;
+           }});
+    check({label("dequantize_8bit", "large", dtype, count, 64), [&](const Kernels& k, const Context& c) {
+             Outputs out{Buffer(dtype, count, Placement::aligned)};
+             k.dequantize_8bit(
+                 c, {d.codes.as<uint8_t>(), d.absmax.as<float>(), count, 64, kMaps[0].values, out[0].data(), dtype});
+             return out;
+           }});
+  }
 }
 
 TEST(Blockwise, QuantizeInt8RowsAgrees) {

@@ -17,17 +17,22 @@
 
 namespace nibble::kernels::cpu::testing {
 
-/// Bytes off by one element from an allocation's alignment, with guards of poison on both sides.
+enum class Placement : uint8_t { misaligned, aligned };
+
+/// Elements between guards of poison: an odd number of them from an allocation's start, or on a cache line.
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(DType dtype, int64_t count)
-      : dtype_(dtype), count_(count), bytes_(static_cast<size_t>((count + 2 * kGuard) * size_of(dtype)), kPoison) {}
+  Buffer(DType dtype, int64_t count, Placement placement = Placement::misaligned)
+      : dtype_(dtype),
+        count_(count),
+        placement_(placement),
+        bytes_(static_cast<size_t>((count + 2 * kGuard) * size_of(dtype) + 64), kPoison) {}
 
   DType dtype() const { return dtype_; }
   int64_t count() const { return count_; }
-  void* data() { return bytes_.data() + kGuard * size_of(dtype_); }
-  const void* data() const { return bytes_.data() + kGuard * size_of(dtype_); }
+  void* data() { return bytes_.data() + offset(); }
+  const void* data() const { return bytes_.data() + offset(); }
   template <typename T>
   T* as() {
     return static_cast<T*>(data());
@@ -39,14 +44,19 @@ class Buffer {
 
   void set(int64_t i, float value);
   float get(int64_t i) const;
-  bool same_bits(const Buffer& other) const { return bytes_ == other.bytes_; }
+  bool same_bits(const Buffer& other) const {
+    return std::memcmp(data(), other.data(), static_cast<size_t>(count_ * size_of(dtype_))) == 0;
+  }
   bool guards_are_whole() const;
 
  private:
   static constexpr int64_t kGuard = 17;
   static constexpr uint8_t kPoison = 0xa5;
+  int64_t offset() const;
+
   DType dtype_ = DType::f32;
   int64_t count_ = 0;
+  Placement placement_ = Placement::misaligned;
   std::vector<uint8_t> bytes_;
 };
 

@@ -32,10 +32,17 @@ float Buffer::get(int64_t i) const {
   }
 }
 
+int64_t Buffer::offset() const {
+  const int64_t guard = kGuard * size_of(dtype_);
+  if (placement_ == Placement::misaligned) return guard;
+  const auto start = static_cast<int64_t>(reinterpret_cast<uintptr_t>(bytes_.data()) % 64);
+  return (start + guard + 63) / 64 * 64 - start;
+}
+
 bool Buffer::guards_are_whole() const {
-  const size_t guard = static_cast<size_t>(kGuard * size_of(dtype_));
-  for (size_t i = 0; i < guard; ++i)
-    if (bytes_[i] != kPoison || bytes_[bytes_.size() - 1 - i] != kPoison) return false;
+  const int64_t begin = offset(), end = begin + count_ * size_of(dtype_);
+  for (int64_t i = 0; i < static_cast<int64_t>(bytes_.size()); ++i)
+    if ((i < begin || i >= end) && bytes_[static_cast<size_t>(i)] != kPoison) return false;
   return true;
 }
 
