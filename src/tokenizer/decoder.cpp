@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "tokenizer/byte_level.h"
+#include "tokenizer/expansion.h"
 #include "tokenizer/regex.h"
 #include "tokenizer/split_behavior.h"
 #include "tokenizer/utf8.h"
@@ -204,7 +205,11 @@ class DecoderSequence final : public Decoder {
   explicit DecoderSequence(std::vector<std::unique_ptr<Decoder>> steps) : steps_(std::move(steps)) {}
 
   void decode(std::vector<std::string>& tokens, RunPosition position) const override {
-    for (const auto& step : steps_) step->decode(tokens, position);
+    const size_t limit = expansion_limit(size_of(tokens));
+    for (const auto& step : steps_) {
+      step->decode(tokens, position);
+      check_expansion(size_of(tokens), limit);
+    }
   }
   bool can_cut(const std::vector<std::string>& tokens) const override {
     std::vector<std::string> current = tokens;
@@ -216,6 +221,11 @@ class DecoderSequence final : public Decoder {
   }
 
  private:
+  static size_t size_of(const std::vector<std::string>& tokens) {
+    size_t size = 0;
+    for (const std::string& token : tokens) size += token.size();
+    return size;
+  }
   std::vector<std::unique_ptr<Decoder>> steps_;
 };
 

@@ -8,6 +8,7 @@
 #include "tokenizer/base64.h"
 #include "tokenizer/byte_level.h"
 #include "tokenizer/charsmap.h"
+#include "tokenizer/expansion.h"
 #include "tokenizer/regex.h"
 #include "tokenizer/split_behavior.h"
 #include "tokenizer/unicode_form.h"
@@ -87,6 +88,7 @@ class ReplaceNormalizer final : public Normalizer {
     pattern_.find_all(text.text, [&](size_t begin, size_t end) {
       if (begin == 0 && end > 0 && content_.empty()) text.at_start = false;
       out.append(text.text, open, begin - open).append(content_);
+      check_expansion(out.size(), kMaxText);
       open = end;
     });
     if (open == 0 && out.empty()) return;
@@ -213,7 +215,11 @@ class NormalizerSequence final : public Normalizer {
  public:
   explicit NormalizerSequence(std::vector<std::unique_ptr<Normalizer>> steps) : steps_(std::move(steps)) {}
   void normalize(NormalizedText& text) const override {
-    for (const auto& step : steps_) step->normalize(text);
+    const size_t limit = expansion_limit(text.text.size());
+    for (const auto& step : steps_) {
+      step->normalize(text);
+      check_expansion(text.text.size(), limit);
+    }
   }
 
  private:

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tokenizer/byte_level.h"
+#include "tokenizer/expansion.h"
 #include "tokenizer/regex.h"
 #include "tokenizer/split_behavior.h"
 #include "tokenizer/utf8.h"
@@ -129,7 +130,9 @@ class MetaspaceSplit final : public PreTokenizer {
       : replacement_(get_value<std::string>(json, "replacement", source)),
         prepend_(metaspace_prepend(json, source)),
         split_(find_value<bool>(json, "split", source).value_or(true)) {
-    if (replacement_.empty()) fail(ErrorCode::corrupt_file, "{}: empty replacement of Metaspace", source);
+    if (count_code_points(replacement_) != 1) {
+      fail(ErrorCode::corrupt_file, "{}: replacement '{}' of Metaspace is not one character", source, replacement_);
+    }
   }
 
   void apply(Pieces& pieces) const override {
@@ -189,7 +192,11 @@ class PreTokenizerSequence final : public PreTokenizer {
  public:
   explicit PreTokenizerSequence(std::vector<std::unique_ptr<PreTokenizer>> steps) : steps_(std::move(steps)) {}
   void apply(Pieces& pieces) const override {
-    for (const auto& step : steps_) step->apply(pieces);
+    const size_t limit = expansion_limit(pieces.text.size());
+    for (const auto& step : steps_) {
+      step->apply(pieces);
+      check_expansion(pieces.text.size(), limit);
+    }
   }
 
  private:

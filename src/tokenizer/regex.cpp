@@ -11,7 +11,7 @@ namespace nibble {
 
 namespace {
 
-constexpr uint32_t kMatchLimit = 20'000'000;  // steps of one match, about a second
+constexpr uint32_t kMatchLimit = 5'000'000;  // steps of one match, a fraction of a second
 constexpr uint32_t kHeapLimitKib = 64 * 1024;
 constexpr size_t kMaxPatternBytes = 100'000;
 

@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 
+#include "tokenizer/newer_characters.h"
+
 namespace nibble {
 
 /// A compiled expression. Immutable; thread-safe. Work per match is limited: hostile patterns end in
@@ -31,6 +33,8 @@ class Regex {
   /// Calls visit(begin, end) for each match from left to right; an empty match right after a match is passed over.
   template <typename Visit>
   void find_all(std::string_view text, Visit&& visit) const {
+    std::string storage;
+    text = with_known_characters(text, storage);
     size_t from = 0;
     std::optional<size_t> last_end;
     while (from <= text.size()) {
