@@ -60,6 +60,7 @@ AddedTokens::AddedTokens(std::vector<AddedToken> tokens, const Normalizer* norma
     if (normalized_.longest_prefix(content.text).length < content.text.size()) {  // of equal texts the first one counts
       normalized_.insert(content.text, static_cast<int32_t>(i));
     }
+    tokens_[i].content = std::move(content.text);
   }
 }
 

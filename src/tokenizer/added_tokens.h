@@ -33,6 +33,7 @@ class AddedTokens {
   /// Cuts `text` at the tokens, normalizes what is between and cuts that at the normalized tokens.
   Pieces split(std::string_view text, const Normalizer* normalizer) const;
 
+  /// A token with `normalized` set has its normalized text as content: that is what decoding gives.
   const AddedToken* find(int32_t id) const;
   std::optional<int32_t> find(std::string_view content) const { return by_content_.find(content); }
   /// One more than the largest id.

@@ -147,10 +147,9 @@ class BertNormalizer final : public Normalizer {
 
  private:
   static void clean(char32_t c, std::string& out) {
-    if (is_whitespace(c))
-      out += ' ';
-    else if (c != 0 && c != 0xFFFD && !is_control(c))
-      append_utf8(out, c);
+    const bool kept = c == '\t' || c == '\n' || c == '\r';  // the control characters that count as white space
+    if (!kept && (c == 0 || c == 0xFFFD || is_control(c))) return;
+    append_utf8(out, is_whitespace(c) ? U' ' : c);
   }
   static void space_chinese(char32_t c, std::string& out) {
     const bool chinese = (c >= 0x4E00 && c <= 0x9FFF) || (c >= 0x3400 && c <= 0x4DBF) ||
