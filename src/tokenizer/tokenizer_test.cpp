@@ -74,7 +74,7 @@ TEST_P(TokenizerJson, GivesTheIdsAndTextOfTheRealLibrary) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, TokenizerJson,
-                         testing::Values("byte_level", "byte_fallback", "suffix", "unigram", "wordlevel",
+                         testing::Values("byte_level", "byte_fallback", "suffix", "unigram", "wordpiece", "wordlevel",
                                          "splits"),
                          [](const auto& info) { return std::string(info.param); });
 
