@@ -70,12 +70,16 @@ ModelSummary summarize(const ModelSpec& spec, const QuantizationPlan& plan, DTyp
       const int64_t count = checked_count(parameter.shape, name);
       counter.add(info, count, checked_mul(count, size_of(dtype), name));
     }
+    // Of an embedding only a row is read, unless the head shares it and reads it whole.
+    const bool is_head = resolve_tied(spec, spec.head + ".weight") == path + ".weight";
+    if (module.kind != ModuleKind::embedding || is_head) summary.decode_bytes += info.size_bytes;
     for (const BufferSpec& buffer : module.buffers) {
       info.size_bytes += buffer.count * size_of(DType::f32);
       summary.memory_footprint_bytes += buffer.count * size_of(DType::f32);
     }
     summary.modules.push_back(std::move(info));
   });
+  summary.decode_bytes += summary.statistics_bytes;
   return summary;
 }
 

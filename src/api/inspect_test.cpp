@@ -1,0 +1,38 @@
+// What a decode step reads, from the config of a tiny model.
+#include <gtest/gtest.h>
+
+#include "nibble/model.h"
+
+namespace nibble {
+namespace {
+
+TEST(Inspect, DecodeBytesLeaveOutWhatIsNotRead) {
+  for (const auto& entry : std::filesystem::directory_iterator(NIBBLE_TEST_DATA "/models")) {
+    SCOPED_TRACE(entry.path().filename().string());
+    const ModelSummary summary = inspect(entry.path());
+    int64_t untied_embedding = 0;
+    bool has_own_head = false;
+    for (const auto& module : summary.modules) {
+      if (module.class_name == "Embedding") untied_embedding += module.size_bytes;
+      if (module.name == "lm_head") has_own_head = module.size_bytes > 0;
+    }
+    const int64_t all = summary.memory_footprint_bytes + summary.statistics_bytes;
+    EXPECT_LE(summary.decode_bytes, has_own_head ? all - untied_embedding : all);
+    EXPECT_GT(summary.decode_bytes, all - untied_embedding - 4096);  // only buffers may be missing
+  }
+}
+
+TEST(Inspect, QuantizedWeightsAreHalfAByte) {
+  const std::filesystem::path model = NIBBLE_TEST_DATA "/models/llama";
+  const ModelSummary dense = inspect(model, {}, DType::f16);
+  const ModelSummary quantized = inspect(model, {.load_in_4bit = true}, DType::f16);
+  EXPECT_EQ(dense.num_parameters, quantized.num_parameters);
+  int64_t saved = 0;
+  for (const auto& module : quantized.modules)
+    if (module.is_quantized) saved += module.parameters * 2 - module.parameters / 2;
+  EXPECT_EQ(dense.memory_footprint_bytes - quantized.memory_footprint_bytes, saved);
+  EXPECT_NE(quantized.tree.find("Linear4bit(in_features="), std::string::npos);
+}
+
+}  // namespace
+}  // namespace nibble
