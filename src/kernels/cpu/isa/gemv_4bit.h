@@ -10,7 +10,7 @@
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 
 /// Rows of x up to which decoding without a panel is faster.
-inline constexpr int64_t kGemvRows = 8;
+inline constexpr int64_t kGemvRows = 16;
 
 /// Rows of w that share loads of x.
 inline constexpr int64_t kGroupRows = 2;

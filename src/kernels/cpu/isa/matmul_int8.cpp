@@ -121,7 +121,11 @@ struct SourceInt8 {
 
   void fill(int64_t job, int64_t row, int64_t begin, int64_t count, Element* out) const {
     const int8_t* w = jobs[job].w + row * x->input->cols + begin;
-    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Element>(Step::kOffset ? w[i] ^ -128 : w[i]);
+    int64_t i = 0;
+#if defined(NIBBLE_AVX512)
+    for (; i + 64 <= count; i += 64) _mm512_storeu_si512(out + i, load_int8(w + i));
+#endif
+    for (; i < count; ++i) out[i] = static_cast<Element>(Step::kOffset ? w[i] ^ -128 : w[i]);
   }
 
   void finish(int64_t job, int64_t row, int64_t count, int64_t first_x, int64_t m, const int32_t* c) const {

@@ -145,7 +145,11 @@ struct StepInt8 {
   NIBBLE_INLINE static Vec zero() { return _mm512_setzero_si512(); }
   NIBBLE_INLINE static Vec load(const void* p) { return _mm512_loadu_si512(p); }
   NIBBLE_INLINE static Vec broadcast(const uint32_t* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
-  NIBBLE_INLINE static Vec step(Vec sum, Vec w, Vec x) { return _mm512_dpbusd_epi32(sum, w, x); }
+  /// As assembly: g++ 12 keeps an array of the intrinsic's sums in memory.
+  NIBBLE_INLINE static Vec step(Vec sum, Vec w, Vec x) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+    return sum;
+  }
   NIBBLE_INLINE static void add_to(int32_t* p, Vec v) {
     _mm512_storeu_si512(p, _mm512_add_epi32(_mm512_loadu_si512(p), v));
   }
