@@ -75,6 +75,7 @@ struct GemvDense {
     for (; k + Lanes::kElements <= cols; k += Lanes::kElements)
       for (int r = 0; r < R; ++r) {
         const auto v = Lanes::load(w + r * cols + k);
+        prefetch_ahead(w + R * k + r * Lanes::kElements);
         for (int j = 0; j < M; ++j) sum[r][j] = Lanes::dot(sum[r][j], v, x + j * stride + k);
       }
     if (k < cols)

@@ -46,6 +46,7 @@ template <int R, int M>
   for (; k + kInt8Columns <= cols; k += kInt8Columns)
     for (int r = 0; r < R; ++r) {
       const VecI v = load_int8(w + r * cols + k);
+      prefetch_ahead(w + R * k + r * kInt8Columns);
       for (int j = 0; j < M; ++j) sum[r][j] = StepInt8::step(sum[r][j], v, StepInt8::load(x + j * stride + k));
     }
   if (k < cols)

@@ -199,4 +199,14 @@ struct StepInt8 {
 
 #endif
 
+/// Asks for the cache line that a walk through the weights needs a little later: 4 KiB pages stop the processor's own
+/// prefetching, and a row is often shorter than one. `position` moves through each group of rows at the pace of the
+/// walk.
+template <class T>
+NIBBLE_INLINE void prefetch_ahead(const T* position) {
+  constexpr int64_t kAheadBytes = 8192;
+  // As an integer: the address may lie past the end, where a prefetch is harmless and a pointer is not allowed.
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(position) + kAheadBytes));
+}
+
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA
