@@ -12,11 +12,11 @@ namespace nibble::kernels::cpu::NIBBLE_ISA {
 /// Rows of x up to which decoding without a panel is faster.
 inline constexpr int64_t kGemvRows = 16;
 
-/// Rows of w that share loads of x.
+/// Rows of w that share loads of x. They lie far apart, so that each is one long stream for the hardware to follow.
 inline constexpr int64_t kGroupRows = 2;
 
-/// Groups of rows that are asked for ahead, in the order of their bytes: the hardware follows one stream, not R.
-inline constexpr int64_t kPrefetchGroups = 2;
+/// How far ahead of a stream its bytes are asked for.
+inline constexpr int64_t kPrefetchBytes = 1024;
 
 /// x in the order of the chunks: (m, chunks, kParts, kPartElements), zero behind the last column.
 template <class Chunk>
@@ -54,9 +54,11 @@ struct Gemv4Bit {
   /// Rows of one job, and where the scales of their blocks are.
   struct Rows {
     const uint8_t* packed;
-    int64_t row_bytes;
+    int64_t step_bytes;  // from a row of a group to the next
     const float* scales;
-    int64_t row_scales;
+    int64_t step_scales;
+    int64_t step;
+    int64_t last_scale;
     int shift;     // log2(block)
     float factor;  // of the sums
   };
@@ -83,20 +85,19 @@ struct Gemv4Bit {
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < M; ++j) sums[r][j] = total[r][j];
     const uint8_t* packed = rows.packed + begin * (kChunkCodes / 2);
-    const uint8_t* ahead = rows.packed + kPrefetchGroups * R * rows.row_bytes;
     x += begin * kChunkElements;
     for (int64_t c = begin; c < end; ++c, packed += kChunkCodes / 2, x += kChunkElements) {
       Bytes w[R];
       VecF sum[R][M];
       for (int r = 0; r < R; ++r) {
-        const uint8_t* p = packed + r * rows.row_bytes;
+        const uint8_t* p = packed + r * rows.step_bytes;
         w[r] = lanes ? load_bytes(p, lanes) : load_bytes(p);
-        _mm_prefetch(reinterpret_cast<const char*>(ahead + (c * R + r) * kChunkCodes / 2), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetchBytes), _MM_HINT_T0);
         for (int j = 0; j < M; ++j) sum[r][j] = StepF32::zero();
       }
       dot_parts<R, M, 0>(chunk, w, x, x_stride, sum);
       for (int r = 0; r < R; ++r) {
-        VecF scale = Scales::at(rows.scales + r * rows.row_scales, c, rows.shift, rows.row_scales - 1);
+        VecF scale = Scales::at(rows.scales + r * rows.step_scales, c, rows.shift, rows.last_scale);
         if (lanes) scale = first_lanes(scale, lanes);
         for (int j = 0; j < M; ++j) sums[r][j] = StepF32::step(sums[r][j], sum[r][j], scale);
       }
@@ -116,7 +117,7 @@ struct Gemv4Bit {
     dot_chunks<R, M>(chunk, rows, x + i * stride, stride, 0, full, 0, total);
     if (lanes) dot_chunks<R, M>(chunk, rows, x + i * stride, stride, full, full + 1, lanes, total);
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j < M; ++j) put(out, i + j, n + r, sum_of_lanes(total[r][j]) * rows.factor);
+      for (int j = 0; j < M; ++j) put(out, i + j, n + r * rows.step, sum_of_lanes(total[r][j]) * rows.factor);
   }
 
   /// R rows of w, from n on, with all rows of x.
@@ -134,25 +135,28 @@ struct Gemv4Bit {
     float* expanded =
         job.absmax.values ? nullptr : static_cast<float*>(scratch(Scratch::panel, kGroupRows * row_scales * 4));
     const Chunk chunk(job.code_book);
-    const int64_t row_bytes = input->cols / 2;
-    Rows rows{job.packed,
-              row_bytes,
+    const int64_t row_bytes = input->cols / 2, step = (end - row) / kGroupRows;
+    Rows rows{nullptr,
+              step * row_bytes,
               expanded,
-              row_scales,
+              expanded ? row_scales : step * row_scales,
+              step,
+              row_scales - 1,
               __builtin_ctzll(static_cast<uint64_t>(job.block)),
               Chunk::absmax_scale(job.code_book)};
-    for (int64_t n = row; n < end;) {
-      const int64_t count = n + kGroupRows <= end ? kGroupRows : 1;
+    const auto start = [&](int64_t n, int64_t count) {
       rows.packed = job.packed + n * row_bytes;
-      if (expanded)
-        expand_absmax(job.absmax, n * row_scales, count * row_scales, expanded);
-      else
-        rows.scales = job.absmax.values + n * row_scales;
-      if (count == kGroupRows)
-        run_group<kGroupRows>(chunk, rows, job.out, n);
-      else
-        run_group<1>(chunk, rows, job.out, n);
-      n += count;
+      if (!expanded) rows.scales = job.absmax.values + n * row_scales;
+      for (int64_t r = 0; expanded && r < count; ++r)
+        expand_absmax(job.absmax, (n + r * step) * row_scales, row_scales, expanded + r * row_scales);
+    };
+    for (int64_t n = row; n < row + step; ++n) {
+      start(n, kGroupRows);
+      run_group<kGroupRows>(chunk, rows, job.out, n);
+    }
+    for (int64_t n = row + kGroupRows * step; n < end; ++n) {
+      start(n, 1);
+      run_group<1>(chunk, rows, job.out, n);
     }
   }
 
