@@ -64,9 +64,9 @@ struct GemvDense {
   const Element* x;  // (m, stride)
   int64_t stride;
 
-  /// R rows of w with M rows of x.
+  /// R rows of w, `step` elements apart, with M rows of x.
   template <int R, int M>
-  [[gnu::noinline]] static void dot_rows(const Weight* w, int64_t cols, const Element* x, int64_t stride,
+  [[gnu::noinline]] static void dot_rows(const Weight* w, int64_t step, int64_t cols, const Element* x, int64_t stride,
                                          float (&y)[R][M]) {
     VecF sum[R][M];
     for (int r = 0; r < R; ++r)
@@ -74,14 +74,14 @@ struct GemvDense {
     int64_t k = 0;
     for (; k + Lanes::kElements <= cols; k += Lanes::kElements)
       for (int r = 0; r < R; ++r) {
-        const auto v = Lanes::load(w + r * cols + k);
+        const auto v = Lanes::load(w + r * step + k);
         prefetch_ahead(w + R * k + r * Lanes::kElements);
         for (int j = 0; j < M; ++j) sum[r][j] = Lanes::dot(sum[r][j], v, x + j * stride + k);
       }
     if (k < cols)
       for (int r = 0; r < R; ++r) {
         Weight tail[Lanes::kElements] = {};
-        std::memcpy(tail, w + r * cols + k, static_cast<size_t>(cols - k) * sizeof(Weight));
+        std::memcpy(tail, w + r * step + k, static_cast<size_t>(cols - k) * sizeof(Weight));
         const auto v = Lanes::load(tail);
         for (int j = 0; j < M; ++j) sum[r][j] = Lanes::dot(sum[r][j], v, x + j * stride + k);
       }
@@ -90,18 +90,19 @@ struct GemvDense {
   }
 
   template <int R, int M>
-  void run_rows(const MatmulDenseJob& job, int64_t n) const {
+  void run_rows(const MatmulDenseJob& job, int64_t n, int64_t step) const {
     float y[R][M];
-    dot_rows<R, M>(static_cast<const Weight*>(job.w) + n * input->cols, input->cols, x, stride, y);
+    dot_rows<R, M>(static_cast<const Weight*>(job.w) + n * input->cols, step * input->cols, input->cols, x, stride, y);
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j < M; ++j) put(job.out, j, n + r, y[r][j]);
+      for (int j = 0; j < M; ++j) put(job.out, j, n + r * step, y[r][j]);
   }
 
   template <int M>
   void run_unit(const MatmulDenseJob& job, int64_t n) const {
     const int64_t end = smaller(n + unit_rows, job.rows);
-    for (; n + 4 <= end; n += 4) run_rows<4, M>(job, n);
-    for (; n < end; ++n) run_rows<1, M>(job, n);
+    const int64_t step = (end - n) / 4;  // four long streams
+    for (int64_t i = 0; i < step; ++i) run_rows<4, M>(job, n + i, step);
+    for (n += 4 * step; n < end; ++n) run_rows<1, M>(job, n, 1);
   }
 
   int64_t units(int64_t rows) const { return (rows + unit_rows - 1) / unit_rows; }

@@ -35,24 +35,24 @@ NIBBLE_INLINE int32_t sum_of_lanes(__m256i v) {
 }
 #endif
 
-/// y (R, M) = R rows of w, cols apart, times M rows of x, `stride` elements apart; w carries StepInt8::kOffset.
+/// y (R, M) = R rows of w, `step` apart, times M rows of x, `stride` elements apart; w carries StepInt8::kOffset.
 template <int R, int M>
-[[gnu::noinline]] static void dot_int8_rows(const int8_t* w, int64_t cols, const StepInt8::Element* x, int64_t stride,
-                                            int32_t (&y)[R][M]) {
+[[gnu::noinline]] static void dot_int8_rows(const int8_t* w, int64_t step, int64_t cols, const StepInt8::Element* x,
+                                            int64_t stride, int32_t (&y)[R][M]) {
   VecI sum[R][M];
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < M; ++j) sum[r][j] = StepInt8::zero();
   int64_t k = 0;
   for (; k + kInt8Columns <= cols; k += kInt8Columns)
     for (int r = 0; r < R; ++r) {
-      const VecI v = load_int8(w + r * cols + k);
+      const VecI v = load_int8(w + r * step + k);
       prefetch_ahead(w + R * k + r * kInt8Columns);
       for (int j = 0; j < M; ++j) sum[r][j] = StepInt8::step(sum[r][j], v, StepInt8::load(x + j * stride + k));
     }
   if (k < cols)
     for (int r = 0; r < R; ++r) {
       int8_t tail[kInt8Columns] = {};
-      std::memcpy(tail, w + r * cols + k, static_cast<size_t>(cols - k));
+      std::memcpy(tail, w + r * step + k, static_cast<size_t>(cols - k));
       const VecI v = load_int8(tail);
       for (int j = 0; j < M; ++j) sum[r][j] = StepInt8::step(sum[r][j], v, StepInt8::load(x + j * stride + k));
     }

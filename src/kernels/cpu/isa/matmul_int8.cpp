@@ -164,27 +164,28 @@ struct GemvInt8 {
   int64_t unit_rows;
 
   template <int R, int M>
-  void run_rows(const MatmulInt8Job& job, int64_t n) const {
+  void run_rows(const MatmulInt8Job& job, int64_t n, int64_t step) const {
     int32_t sums[R][M];
     const int64_t cols = x->input->cols;
     const int8_t* w = job.w + n * cols;
-    dot_int8_rows<R, M>(w, cols, reinterpret_cast<const StepInt8::Element*>(x->packed), x->depth * StepInt8::kPerDword,
-                        sums);
+    dot_int8_rows<R, M>(w, step * cols, cols, reinterpret_cast<const StepInt8::Element*>(x->packed),
+                        x->depth * StepInt8::kPerDword, sums);
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < M; ++i) {
-        const float absmax = job.absmax[n + r];
+        const float absmax = job.absmax[n + r * step];
         float value = scaled(*x, i, sums[r][i] - StepInt8::kOffset * x->sum[i], absmax);
         for (int64_t o = 0; o < x->outliers; ++o)
-          value += x->outlier_x[i * x->outliers + o] * outlier_weight(*x, w[r * cols + x->columns[o]], absmax);
-        put(job.out, i, n + r, value);
+          value += x->outlier_x[i * x->outliers + o] * outlier_weight(*x, w[r * step * cols + x->columns[o]], absmax);
+        put(job.out, i, n + r * step, value);
       }
   }
 
   template <int M>
   void run_unit(const MatmulInt8Job& job, int64_t n) const {
     const int64_t end = smaller(n + unit_rows, job.rows);
-    for (; n + 4 <= end; n += 4) run_rows<4, M>(job, n);
-    for (; n < end; ++n) run_rows<1, M>(job, n);
+    const int64_t step = (end - n) / 4;  // four long streams
+    for (int64_t i = 0; i < step; ++i) run_rows<4, M>(job, n + i, step);
+    for (n += 4 * step; n < end; ++n) run_rows<1, M>(job, n, 1);
   }
 
   int64_t units(int64_t rows) const { return (rows + unit_rows - 1) / unit_rows; }
