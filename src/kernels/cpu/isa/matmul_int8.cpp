@@ -149,8 +149,7 @@ struct SourceInt8 {
     for (int64_t n = 0; n < count; ++n) {
       const int8_t* w = j.w + (row + n) * x->input->cols;
       for (int64_t o = 0; o < x->outliers; ++o)
-        out[o * kPanelRows + n] =
-            round_to(x->input->compute, static_cast<float>(w[x->columns[o]]) * j.absmax[row + n] * (1.0f / 127.0f));
+        out[o * kPanelRows + n] = outlier_weight(*x, w[x->columns[o]], j.absmax[row + n]);
     }
   }
 };
