@@ -96,10 +96,7 @@ std::vector<std::string> default_skipped_modules(const ModelSpec& spec) {
   }
   std::string last;
   for_each_module(spec, [&](const std::string& path, const ModuleSpec& module) {
-    for (const ParameterSpec& parameter : module.parameters) {
-      const std::string name = join(path, parameter.name);
-      if (resolve_tied(spec, name) == name) last = name;
-    }
+    if (!module.parameters.empty()) last = join(path, module.parameters.back().name);
   });
   add(without_weight(last));
   add(spec.head);
