@@ -15,9 +15,7 @@ void QuantizationArguments::add_to(CLI::App& app) {
   app.add_option("--bnb-4bit-quant-type", config.bnb_4bit_quant_type, "fp4 (default) or nf4")->group(group);
   app.add_flag("--bnb-4bit-use-double-quant", config.bnb_4bit_use_double_quant, "Quantize the statistics too")
       ->group(group);
-  app.add_option("--bnb-4bit-compute-dtype", compute_dtype,
-                 "float32 (default), bfloat16, float16, or int8 (approximate)")
-      ->group(group);
+  app.add_option("--bnb-4bit-compute-dtype", compute_dtype, "float32 (default), bfloat16 or float16")->group(group);
   app.add_option("--bnb-4bit-quant-storage", quant_storage, "Type that holds the packed codes in files")->group(group);
   app.add_option("--bnb-4bit-blocksize", config.bnb_4bit_blocksize, "Values that share one scale: 32 to 4096 (64)")
       ->group(group);

@@ -1,6 +1,8 @@
 // nibble generate: a prompt in, the prompt and its continuation out, as it is made.
 #include <chrono>
+#include <future>
 #include <iostream>
+#include <utility>
 
 #include "base/error.h"
 #include "command.h"
@@ -28,21 +30,22 @@ double rate(int64_t tokens, double seconds) { return seconds > 0 ? double(tokens
 
 int run(const GenerateArguments& arguments) {
   const auto begin = std::chrono::steady_clock::now();
+  auto reading = std::async(std::launch::async,
+                            [&] { return AutoTokenizer::from_pretrained(resolve_model(arguments.model.model)); });
   AutoModelForCausalLM model = arguments.model.load();
-  const AutoTokenizer tokenizer = AutoTokenizer::from_pretrained(resolve_model(arguments.model.model));
+  const AutoTokenizer tokenizer = reading.get();
   const double load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const std::string prompt = prompt_text(arguments);
   const std::vector<int32_t> ids = tokenizer(prompt);
   require(!ids.empty(), "generate: the prompt is empty");
 
   TokenCallback show;
-  if (!arguments.json) {
-    std::cout << tokenizer.decode(ids, {.skip_special_tokens = true}) << std::flush;
-    show = [](int64_t, int32_t, std::string_view text) {
-      std::cout << text << std::flush;
+  if (!arguments.json)  // the prompt too, but not before the options have been accepted
+    show = [beginning = tokenizer.decode(ids, {.skip_special_tokens = true})](int64_t, int32_t,
+                                                                              std::string_view text) mutable {
+      std::cout << std::exchange(beginning, {}) << text << std::flush;
       return bool(std::cout);
     };
-  }
   const GenerationOutput output =
       model.generate(ids, arguments.sampling.merged(model.generation_config()), &tokenizer, show);
   const GenerationTimes& times = output.times;

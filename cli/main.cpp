@@ -25,6 +25,9 @@ int run(int argc, char** argv) {
   app.fallthrough(false);
   Action action;
   for (const auto& command : kCommands) command.add(app, action);
+  const auto is_named = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
+  if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_named).empty())
+    return report_error(ErrorCode::invalid_argument, fmt::format("unknown command '{}'; see nibble --help", argv[1]));
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {

@@ -17,8 +17,7 @@ void BitsAndBytesConfig::validate() const {
   require(quant::is_valid_block_size(bnb_4bit_blocksize),
           "bnb_4bit_blocksize: found {}, expected 32, 64, 128, 256, 512, 1024, 2048 or 4096", bnb_4bit_blocksize);
   const auto is_float = [](DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; };
-  require(is_float(bnb_4bit_compute_dtype) || bnb_4bit_compute_dtype == DType::i8,
-          "bnb_4bit_compute_dtype: found {}, expected float32, bfloat16, float16 or int8",
+  require(is_float(bnb_4bit_compute_dtype), "bnb_4bit_compute_dtype: found {}, expected float32, bfloat16 or float16",
           name_of(bnb_4bit_compute_dtype));
   require(is_float(bnb_4bit_quant_storage) || bnb_4bit_quant_storage == DType::u8,
           "bnb_4bit_quant_storage: found {}, expected uint8, float16, bfloat16 or float32",

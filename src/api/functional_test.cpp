@@ -74,6 +74,8 @@ TEST(BitsAndBytesConfig, RefusesContradictions) {
   EXPECT_THROW((BitsAndBytesConfig{.load_in_4bit = true, .bnb_4bit_quant_type = "int4"}.validate()), Error);
   EXPECT_THROW((BitsAndBytesConfig{.load_in_4bit = true, .bnb_4bit_blocksize = 48}.validate()), Error);
   EXPECT_THROW((BitsAndBytesConfig{.load_in_8bit = true, .llm_int8_threshold = NAN}.validate()), Error);
+  BitsAndBytesConfig integer_compute{.load_in_4bit = true, .bnb_4bit_compute_dtype = DType::i8};
+  EXPECT_THROW(integer_compute.validate(), Error);
   EXPECT_NO_THROW((BitsAndBytesConfig{.load_in_4bit = true, .bnb_4bit_quant_type = "nf4"}.validate()));
 }
 

@@ -80,7 +80,7 @@ struct Dequantize8BitArgs {
   DType dtype;
 };
 
-/// LLM.int8() rows: absmax[r] over |x| < threshold (all if threshold is 0), q = rint(x * (127 / absmax)), half to even.
+/// LLM.int8() rows: absmax[r] over |x| < threshold (all if threshold is 0), q = rint(x * (127 * (1 / absmax))), half to even.
 /// NaN becomes 0 and is ignored by absmax; magnitudes stop at 127 (quant/int8_vectorwise.h).
 /// Elements with |x| >= threshold become 0 and set outlier_columns[column] = 1; the caller zeroes that array before.
 struct QuantizeInt8RowsArgs {

@@ -208,7 +208,7 @@ std::vector<double> int8_reference(const std::vector<float>& x, const int8_t* w,
           apart += double{round_to(compute, x[at])} *
                    round_to(compute, static_cast<float>(w[n * cols + k]) * absmax[n] * (1.0f / 127.0f));
         else if (row_max > 0)
-          sum += int64_t{w[n * cols + k]} * static_cast<int64_t>(std::nearbyint(x16[at] * (127.0f / row_max)));
+          sum += int64_t{w[n * cols + k]} * static_cast<int64_t>(std::nearbyint(x16[at] * (127.0f * (1.0f / row_max))));
       }
       y.push_back(static_cast<double>(sum) * row_max * absmax[n] / (127.0 * 127.0) + apart);
     }

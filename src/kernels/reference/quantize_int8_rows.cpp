@@ -17,7 +17,7 @@ void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args
       if (!is_outlier(x)) absmax = std::fmax(absmax, std::fabs(x));
     }
     args.absmax[r] = absmax;
-    const float scale = 127.0f / absmax;
+    const float scale = 127.0f * (1.0f / absmax);  // as CUDA and torch divide: by way of the reciprocal
     for (int64_t c = 0; c < args.cols; ++c) {
       const float x = load(args.x, args.dtype, begin + c);
       args.q[begin + c] = is_outlier(x) ? int8_t{0} : quant::encode_int8(x, scale);

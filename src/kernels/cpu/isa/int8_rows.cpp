@@ -72,7 +72,7 @@ void quantize_row(const QuantizeInt8RowsArgs& args, const T* x, int64_t r) {
   const bool has_outlier = args.threshold > 0 && absmax >= args.threshold;
   if (has_outlier) absmax = largest_below(row, args.cols, args.threshold);
   args.absmax[r] = absmax;
-  encode_row(row, args.cols, 127.0f / absmax, q);
+  encode_row(row, args.cols, 127.0f * (1.0f / absmax), q);
   if (has_outlier) clear_outliers(args, row, q);
 }
 

@@ -82,7 +82,7 @@ void quantize_row(const QuantizedX& q, int64_t row, uint32_t* out, int64_t strid
     StepInt8::Element codes[kPiece];
     const int64_t count = smaller(kPiece, cols - begin);
     const int64_t dwords = (count + StepInt8::kPerDword - 1) / StepInt8::kPerDword;
-    quantize_run(x + begin, count, absmax > 0 ? 127.0f / absmax : 0.0f, codes);
+    quantize_run(x + begin, count, absmax > 0 ? 127.0f * (1.0f / absmax) : 0.0f, codes);
     for (; o < q.outliers && q.columns[o] < begin + count; ++o)
       if (is_set_apart(q, q.columns[o], x[q.columns[o]])) codes[q.columns[o] - begin] = 0;
     for (int64_t k = 0; k < count; ++k) sum += codes[k];
