@@ -1,7 +1,12 @@
-"""Writes a tiny random Llama as a Hugging Face directory, with the standard library only."""
+"""Writes a tiny random Llama as a Hugging Face directory, with the standard library only.
+
+usage: tiny_model.py DIRECTORY        which must not exist
+"""
 import json
+import pathlib
 import random
 import struct
+import sys
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
@@ -108,3 +113,7 @@ def write_large_sparse_model(folder):
         file.truncate(len(header) + size)
     write_tokenizer(folder)
     return folder
+
+
+if __name__ == "__main__":
+    write_model(pathlib.Path(sys.argv[1]))
