@@ -36,6 +36,7 @@ int run(int argc, char** argv) {
     return report_error(ErrorCode::invalid_argument, error.what());
   }
   const int status = action();
+  std::cerr << profile_report();
   std::cout.flush();
   if (!std::cout) return report_error(ErrorCode::io, "standard output: cannot write");
   return status;

@@ -39,6 +39,9 @@ struct SystemInfo {
 
 SystemInfo system_info();
 
+/// With NIBBLE_PROFILE=1: seconds and calls of each kernel entry so far, a line each; else empty.
+std::string profile_report();
+
 /// Highest resident memory of this process so far, resident pages of mapped files included.
 int64_t peak_rss_bytes();
 

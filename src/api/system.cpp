@@ -5,6 +5,7 @@
 #include "kernels/cpu/table.h"
 #include "kernels/reference/table.h"
 #include "models/registry.h"
+#include "ops/profile.h"
 #include "quant/format.h"
 
 namespace nibble {
@@ -52,6 +53,8 @@ SystemInfo system_info() {
   info.threads = available_cpus();
   return info;
 }
+
+std::string profile_report() { return ops::profile_report(); }
 
 int64_t peak_rss_bytes() { return device::peak_rss_bytes(); }
 
