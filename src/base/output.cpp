@@ -73,7 +73,8 @@ void OutputFile::write_at(int64_t position, std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const ssize_t written = ::pwrite(fd_, bytes.data(), bytes.size(), position);
     if (written < 0 && errno == EINTR) continue;
-    if (written < 0) fail(ErrorCode::io, "{}: cannot write {} bytes: {}", path_.string(), bytes.size(), std::strerror(errno));
+    if (written < 0)
+      fail(ErrorCode::io, "{}: cannot write {} bytes: {}", path_.string(), bytes.size(), std::strerror(errno));
     bytes = bytes.subspan(static_cast<size_t>(written));
     position += written;
   }

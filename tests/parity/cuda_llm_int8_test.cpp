@@ -60,8 +60,7 @@ TEST_F(CudaLlmInt8, WeightCodesAndScalesAreTheSameBytes) {
     EXPECT_EQ(off.wrong, 0) << name;
     half_way += off.half_way;
   }
-  EXPECT_LE(half_way, 0)
-      << half_way;
+  EXPECT_LE(half_way, 0) << half_way;
 }
 
 TEST_F(CudaLlmInt8, ActivationsLeaveOutliersOut) {
