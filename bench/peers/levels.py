@@ -18,8 +18,8 @@ LEVELS = {
 }
 
 
-def load(model, level):
-    """The model at a level, on the CPU, unquantized weights in bfloat16."""
+def load(model, level, device="cpu"):
+    """The model at a level on a device, unquantized weights in bfloat16."""
     from transformers import AutoModelForCausalLM
     options = {} if LEVELS[level] is None else {"quantization_config": LEVELS[level]}
-    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, device_map="cpu", **options).eval()
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, device_map=device, **options).eval()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Perplexity that transformers + bitsandbytes gives on a text: windows of CONTEXT tokens, each token scored once.
 
-usage: perplexity.py MODEL TEXT [LEVEL...] [--context 512] [--stride 512]      one JSON line per level
+usage: perplexity.py MODEL TEXT [LEVEL...] [--context 512] [--stride 512] [--device cuda]      one JSON line per level
 """
 import argparse
 import json
@@ -20,7 +20,7 @@ def perplexity(model, ids, context, stride):
     total, scored, previous_end = 0.0, 0, 0
     for begin in range(0, len(ids), stride):
         end = min(begin + context, len(ids))
-        window = torch.tensor([ids[begin:end]])
+        window = torch.tensor([ids[begin:end]], device=model.device)
         logits = model(window).logits[0, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="none").double()
         new = losses[max(0, len(losses) - (end - previous_end)):]
@@ -37,6 +37,7 @@ def main():
     parser.add_argument("levels", nargs="*", default=list(LEVELS))
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--stride", type=int, default=512)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -44,7 +45,7 @@ def main():
         ids = tokenizer(file.read())["input_ids"]
     for level in arguments.levels or list(LEVELS):
         started = time.perf_counter()
-        value, tokens = perplexity(load(arguments.model, level), ids, arguments.context, arguments.stride)
+        value, tokens = perplexity(load(arguments.model, level, arguments.device), ids, arguments.context, arguments.stride)
         print(json.dumps({"who": "transformers+bitsandbytes", "level": level, "blocksize": 64, "perplexity": value,
                           "tokens": tokens, "input_tokens": len(ids), "seconds": time.perf_counter() - started}), flush=True)
 
