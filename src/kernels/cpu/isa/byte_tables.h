@@ -51,6 +51,35 @@ NIBBLE_SIMD void look_up(const FloatTable& table, __m512i index, F32 (&out)[4]) 
   }
 }
 
+/// 256 words as their two planes of bytes.
+struct WordTable {
+  ByteTable low, high;
+};
+
+NIBBLE_SIMD WordTable load_word_table(const void* words) {
+  WordTable table;
+  const __m512i low = _mm512_set_epi64(0x7e7c7a7876747270, 0x6e6c6a6866646260, 0x5e5c5a5856545250, 0x4e4c4a4846444240,
+                                       0x3e3c3a3836343230, 0x2e2c2a2826242220, 0x1e1c1a1816141210, 0x0e0c0a0806040200);
+  const __m512i high = _mm512_or_si512(low, _mm512_set1_epi8(1));
+  for (int i = 0; i < 4; ++i) {
+    const __m512i first = _mm512_loadu_si512(static_cast<const char*>(words) + 128 * i);
+    const __m512i second = _mm512_loadu_si512(static_cast<const char*>(words) + 128 * i + 64);
+    table.low.parts[i] = _mm512_permutex2var_epi8(first, low, second);
+    table.high.parts[i] = _mm512_permutex2var_epi8(first, high, second);
+  }
+  return table;
+}
+
+/// The words of 64 indices, in order.
+NIBBLE_SIMD void look_up(const WordTable& table, __m512i index, __m512i (&out)[2]) {
+  // Unpacking takes the lower eight bytes of each 16, then the upper ones.
+  const __m512i ordered = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), index);
+  const __mmask64 upper = _mm512_movepi8_mask(ordered);
+  const __m512i low = look_up(table.low, ordered, upper), high = look_up(table.high, ordered, upper);
+  out[0] = _mm512_unpacklo_epi8(low, high);
+  out[1] = _mm512_unpackhi_epi8(low, high);
+}
+
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA
 
 #endif

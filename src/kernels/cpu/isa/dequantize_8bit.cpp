@@ -31,6 +31,29 @@ NIBBLE_SIMD void decode_step(const Values& values, const uint8_t* codes, F32 sca
   }
 }
 
+/// Blocks from this size on have their 256 possible outputs computed first.
+constexpr int64_t kTabledBlock = 256;
+
+NIBBLE_SIMD int64_t decode_by_table(const float*, float, const uint8_t*, int64_t, float*, bool) { return 0; }
+
+/// Whole steps of one block; returns how many elements that is.
+template <typename T>
+NIBBLE_SIMD int64_t decode_by_table(const float* code_book, float absmax, const uint8_t* codes, int64_t count, T* out,
+                                    bool streamed) {
+  if (count < kTabledBlock) return 0;
+  alignas(64) T words[256];
+  for (int i = 0; i < 256; i += 16) store(words + i, load(code_book + i) * set1(absmax));
+  const WordTable table = load_word_table(words);
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) {
+    __m512i decoded[2];
+    look_up(table, _mm512_loadu_si512(codes + i), decoded);
+    store_bytes(out + i, decoded[0], streamed);
+    store_bytes(out + i + 32, decoded[1], streamed);
+  }
+  return i;
+}
+
 #elif defined(__AVX2__)
 
 constexpr int64_t kStep = 16;
@@ -85,6 +108,9 @@ void dequantize_blocks(const Dequantize8BitArgs& args, const Values& values, T* 
     const F32 scale = set1(args.absmax[b]);
     int64_t i = b * args.block;
     const int64_t last = min_of(args.count, i + args.block);
+#if defined(__AVX512F__)
+    i += decode_by_table(args.code_book, args.absmax[b], args.codes + i, last - i, out + i, streamed);
+#endif
     for (; i + kStep <= last; i += kStep) decode_step(values, args.codes + i, scale, out + i, streamed);
     for (; i < last; ++i) out[i] = from_float<T>(args.code_book[args.codes[i]] * args.absmax[b]);
   }

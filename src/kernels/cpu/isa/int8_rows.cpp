@@ -30,11 +30,34 @@ NIBBLE_SIMD int8_t encode_int8(float x, float scale) {
   return static_cast<int8_t>(q < -127.0f ? -127.0f : q > 127.0f ? 127.0f : q);
 }
 
+#if defined(__AVX512F__)
+/// Whole numbers of at most 127; NaN becomes 0. The lower limit is left to saturation.
+NIBBLE_SIMD __m512i whole_of(F32 x) {
+  return _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), min(x, set1(127.0f)));
+}
+
+template <typename T>
+NIBBLE_SIMD void encode_64(const T* x, F32 factor, int8_t* q, bool streamed) {
+  const __m512i low = _mm512_packs_epi32(whole_of(load(x) * factor), whole_of(load(x + 16) * factor));
+  const __m512i high = _mm512_packs_epi32(whole_of(load(x + 32) * factor), whole_of(load(x + 48) * factor));
+  const __m512i bytes = _mm512_max_epi8(_mm512_packs_epi16(low, high), _mm512_set1_epi8(-127));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  store_bytes(q, _mm512_permutexvar_epi32(order, bytes), streamed);
+}
+#endif
+
 /// A whole row, as if it had no outliers.
 template <typename T>
-NIBBLE_SIMD void encode_row(const T* x, int64_t cols, float scale, int8_t* q) {
+NIBBLE_SIMD void encode_row(const T* x, int64_t cols, float scale, int8_t* q, [[maybe_unused]] bool streamed) {
   const F32 factor = set1(scale);
+  [[maybe_unused]] const int64_t ahead = prefetch_distance(cols * int64_t{sizeof(T)});
   int64_t c = 0;
+#if defined(__AVX512F__)
+  for (; c + 64 <= cols; c += 64) {
+    prefetch_ahead(x + c, 64 * int64_t{sizeof(T)}, ahead);
+    encode_64(x + c, factor, q + c, streamed);
+  }
+#endif
   for (; c + kLanes <= cols; c += kLanes)
     store_int8(q + c, min(set1(127.0f), max(set1(-127.0f), round(load(x + c) * factor))));
   for (; c < cols; ++c) q[c] = encode_int8(to_float(x[c]), scale);
@@ -65,25 +88,25 @@ NIBBLE_SIMD float largest_of(const T* x, int64_t cols) {
 }
 
 template <typename T>
-void quantize_row(const QuantizeInt8RowsArgs& args, const T* x, int64_t r) {
+void quantize_row(const QuantizeInt8RowsArgs& args, const T* x, int64_t r, bool streamed) {
   const T* row = x + r * args.cols;
   int8_t* q = args.q + r * args.cols;
   float absmax = largest_of(row, args.cols);
   const bool has_outlier = args.threshold > 0 && absmax >= args.threshold;
   if (has_outlier) absmax = largest_below(row, args.cols, args.threshold);
   args.absmax[r] = absmax;
-  encode_row(row, args.cols, 127.0f * (1.0f / absmax), q);
+  encode_row(row, args.cols, 127.0f * (1.0f / absmax), q, streamed && !has_outlier);
   if (has_outlier) clear_outliers(args, row, q);
 }
 
 template <typename T>
-void dequantize_row(const DequantizeInt8RowsArgs& args, T* out, int64_t r) {
+void dequantize_row(const DequantizeInt8RowsArgs& args, T* out, int64_t r, bool streamed) {
   const int8_t* q = args.q + r * args.cols;
   const float absmax = args.absmax[r];
   T* row = out + r * args.cols;
   const F32 scale = set1(absmax), step = set1(kInt8Step);
   int64_t c = 0;
-  for (; c + kLanes <= args.cols; c += kLanes) store(row + c, load(q + c) * scale * step);
+  for (; c + kLanes <= args.cols; c += kLanes) store(row + c, load(q + c) * scale * step, streamed);
   for (; c < args.cols; ++c) row[c] = from_float<T>(static_cast<float>(q[c]) * absmax * kInt8Step);
 }
 
@@ -92,8 +115,10 @@ void dequantize_row(const DequantizeInt8RowsArgs& args, T* out, int64_t r) {
 void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args) {
   const int64_t grain = max_of(1, 32768 / max_of(1, args.cols));
   with_type(args.dtype, args.x, [&](const auto* x) {
+    const bool streamed = args.cols % 64 == 0 && is_streamed(args.q, args.rows * args.cols);
     for_ranges(context, args.rows, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) quantize_row(args, x, r);
+      for (int64_t r = begin; r < end; ++r) quantize_row(args, x, r, streamed);
+      finish_stream(streamed);
     });
   });
 }
@@ -101,8 +126,11 @@ void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args
 void dequantize_int8_rows(const Context& context, const DequantizeInt8RowsArgs& args) {
   const int64_t grain = max_of(1, 32768 / max_of(1, args.cols));
   with_type(args.dtype, args.out, [&](auto* out) {
+    const int64_t size_bytes = args.rows * args.cols * int64_t{sizeof *out};
+    const bool streamed = args.cols % 64 == 0 && is_streamed(out, size_bytes);
     for_ranges(context, args.rows, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) dequantize_row(args, out, r);
+      for (int64_t r = begin; r < end; ++r) dequantize_row(args, out, r, streamed);
+      finish_stream(streamed);
     });
   });
 }

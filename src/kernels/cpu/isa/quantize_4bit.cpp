@@ -34,8 +34,10 @@ NIBBLE_SIMD void encode_block(const Encoder& encoder, const T* x, int64_t count,
                               bool streamed) {
   int64_t done = 0;
   if (encoder.cells.is_exact && !scale.is_special)
-    for (; done + 64 <= count; done += 64)
+    for (; done + 64 <= count; done += 64) {
+      prefetch_ahead(x + done, 64 * int64_t{sizeof(T)}, prefetch_distance(count * int64_t{sizeof(T)}));
       encode_64(encoder.lanes, x + done, scale.inverse, scale.inverse, packed + done / 2, streamed);
+    }
   if (done < count) encode_any(encoder, x + done, count - done, scale, packed + done / 2);
 }
 
@@ -51,6 +53,7 @@ void quantize_blocks(const Quantize4BitArgs& args, const Encoder& encoder, const
       const BlockScale next = block_scale(x + first + 32, 32);
       if (!next.is_special) {
         args.absmax[++b] = next.absmax;
+        prefetch_ahead(x + first, 64 * int64_t{sizeof(T)}, prefetch_distance(0));
         encode_64(encoder.lanes, x + first, scale.inverse, next.inverse, args.packed + first / 2, streamed);
         continue;
       }

@@ -26,6 +26,7 @@ const Encoder& encoder_for(const float* code_book) {
 template <typename T>
 void quantize_blocks(const Quantize8BitArgs& args, const Encoder& encoder, const T* x, int64_t begin, int64_t end) {
   const bool streamed = args.block % 64 == 0 && is_streamed(args.codes, args.count);
+  const int64_t ahead = prefetch_distance(args.block * int64_t{sizeof(T)});
   for (int64_t b = begin; b < end; ++b) {
     const int64_t first = b * args.block;
     const int64_t last = min_of(args.count, first + args.block);
@@ -33,7 +34,10 @@ void quantize_blocks(const Quantize8BitArgs& args, const Encoder& encoder, const
     args.absmax[b] = scale.absmax;
     int64_t i = first;
     if (encoder.has_lanes && !scale.is_special)
-      for (; i + 64 <= last; i += 64) encode_64(encoder.lanes, x + i, scale.inverse, args.codes + i, streamed);
+      for (; i + 64 <= last; i += 64) {
+        prefetch_ahead(x + i, 64 * int64_t{sizeof(T)}, ahead);
+        encode_64(encoder.lanes, x + i, scale.inverse, args.codes + i, streamed);
+      }
     for (; i < last; ++i) args.codes[i] = search_code(encoder.search, to_float(x[i]) * scale.inverse);
   }
   finish_stream(streamed);

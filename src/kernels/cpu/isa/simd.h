@@ -69,6 +69,11 @@ NIBBLE_SIMD void store_bytes(void* p, __m256i x, bool streamed) {
   else
     _mm256_storeu_si256(static_cast<__m256i*>(p), x);
 }
+NIBBLE_SIMD void store(float* p, F32 x, bool streamed) { store_bytes(p, _mm512_castps_si512(x), streamed); }
+NIBBLE_SIMD void store(bf16_t* p, F32 x, bool streamed) { store_bytes(p, round_bf16(x), streamed); }
+NIBBLE_SIMD void store(f16_t* p, F32 x, bool streamed) {
+  store_bytes(p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT), streamed);
+}
 NIBBLE_SIMD F32 load_some(const float* p, int64_t n) {
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
 }
@@ -174,6 +179,17 @@ NIBBLE_SIMD void store_bytes(void* p, __m256i x, bool streamed) {
   else
     _mm256_storeu_si256(static_cast<__m256i*>(p), x);
 }
+NIBBLE_SIMD void store_bytes(void* p, __m128i x, bool streamed) {
+  if (streamed)
+    _mm_stream_si128(static_cast<__m128i*>(p), x);
+  else
+    _mm_storeu_si128(static_cast<__m128i*>(p), x);
+}
+NIBBLE_SIMD void store(float* p, F32 x, bool streamed) { store_bytes(p, _mm256_castps_si256(x), streamed); }
+NIBBLE_SIMD void store(bf16_t* p, F32 x, bool streamed) { store_bytes(p, round_bf16(x), streamed); }
+NIBBLE_SIMD void store(f16_t* p, F32 x, bool streamed) {
+  store_bytes(p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT), streamed);
+}
 NIBBLE_SIMD __m256i first_lanes(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -239,6 +255,10 @@ NIBBLE_SIMD F32 load(const T* p) {
 template <typename T>
 NIBBLE_SIMD void store(T* p, F32 x) {
   for (int i = 0; i < kLanes; ++i) p[i] = from_float<T>(x[i]);
+}
+template <typename T>
+NIBBLE_SIMD void store(T* p, F32 x, bool) {
+  store(p, x);
 }
 NIBBLE_SIMD F32 load(const int8_t* p) {
   return F32{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
@@ -309,6 +329,18 @@ NIBBLE_SIMD void finish_stream([[maybe_unused]] bool streamed) {
   if (streamed) _mm_sfence();
 #endif
 }
+
+/// Asks for the cache lines of the `size_bytes` that lie `ahead_bytes` after p: the processor's own prefetching stops
+/// at each 4 KiB page and rests while a block that is already in the cache is encoded.
+NIBBLE_SIMD void prefetch_ahead(const void* p, int64_t size_bytes, int64_t ahead_bytes) {
+  // As an integer: the address may lie past the end, where a prefetch is harmless and a pointer is not allowed.
+  const auto address = reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(ahead_bytes);
+  for (int64_t i = 0; i < size_bytes; i += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(address + static_cast<uintptr_t>(i)));
+}
+
+/// How far ahead: a whole block where it fits the first cache beside the current one.
+NIBBLE_SIMD int64_t prefetch_distance(int64_t block_bytes) { return max_of(8192, min_of(16384, block_bytes)); }
 
 /// body(begin, end) over [0, count) in pieces of `grain`, shared by the pool's threads.
 template <typename Body>
