@@ -10,9 +10,32 @@ constexpr int64_t kStep = 64;
 
 struct Values {
   FloatTable table;
+  const float* code_book;
+  float smallest;  // least size of a code book value, zeros aside
 };
 
-NIBBLE_SIMD Values make_values(const float* code_book) { return {load_float_table(code_book)}; }
+NIBBLE_SIMD Values make_values(const float* code_book) {
+  float smallest = __builtin_inff();
+  for (int i = 0; i < 256; ++i) {
+    const float size = __builtin_fabsf(code_book[i]);
+    if (size > 0 && size < smallest) smallest = size;
+  }
+  return {load_float_table(code_book), code_book, smallest};
+}
+
+/// out[0 .. 256) = the code book times absmax.
+template <typename T>
+NIBBLE_SIMD void scale_code_book(const Values& values, float absmax, T* out) {
+  const float* v = values.code_book;
+  const F32 scale = set1(absmax);
+  if constexpr (__is_same(T, bf16_t))
+    if (values.smallest * absmax >= 0x1p-126f) {
+      for (int i = 0; i < 256; i += 32)
+        store_bytes(out + i, round_normal_bf16(load(v + i) * scale, load(v + i + 16) * scale), false);
+      return;
+    }
+  for (int i = 0; i < 256; i += 16) store(out + i, load(v + i) * scale);
+}
 
 template <typename T>
 NIBBLE_SIMD void decode_step(const Values& values, const uint8_t* codes, F32 scale, T* out, bool streamed) {
@@ -34,15 +57,15 @@ NIBBLE_SIMD void decode_step(const Values& values, const uint8_t* codes, F32 sca
 /// Blocks from this size on have their 256 possible outputs computed first.
 constexpr int64_t kTabledBlock = 256;
 
-NIBBLE_SIMD int64_t decode_by_table(const float*, float, const uint8_t*, int64_t, float*, bool) { return 0; }
+NIBBLE_SIMD int64_t decode_by_table(const Values&, float, const uint8_t*, int64_t, float*, bool) { return 0; }
 
 /// Whole steps of one block; returns how many elements that is.
 template <typename T>
-NIBBLE_SIMD int64_t decode_by_table(const float* code_book, float absmax, const uint8_t* codes, int64_t count, T* out,
+NIBBLE_SIMD int64_t decode_by_table(const Values& values, float absmax, const uint8_t* codes, int64_t count, T* out,
                                     bool streamed) {
   if (count < kTabledBlock) return 0;
   alignas(64) T words[256];
-  for (int i = 0; i < 256; i += 16) store(words + i, load(code_book + i) * set1(absmax));
+  scale_code_book(values, absmax, words);
   const WordTable table = load_word_table(words);
   int64_t i = 0;
   for (; i + kStep <= count; i += kStep) {
@@ -109,7 +132,7 @@ void dequantize_blocks(const Dequantize8BitArgs& args, const Values& values, T* 
     int64_t i = b * args.block;
     const int64_t last = min_of(args.count, i + args.block);
 #if defined(__AVX512F__)
-    i += decode_by_table(args.code_book, args.absmax[b], args.codes + i, last - i, out + i, streamed);
+    i += decode_by_table(values, args.absmax[b], args.codes + i, last - i, out + i, streamed);
 #endif
     for (; i + kStep <= last; i += kStep) decode_step(values, args.codes + i, scale, out + i, streamed);
     for (; i < last; ++i) out[i] = from_float<T>(args.code_book[args.codes[i]] * args.absmax[b]);

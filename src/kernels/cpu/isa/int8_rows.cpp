@@ -106,6 +106,14 @@ void dequantize_row(const DequantizeInt8RowsArgs& args, T* out, int64_t r, bool 
   T* row = out + r * args.cols;
   const F32 scale = set1(absmax), step = set1(kInt8Step);
   int64_t c = 0;
+#if defined(__AVX512F__)
+  if constexpr (__is_same(T, bf16_t))
+    if (absmax >= 0x1p-118f)  // then absmax / 127 is no denormal
+      for (; c + 32 <= args.cols; c += 32) {
+        const F32 low = load(q + c) * scale * step, high = load(q + c + 16) * scale * step;
+        store_bytes(row + c, round_normal_bf16(low, high), streamed);
+      }
+#endif
   for (; c + kLanes <= args.cols; c += kLanes) store(row + c, load(q + c) * scale * step, streamed);
   for (; c < args.cols; ++c) row[c] = from_float<T>(static_cast<float>(q[c]) * absmax * kInt8Step);
 }

@@ -69,6 +69,8 @@ NIBBLE_SIMD void store_bytes(void* p, __m256i x, bool streamed) {
   else
     _mm256_storeu_si256(static_cast<__m256i*>(p), x);
 }
+/// As bf16, for lanes that are zero or at least 2^-126 in size.
+NIBBLE_SIMD __m512i round_normal_bf16(F32 low, F32 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 NIBBLE_SIMD void store(float* p, F32 x, bool streamed) { store_bytes(p, _mm512_castps_si512(x), streamed); }
 NIBBLE_SIMD void store(bf16_t* p, F32 x, bool streamed) { store_bytes(p, round_bf16(x), streamed); }
 NIBBLE_SIMD void store(f16_t* p, F32 x, bool streamed) {
