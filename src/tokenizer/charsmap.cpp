@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "tokenizer/utf8.h"
 
 namespace nibble {
 
@@ -18,6 +19,10 @@ uint32_t little_endian(std::string_view bytes) {
 bool has_leaf(uint32_t unit) { return (unit >> 8 & 1) != 0; }
 uint32_t value_of(uint32_t unit) { return unit & 0x7FFFFFFFu; }
 uint32_t label_of(uint32_t unit) { return unit & 0x800000FFu; }
+/// Whether the byte at `position` does not start a character of valid UTF-8.
+bool is_inside_character(std::string_view text, size_t position) {
+  return position < text.size() && (static_cast<unsigned char>(text[position]) & 0xC0) == 0x80;
+}
 uint32_t offset_of(uint32_t unit) { return (unit >> 10) << ((unit & 0x200u) >> 6); }
 
 }  // namespace
@@ -33,6 +38,8 @@ Charsmap::Charsmap(std::string_view blob, std::string_view source) {
   }
   for (size_t at = 0; at < trie_bytes; at += 4) units_.push_back(little_endian(blob.substr(at)));
   replacements_ = blob.substr(trie_bytes);
+  if (!is_valid_utf8(replacements_))
+    fail(ErrorCode::corrupt_file, "{}: precompiled normalizer: a replacement is no UTF-8", source);
 }
 
 std::optional<Charsmap::Rule> Charsmap::find(std::string_view text, bool longest) const {
@@ -47,7 +54,9 @@ std::optional<Charsmap::Rule> Charsmap::find(std::string_view text, bool longest
     at ^= offset_of(unit);
     if (!has_leaf(unit)) continue;
     if (at >= units_.size()) break;
+    if (is_inside_character(text, i + 1)) continue;  // a broken rule: what is left would be no UTF-8
     const size_t start = std::min<size_t>(value_of(units_[at]), replacements_.size());
+    if (is_inside_character(replacements_, start)) continue;
     const size_t end = std::min(replacements_.find('\0', start), replacements_.size());
     best = Rule{i + 1, std::string_view(replacements_).substr(start, end - start)};
     if (!longest) break;

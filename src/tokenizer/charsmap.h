@@ -19,7 +19,8 @@ class Charsmap {
     size_t length;  // bytes of the text that it replaces
     std::string_view replacement;
   };
-  /// The shortest or the longest rule for a prefix of `text`.
+  /// The shortest or the longest rule for a prefix of `text`, which is valid UTF-8; so are what is left of it and the
+  /// replacement.
   std::optional<Rule> find_shortest(std::string_view text) const { return find(text, false); }
   std::optional<Rule> find_longest(std::string_view text) const { return find(text, true); }
 

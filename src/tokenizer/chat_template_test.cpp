@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <fstream>
 
 #include "tokenizer/jinja_ast.h"
@@ -71,6 +72,7 @@ TEST(ChatTemplate, LimitsStopHostileTemplates) {
            "{{ 'a' * 10000000000 }}",
            "{{ '%1000000000d' % 1 }}",
            "{{ 'a'.ljust(10000000000) }}",
+           "{{ 'a'.ljust(4611686018427387905) }}",
            "{{ 9223372036854775807 + 1 }}",
            "{{ 10 ** 100 }}",
        }) {
@@ -87,6 +89,35 @@ TEST(ChatTemplate, LimitsStopHostileTemplates) {
   std::string chain = "{{ 1";
   for (int i = 0; i < 10000; ++i) chain += "+1";
   EXPECT_EQ(code_of(chain + " }}"), ErrorCode::unsupported);
+}
+
+// Each of these took quadratic time in a megabyte, which no step was charged for: minutes instead of milliseconds.
+TEST(ChatTemplate, TextOperationsTakeLinearTime) {
+  const std::string sets =
+      "{% set a = 'a' * 1000000 %}{% set b = 'b' + 'a' * 500000 %}{% set c = 'b' * 500000 + 'c' %}";
+  const auto started = std::chrono::steady_clock::now();
+  EXPECT_EQ(render(sets + "{{ a.rfind(b) }} {{ a.rsplit(b) | length }} {{ a.rpartition(b)[0] }}"), "-1 1 ");
+  EXPECT_EQ(render(sets + "{{ a.strip(c) | length }} {{ ('c' + a).strip(c) | length }}"), "1000000 1000000");
+  EXPECT_EQ(render("{{ ('1_' * 1000000 + '1') | int(7) }}"), "7");
+  EXPECT_LT(std::chrono::steady_clock::now() - started, std::chrono::seconds(20));
+}
+
+TEST(ChatTemplate, LookUpsInManyVariablesAreCharged) {
+  std::string source;
+  for (int i = 0; i < 5000; ++i) source += "{% set v" + std::to_string(i) + " = 1 %}";
+  const jinja::Body body = jinja::parse_template(source + "{% for i in range(50000) %}{{ v4999 }}{% endfor %}");
+  EXPECT_THROW(jinja::render_template(body, Json::object(), {.steps = 5'000'000}), Error);
+}
+
+TEST(ChatTemplate, RightSidedSearchesMatchPython) {
+  EXPECT_EQ(render("{{ 'aaa'.rsplit('aa') }} {{ 'a--b--c'.rsplit('--', 1) }} {{ '--'.rsplit('--') }}"),
+            "['a', ''] ['a--b', 'c'] ['', '']");
+  EXPECT_EQ(render("{{ 'abab'.rfind('ab') }} {{ 'abab'.rfind('') }} {{ 'a'.rfind('ab') }} {{ 'abab'.rindex('ba') }}"),
+            "2 4 -1 1");
+  EXPECT_EQ(render("{{ 'a.b.c'.rpartition('.') }} {{ 'xyax'.strip('yx') }} {{ '1_000'|int }} {{ '1__0'|int(-1) }}"),
+            "('a.b', '.', 'c') a 1000 -1");
+  EXPECT_EQ(render("{{ 'a'.ljust(-9223372036854775807 - 1) }}{{ 'a'.center(4) }}|{{ 'ab'.center(5) }}|"),
+            "a a  |  ab |");
 }
 
 TEST(ChatTemplate, NamespacesMayHoldThemselves) {

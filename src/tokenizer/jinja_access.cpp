@@ -31,7 +31,9 @@ Value loop_attribute(LoopState& loop, std::string_view name) {
 /// Attributes and methods only.
 std::optional<Value> find_attribute(Runtime& runtime, const Value& object, std::string_view name) {
   if (object.is(Kind::space)) {
-    for (const auto& [key, value] : std::get<Namespace>(object.data)->values) {
+    const auto& attributes = std::get<Namespace>(object.data)->values;
+    runtime.charge_steps(static_cast<int64_t>(attributes.size() / 16));
+    for (const auto& [key, value] : attributes) {
       if (key == name) return value;
     }
     return missing("namespace", name);
@@ -65,7 +67,9 @@ const Value* find_key(Runtime& runtime, const Value& dict, const Value& key) {
   if (key.is(Kind::list) || key.is(Kind::dict)) runtime.fail_type("a {} cannot be a key", type_name(key));
   if (key.is(Kind::text)) {
     for (const auto& [name, value] : entries) {
-      if (name.is(Kind::text) && name.text() == key.text()) return &value;
+      if (!name.is(Kind::text) || name.text().size() != key.text().size()) continue;
+      runtime.charge_steps(static_cast<int64_t>(key.text().size() / 64));
+      if (name.text() == key.text()) return &value;
     }
     return nullptr;
   }

@@ -97,6 +97,7 @@ void Evaluator::bind_arguments(const MacroSignature& macro, Arguments& arguments
   for (size_t i = 0; i < std::min(count, given); ++i) bound[i] = arguments.positional[i];
   std::optional<Value> caller;
   for (auto& [name, value] : arguments.keywords) {
+    runtime_.charge_steps(1 + static_cast<int64_t>(count / 16));
     size_t i = 0;
     while (i < count && macro.parameters[i] != name) ++i;
     if (i < count) {

@@ -135,6 +135,7 @@ std::string Evaluator::capture(const Body& body) {
 }
 
 void Evaluator::set_variable(std::string_view name, Value value) {
+  runtime_.charge_steps(static_cast<int64_t>(scopes_.back().variables.size() / 16));
   for (auto& [known, current] : scopes_.back().variables) {
     if (known == name) {
       current = std::move(value);
@@ -146,6 +147,7 @@ void Evaluator::set_variable(std::string_view name, Value value) {
 
 Value Evaluator::look_up(std::string_view name) {
   for (const Scope* scope = &scopes_.back(); scope != nullptr; scope = scope->parent) {
+    runtime_.charge_steps(static_cast<int64_t>(scope->variables.size() / 16));
     for (const auto& [known, value] : scope->variables) {
       if (known == name) return value;
     }
@@ -172,6 +174,7 @@ void Evaluator::assign(const Expression& target, const Value& value) {
   }
   if (target.text.starts_with('_')) runtime_.fail_type("a namespace attribute may not begin with '_': {}", target.text);
   auto& attributes = std::get<Namespace>(space.data)->values;
+  runtime_.charge_steps(static_cast<int64_t>(attributes.size() / 16));
   for (auto& [name, current] : attributes) {
     if (name == target.text) {
       current = value;

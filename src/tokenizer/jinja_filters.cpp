@@ -150,10 +150,12 @@ Value default_value(Runtime& runtime, const Value& self, const Bound& arguments)
 
 /// Text as int() and float() read it; nullopt where they raise.
 std::string digits_of(std::string_view input) {
-  std::string digits(text::strip(input, std::nullopt, true, true));
-  for (size_t i = 1; i + 1 < digits.size();) {
-    const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
-    digits[i] == '_' && is_digit(digits[i - 1]) && is_digit(digits[i + 1]) ? void(digits.erase(i, 1)) : void(++i);
+  const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
+  input = text::strip(input, std::nullopt, true, true);
+  std::string digits;
+  for (size_t i = 0; i < input.size(); ++i) {
+    const bool is_inside = i > 0 && i + 1 < input.size() && is_digit(input[i - 1]) && is_digit(input[i + 1]);
+    if (input[i] != '_' || !is_inside) digits += input[i];
   }
   return digits;
 }

@@ -221,7 +221,7 @@ Value map(Runtime& runtime, const Value& self, Arguments& arguments) {
   const Builtin* filter = find_filter(name);
   if (filter == nullptr) runtime.fail_here(ErrorCode::unsupported, "no filter named '{}'", name);
   for (const Value& item : iterate(runtime, self)) {
-    runtime.charge_steps(1);
+    runtime.charge_steps(1 + static_cast<int64_t>(arguments.positional.size()));
     Arguments rest{{arguments.positional.begin() + 1, arguments.positional.end()}, arguments.keywords};
     mapped.push_back(call_builtin(runtime, *filter, item, rest));
   }
@@ -241,7 +241,7 @@ Value select(Runtime& runtime, const Value& self, Arguments& arguments) {
   }
   std::vector<Value> kept;
   for (Value& item : iterate(runtime, self)) {
-    runtime.charge_steps(1);
+    runtime.charge_steps(1 + static_cast<int64_t>(arguments.positional.size()));
     const Value subject = kByAttribute ? look_up_path(runtime, item, arguments.positional[0], nullptr) : item;
     bool matches = false;
     if (test == nullptr) {

@@ -61,6 +61,7 @@ Value has_affix(Runtime& runtime, const Value& self, const Bound& arguments) {
   const auto part = bounded(runtime, self, arguments[1], arguments[2]);
   const auto matches = [&](const Value& affix) {
     const std::string_view wanted = text_argument(runtime, &affix, kStart ? "startswith" : "endswith");
+    runtime.charge_scan(wanted);
     return part && (kStart ? part->starts_with(wanted) : part->ends_with(wanted));
   };
   if (!arguments[0]->is(Kind::tuple)) return boolean(matches(*arguments[0]));
@@ -94,7 +95,7 @@ Value find(Runtime& runtime, const Value& self, const Bound& arguments) {
   const std::string_view wanted = text_argument(runtime, arguments[0], "find");
   const auto part = bounded(runtime, self, arguments[1], arguments[2]);
   size_t at = std::string::npos;
-  if (part) at = kFromRight ? part->rfind(wanted) : text::find(*part, wanted);
+  if (part) at = kFromRight ? text::rfind(*part, wanted) : text::find(*part, wanted);
   if (at == std::string::npos) {
     if (kMustExist) runtime.fail_type("index: substring not found");
     return integer(-1);
@@ -145,14 +146,14 @@ Value has_case(Runtime&, const Value& self, const Bound&) {
 enum class Side : uint8_t { left, right, both, zero };
 template <Side kSide>
 Value pad(Runtime& runtime, const Value& self, const Bound& arguments) {
-  const int64_t missing = integer_argument(runtime, arguments[0], 0, "width") - text::length(self.text());
-  if (missing <= 0) return self;
+  const int64_t width = integer_argument(runtime, arguments[0], 0, "width"), length = text::length(self.text());
+  if (width <= length) return self;
+  const int64_t missing = width - length;
   const std::string fill = kSide == Side::zero ? "0"
                            : arguments[1]      ? std::string(text_argument(runtime, arguments[1], "fill"))
                                                : " ";
   if (text::length(fill) != 1) runtime.fail_type("the fill character must be one character");
-  runtime.charge_bytes(static_cast<size_t>(missing) * 4);
-  const int64_t width = missing + text::length(self.text());
+  for (int i = 0; i < 4; ++i) runtime.charge_bytes(static_cast<size_t>(missing));  // four times that could overflow
   int64_t left = kSide == Side::left ? 0 : missing;
   if (kSide == Side::both) left = missing / 2 + (missing & width & 1);
   std::string out, body = self.text();
@@ -170,7 +171,7 @@ template <bool kFromRight>
 Value partition(Runtime& runtime, const Value& self, const Bound& arguments) {
   const std::string_view whole = self.text(), separator = text_argument(runtime, arguments[0], "partition");
   if (separator.empty()) runtime.fail_type("partition: empty separator");
-  const size_t at = kFromRight ? whole.rfind(separator) : text::find(whole, separator);
+  const size_t at = kFromRight ? text::rfind(whole, separator) : text::find(whole, separator);
   const auto make = [&](std::string_view part) { return runtime.text(std::string(part)); };
   if (at == std::string::npos) {
     return kFromRight ? runtime.tuple({make(""), make(""), self}) : runtime.tuple({self, make(""), make("")});

@@ -148,7 +148,12 @@ const Builtin* find_builtin(std::span<const Builtin> table, std::string_view nam
 }
 
 Value call_builtin(Runtime& runtime, const Builtin& builtin, const Value& self, Arguments& arguments) {
-  if (self.is(Kind::text)) runtime.charge_scan(self.text());
+  const auto charge = [&](const Value& value) {
+    value.is(Kind::text) ? runtime.charge_scan(value.text()) : runtime.charge_steps(1);
+  };
+  charge(self);
+  for (const Value& value : arguments.positional) charge(value);
+  for (const auto& [name, value] : arguments.keywords) charge(value);
   if (builtin.call_variadic != nullptr) return builtin.call_variadic(runtime, self, arguments);
   size_t parameters = 0;
   while (parameters < builtin.parameters.size() && !builtin.parameters[parameters].empty()) ++parameters;

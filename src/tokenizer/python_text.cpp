@@ -168,8 +168,11 @@ std::string capitalize(std::string_view text) {
 }
 
 std::string_view strip(std::string_view text, std::optional<std::string_view> characters, bool left, bool right) {
-  const std::u32string set = characters ? decode(*characters) : std::u32string();
-  const auto matches = [&](char32_t code) { return characters ? set.find(code) != set.npos : is_space(code); };
+  std::u32string set = characters ? decode(*characters) : std::u32string();
+  std::sort(set.begin(), set.end());
+  const auto matches = [&](char32_t code) {
+    return characters ? std::binary_search(set.begin(), set.end(), code) : is_space(code);
+  };
   size_t begin = 0;
   while (left && begin < text.size()) {
     size_t end = begin;
@@ -191,6 +194,13 @@ size_t find(std::string_view text, std::string_view part, size_t from) {
   if (part.empty()) return from;
   const void* found = memmem(text.data() + from, text.size() - from, part.data(), part.size());
   return found == nullptr ? text.npos : static_cast<size_t>(static_cast<const char*>(found) - text.data());
+}
+
+size_t rfind(std::string_view text, std::string_view part) {
+  if (part.size() > text.size()) return text.npos;
+  // Backwards, because memmem takes linear time and std::string_view::rfind does not.
+  const size_t at = find(std::string(text.rbegin(), text.rend()), std::string(part.rbegin(), part.rend()));
+  return at == text.npos ? text.npos : text.size() - at - part.size();
 }
 
 namespace {
@@ -246,14 +256,12 @@ std::vector<std::string_view> split(std::string_view text, std::optional<std::st
 
 std::vector<std::string_view> rsplit(std::string_view text, std::optional<std::string_view> separator, int64_t limit) {
   if (!separator) return rsplit_on_space(text, limit);
-  std::vector<std::string_view> parts;
-  while (limit < 0 || static_cast<int64_t>(parts.size()) < limit) {
-    const size_t begin = text.rfind(*separator);
-    if (begin == text.npos) break;
-    parts.push_back(text.substr(begin + separator->size()));
-    text = text.substr(0, begin);
+  const std::string mirrored(text.rbegin(), text.rend()), wanted(separator->rbegin(), separator->rend());
+  std::vector<std::string_view> parts = split(mirrored, wanted, limit);
+  for (auto& part : parts) {
+    const auto end = static_cast<size_t>(part.data() - mirrored.data()) + part.size();
+    part = text.substr(text.size() - end, part.size());
   }
-  parts.push_back(text);
   std::reverse(parts.begin(), parts.end());
   return parts;
 }

@@ -38,6 +38,8 @@ std::vector<std::string_view> split_lines(std::string_view text, bool keep_ends)
 std::string replace(std::string_view text, std::string_view from, std::string_view to, int64_t limit);
 /// Byte position in linear time, npos if absent.
 size_t find(std::string_view text, std::string_view part, size_t from = 0);
+/// The last one, in linear time.
+size_t rfind(std::string_view text, std::string_view part);
 
 std::string repr(std::string_view text);
 /// repr(float): the shortest digits that read back the same.

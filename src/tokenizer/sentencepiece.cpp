@@ -2,6 +2,7 @@
 #include "tokenizer/sentencepiece.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 
@@ -47,6 +48,7 @@ SentencePiece read_piece(std::string_view bytes, std::string_view source) {
       piece.type = reader.integer();
   }
   if (!is_valid_utf8(piece.text)) fail(ErrorCode::corrupt_file, "{}: a piece is no UTF-8", source);
+  if (std::isnan(piece.score)) fail(ErrorCode::corrupt_file, "{}: the score of piece '{}' is NaN", source, piece.text);
   return piece;
 }
 
