@@ -4,6 +4,10 @@
 #include "kernels/cpu/isa/vector.h"
 #include "kernels/kernels.h"
 
+#if defined(NIBBLE_AVX512)
+#include "kernels/cpu/isa/byte_tables.h"
+#endif
+
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 
 NIBBLE_INLINE float absmax_of(const Absmax& absmax, int64_t block) {
@@ -13,23 +17,36 @@ NIBBLE_INLINE float absmax_of(const Absmax& absmax, int64_t block) {
   return product + absmax.offset;
 }
 
+#if defined(NIBBLE_AVX512)
+/// out[k] = the nested absmax of block first + k, for k < count <= 64.
+NIBBLE_INLINE void expand_absmax(const FloatTable& table, const Absmax& absmax, int64_t first, int64_t count,
+                                 float* out) {
+  const __mmask64 mask = ~uint64_t{0} >> (64 - count);
+  // The look-up takes its first vector from dwords 0, 4, 8 and 12, and so on.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i codes = _mm512_permutexvar_epi32(order, _mm512_maskz_loadu_epi8(mask, absmax.codes + first));
+  __m512 values[4];
+  look_up(table, codes, values);
+  // 64 blocks lie in one or two of the 256 that share a nested absmax.
+  const int64_t group = first / quant::kNestedBlock, next = (first + count - 1) / quant::kNestedBlock;
+  const int64_t here = (group + 1) * quant::kNestedBlock - first;
+  const uint64_t after = here < 64 ? ~uint64_t{0} << here : 0;
+  const __m512 scales[2] = {_mm512_set1_ps(absmax.nested_absmax[group]), _mm512_set1_ps(absmax.nested_absmax[next])};
+  const __m512 offset = _mm512_set1_ps(absmax.offset);
+  for (int i = 0; i < 4; ++i) {
+    const __m512 scale = _mm512_mask_blend_ps(static_cast<__mmask16>(after >> (16 * i)), scales[0], scales[1]);
+    _mm512_mask_storeu_ps(out + 16 * i, static_cast<__mmask16>(mask >> (16 * i)),
+                          _mm512_add_ps(_mm512_mul_ps(values[i], scale), offset));
+  }
+}
+#endif
+
 /// out[i] = the nested absmax of block first + i.
 [[maybe_unused]] static void expand_absmax(const Absmax& absmax, int64_t first, int64_t count, float* out) {
 #if defined(NIBBLE_AVX512)
-  const __m512 offset = _mm512_set1_ps(absmax.offset);
-  for (int64_t i = 0; i < count; i += 16) {
-    const int64_t block = first + i, size = count - i < 16 ? count - i : 16;
-    const auto mask = static_cast<__mmask16>((1u << size) - 1);
-    const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, absmax.codes + block));
-    const __m512 values = _mm512_i32gather_ps(codes, absmax.nested_code_book, 4);
-    // 16 blocks lie in one or two of the 256 that share a nested absmax.
-    const int64_t group = block / quant::kNestedBlock, next = (block + size - 1) / quant::kNestedBlock;
-    const int64_t here = (group + 1) * quant::kNestedBlock - block;
-    const auto after = static_cast<__mmask16>(here < 16 ? 0xffffu << here : 0);
-    const __m512 nested = _mm512_mask_blend_ps(after, _mm512_set1_ps(absmax.nested_absmax[group]),
-                                               _mm512_set1_ps(absmax.nested_absmax[next]));
-    _mm512_mask_storeu_ps(out + i, mask, _mm512_add_ps(_mm512_mul_ps(values, nested), offset));
-  }
+  const FloatTable table = load_float_table(absmax.nested_code_book);
+  for (int64_t i = 0; i < count; i += 64)
+    expand_absmax(table, absmax, first + i, count - i < 64 ? count - i : 64, out + i);
 #else
   for (int64_t i = 0; i < count; ++i) out[i] = absmax_of(absmax, first + i);
 #endif

@@ -2,9 +2,12 @@
 // table of floats is four tables of bytes.
 #pragma once
 
-#include "kernels/cpu/isa/simd.h"
+#include <cstdint>
+
+#include "base/half.h"
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 
@@ -12,13 +15,13 @@ struct ByteTable {
   __m512i parts[4];
 };
 
-NIBBLE_SIMD ByteTable load_byte_table(const uint8_t* bytes) {
+NIBBLE_INLINE ByteTable load_byte_table(const uint8_t* bytes) {
   return {{_mm512_loadu_si512(bytes), _mm512_loadu_si512(bytes + 64), _mm512_loadu_si512(bytes + 128),
            _mm512_loadu_si512(bytes + 192)}};
 }
 
 /// `upper` marks the lanes whose index is 128 or more.
-NIBBLE_SIMD __m512i look_up(const ByteTable& table, __m512i index, __mmask64 upper) {
+NIBBLE_INLINE __m512i look_up(const ByteTable& table, __m512i index, __mmask64 upper) {
   const __m512i low = _mm512_permutex2var_epi8(table.parts[0], index, table.parts[1]);
   const __m512i high = _mm512_permutex2var_epi8(table.parts[2], index, table.parts[3]);
   return _mm512_mask_blend_epi8(upper, low, high);
@@ -29,17 +32,19 @@ struct FloatTable {
   ByteTable planes[4];
 };
 
-NIBBLE_SIMD FloatTable load_float_table(const float* values) {
+NIBBLE_INLINE FloatTable load_float_table(const float* values) {
   uint8_t bytes[4][256];
-  for (int i = 0; i < 256; ++i) {
-    const uint32_t bits = __builtin_bit_cast(uint32_t, values[i]);
-    for (int plane = 0; plane < 4; ++plane) bytes[plane][i] = static_cast<uint8_t>(bits >> (8 * plane));
+  for (int i = 0; i < 256; i += 16) {
+    const __m512i bits = _mm512_loadu_si512(values + i);
+    for (int plane = 0; plane < 4; ++plane)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes[plane] + i),
+                       _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, static_cast<unsigned>(8 * plane))));
   }
   return {{load_byte_table(bytes[0]), load_byte_table(bytes[1]), load_byte_table(bytes[2]), load_byte_table(bytes[3])}};
 }
 
 /// out[q] lane 4 l + j is the value at byte 16 l + 4 q + j of `index`: what packing the four vectors to bytes undoes.
-NIBBLE_SIMD void look_up(const FloatTable& table, __m512i index, F32 (&out)[4]) {
+NIBBLE_INLINE void look_up(const FloatTable& table, __m512i index, __m512 (&out)[4]) {
   const __mmask64 upper = _mm512_movepi8_mask(index);
   const __m512i b0 = look_up(table.planes[0], index, upper), b1 = look_up(table.planes[1], index, upper);
   const __m512i b2 = look_up(table.planes[2], index, upper), b3 = look_up(table.planes[3], index, upper);

@@ -49,10 +49,6 @@ struct ScalesOf64 {  // and more
                                 _mm512_set1_ps(scales[second < last ? second : last]));
   }
 };
-NIBBLE_INLINE __m512 first_lanes(__m512 v, int64_t lanes) {
-  return _mm512_maskz_mov_ps(static_cast<__mmask16>((1u << lanes) - 1), v);
-}
-
 /// A dword holds 8 codes; a permutation reads the low 4 bits of its index, so part t only shifts by 4t.
 struct ChunkF32 {
   using Element = float;
@@ -118,8 +114,6 @@ struct ScalesOf64 {  // and more
     return _mm256_broadcast_ss(scales + (chunk * kChunkCodes >> shift));
   }
 };
-NIBBLE_INLINE __m256 first_lanes(__m256 v, int64_t) { return _mm256_blend_ps(v, _mm256_setzero_ps(), 0xf0); }
-
 /// 16 bytes in both halves, for byte look-ups.
 NIBBLE_INLINE __m256i byte_table(const uint32_t* values, int shift) {
   alignas(16) uint8_t bytes[16];

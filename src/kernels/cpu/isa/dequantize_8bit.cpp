@@ -1,5 +1,6 @@
 // dequantize_8bit: code book value times the block's absmax.
 #include "kernels/cpu/isa/byte_tables.h"
+#include "kernels/cpu/isa/simd.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 namespace {

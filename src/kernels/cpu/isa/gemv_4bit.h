@@ -12,11 +12,18 @@ namespace nibble::kernels::cpu::NIBBLE_ISA {
 /// Rows of x up to which decoding without a panel is faster.
 inline constexpr int64_t kGemvRows = 16;
 
-/// Rows of w that share loads of x. They lie far apart, so that each is one long stream for the hardware to follow.
-inline constexpr int64_t kGroupRows = 2;
+/// Rows of w that share loads of x, at most. They lie far apart, so that each is one long stream for the hardware.
+#if defined(NIBBLE_AVX512)
+inline constexpr int kGroupRows = 4;
+#else
+inline constexpr int kGroupRows = 2;
+#endif
 
 /// How far ahead of a stream its bytes are asked for.
 inline constexpr int64_t kPrefetchBytes = 1024;
+
+/// More blocks than a row has.
+inline constexpr int64_t kAny = INT64_MAX;
 
 /// x in the order of the chunks: (m, chunks, kParts, kPartElements), zero behind the last column.
 template <class Chunk>
@@ -77,47 +84,42 @@ struct Gemv4Bit {
     }
   }
 
-  /// total (R, M) += the products of chunks [begin, end); each of them `lanes` long, or whole if that is 0.
+  /// sums (R, M) += the products of chunk c; it is `lanes` long, or whole if that is 0.
   template <int R, int M>
-  [[gnu::noinline]] static void dot_chunks(Chunk chunk, Rows rows, const Element* x, int64_t x_stride, int64_t begin,
-                                           int64_t end, int64_t lanes, VecF (&total)[R][M]) {
-    VecF sums[R][M];
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < M; ++j) sums[r][j] = total[r][j];
-    const uint8_t* packed = rows.packed + begin * (kChunkCodes / 2);
-    x += begin * kChunkElements;
-    for (int64_t c = begin; c < end; ++c, packed += kChunkCodes / 2, x += kChunkElements) {
-      Bytes w[R];
-      VecF sum[R][M];
-      for (int r = 0; r < R; ++r) {
-        const uint8_t* p = packed + r * rows.step_bytes;
-        w[r] = lanes ? load_bytes(p, lanes) : load_bytes(p);
-        _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetchBytes), _MM_HINT_T0);
-        for (int j = 0; j < M; ++j) sum[r][j] = StepF32::zero();
-      }
-      dot_parts<R, M, 0>(chunk, w, x, x_stride, sum);
-      for (int r = 0; r < R; ++r) {
-        VecF scale = Scales::at(rows.scales + r * rows.step_scales, c, rows.shift, rows.last_scale);
-        if (lanes) scale = first_lanes(scale, lanes);
-        for (int j = 0; j < M; ++j) sums[r][j] = StepF32::step(sums[r][j], sum[r][j], scale);
-      }
+  NIBBLE_INLINE static void dot_chunk(const Chunk& chunk, const Rows& rows, const Element* x, int64_t x_stride,
+                                      int64_t c, int64_t lanes, VecF (&sums)[R][M]) {
+    const uint8_t* packed = rows.packed + c * (kChunkCodes / 2);
+    Bytes w[R];
+    VecF sum[R][M];
+    for (int r = 0; r < R; ++r) {
+      const uint8_t* p = packed + r * rows.step_bytes;
+      w[r] = lanes ? load_bytes(p, lanes) : load_bytes(p);
+      prefetch_at(p, kPrefetchBytes);
+      for (int j = 0; j < M; ++j) sum[r][j] = StepF32::zero();
     }
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < M; ++j) total[r][j] = sums[r][j];
+    dot_parts<R, M, 0>(chunk, w, x + c * kChunkElements, x_stride, sum);
+    // Behind the last column x is zero: a short chunk's scales only have to exist.
+    for (int r = 0; r < R; ++r) {
+      const VecF scale = Scales::at(rows.scales + r * rows.step_scales, c, rows.shift, lanes ? rows.last_scale : kAny);
+      for (int j = 0; j < M; ++j) sums[r][j] = StepF32::step(sums[r][j], sum[r][j], scale);
+    }
   }
 
   /// R rows of w, from n on, with M rows of x, from i on.
   template <int R, int M>
-  void run_rows(const Chunk& chunk, const Rows& rows, const MatmulOutput& out, int64_t n, int64_t i) const {
-    VecF total[R][M];
+  [[gnu::noinline]] void run_rows(Chunk chunk, Rows rows, const MatmulOutput& out, int64_t n, int64_t i) const {
+    VecF sums[R][M];
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j < M; ++j) total[r][j] = StepF32::zero();
+      for (int j = 0; j < M; ++j) sums[r][j] = StepF32::zero();
     const int64_t stride = chunks * kChunkElements, full = input->cols / kChunkCodes;
     const int64_t lanes = input->cols % kChunkCodes / 8;
-    dot_chunks<R, M>(chunk, rows, x + i * stride, stride, 0, full, 0, total);
-    if (lanes) dot_chunks<R, M>(chunk, rows, x + i * stride, stride, full, full + 1, lanes, total);
+    const Element* from = x + i * stride;
+    for (int64_t c = 0; c < full; ++c) dot_chunk<R, M>(chunk, rows, from, stride, c, 0, sums);
+    if (lanes) dot_chunk<R, M>(chunk, rows, from, stride, full, lanes, sums);
+    float y[R][M];
+    sum_rows(sums, y);
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j < M; ++j) put(out, i + j, n + r * rows.step, sum_of_lanes(total[r][j]) * rows.factor);
+      for (int j = 0; j < M; ++j) put(out, i + j, n + r * rows.step, y[r][j] * rows.factor);
   }
 
   /// R rows of w, from n on, with all rows of x.
@@ -130,34 +132,40 @@ struct Gemv4Bit {
     if (input->m - i == 1) run_rows<R, 1>(chunk, rows, out, n, i);
   }
 
-  void run_unit(const Matmul4BitJob& job, int64_t row) const {
-    const int64_t end = smaller(row + unit_rows, job.rows), row_scales = input->cols / job.block;
-    float* expanded =
-        job.absmax.values ? nullptr : static_cast<float*>(scratch(Scratch::panel, kGroupRows * row_scales * 4));
+  /// Rows [row, end) in groups of R, then one by one.
+  template <int R>
+  void run_groups(const Matmul4BitJob& job, int64_t row, int64_t end, const float* scales) const {
     const Chunk chunk(job.code_book);
-    const int64_t row_bytes = input->cols / 2, step = (end - row) / kGroupRows;
-    Rows rows{nullptr,
+    const int64_t row_bytes = input->cols / 2, row_scales = input->cols / job.block, step = (end - row) / R;
+    Rows rows{job.packed + row * row_bytes,
               step * row_bytes,
-              expanded,
-              expanded ? row_scales : step * row_scales,
+              scales,
+              step * row_scales,
               step,
               row_scales - 1,
               __builtin_ctzll(static_cast<uint64_t>(job.block)),
               Chunk::absmax_scale(job.code_book)};
-    const auto start = [&](int64_t n, int64_t count) {
-      rows.packed = job.packed + n * row_bytes;
-      if (!expanded) rows.scales = job.absmax.values + n * row_scales;
-      for (int64_t r = 0; expanded && r < count; ++r)
-        expand_absmax(job.absmax, (n + r * step) * row_scales, row_scales, expanded + r * row_scales);
-    };
-    for (int64_t n = row; n < row + step; ++n) {
-      start(n, kGroupRows);
-      run_group<kGroupRows>(chunk, rows, job.out, n);
-    }
-    for (int64_t n = row + kGroupRows * step; n < end; ++n) {
-      start(n, 1);
+    for (int r = 0; step > 0 && r < R; ++r)  // what the loop does not ask for in time
+      for (int64_t at = 0; at < kPrefetchBytes; at += 64) prefetch_at(rows.packed + r * rows.step_bytes, at);
+    for (int64_t n = row; n < row + step; ++n, rows.packed += row_bytes, rows.scales += row_scales)
+      run_group<R>(chunk, rows, job.out, n);
+    rows.packed += (R - 1) * step * row_bytes;
+    rows.scales += (R - 1) * step * row_scales;
+    for (int64_t n = row + R * step; n < end; ++n, rows.packed += row_bytes, rows.scales += row_scales)
       run_group<1>(chunk, rows, job.out, n);
+  }
+
+  void run_unit(const Matmul4BitJob& job, int64_t row) const {
+    const int64_t end = smaller(row + unit_rows, job.rows), row_scales = input->cols / job.block;
+    const float* scales = job.absmax.values + row * row_scales;
+    if (!job.absmax.values) {
+      const int64_t count = (end - row) * row_scales;
+      auto* expanded = static_cast<float*>(scratch(Scratch::panel, count * 4));
+      expand_absmax(job.absmax, row * row_scales, count, expanded);
+      scales = expanded;
     }
+    if (input->m == 1) return run_groups<kGroupRows>(job, row, end, scales);
+    run_groups<2>(job, row, end, scales);
   }
 
   int64_t units(int64_t rows) const { return (rows + unit_rows - 1) / unit_rows; }

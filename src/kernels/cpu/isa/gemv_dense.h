@@ -85,8 +85,7 @@ struct GemvDense {
         const auto v = Lanes::load(tail);
         for (int j = 0; j < M; ++j) sum[r][j] = Lanes::dot(sum[r][j], v, x + j * stride + k);
       }
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < M; ++j) y[r][j] = sum_of_lanes(sum[r][j]);
+    sum_rows(sum, y);
   }
 
   template <int R, int M>

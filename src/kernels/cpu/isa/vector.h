@@ -199,14 +199,54 @@ struct StepInt8 {
 
 #endif
 
+#if defined(NIBBLE_AVX512) || defined(NIBBLE_AVX2)
+/// Four vectors at once, each summed in the order of sum_of_lanes.
+NIBBLE_INLINE __m128 sums_of_lanes(const VecF& v0, const VecF& v1, const VecF& v2, const VecF& v3) {
+  const VecF* v[4] = {&v0, &v1, &v2, &v3};
+  __m128 quarter[4];
+  for (int i = 0; i < 4; ++i) {
+#if defined(NIBBLE_AVX512)
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(*v[i]), _mm512_extractf32x8_ps(*v[i], 1));
+#else
+    const __m256 half = *v[i];
+#endif
+    quarter[i] = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  }
+  const __m128 first = _mm_add_ps(_mm_movelh_ps(quarter[0], quarter[1]), _mm_movehl_ps(quarter[1], quarter[0]));
+  const __m128 second = _mm_add_ps(_mm_movelh_ps(quarter[2], quarter[3]), _mm_movehl_ps(quarter[3], quarter[2]));
+  return _mm_add_ps(_mm_shuffle_ps(first, second, 0x88), _mm_shuffle_ps(first, second, 0xdd));
+}
+
+/// y[r][j] = the sum of the lanes of v[r][j].
+template <int R, int M>
+NIBBLE_INLINE void sum_rows(const VecF (&v)[R][M], float (&y)[R][M]) {
+  if constexpr (R == 4) {
+    for (int j = 0; j < M; ++j) {
+      alignas(16) float sums[4];
+      _mm_store_ps(sums, sums_of_lanes(v[0][j], v[1][j], v[2][j], v[3][j]));
+      for (int r = 0; r < R; ++r) y[r][j] = sums[r];
+    }
+  } else {
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < M; ++j) y[r][j] = sum_of_lanes(v[r][j]);
+  }
+}
+#endif
+
+/// Asks for the cache line `bytes` behind a position, by address: it may lie past the end, where a prefetch is
+/// harmless and a pointer is not allowed.
+NIBBLE_INLINE void prefetch_at(const void* position, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(position) +
+                                                   static_cast<uintptr_t>(bytes)));
+}
+
 /// Asks for the cache line that a walk through the weights needs a little later: 4 KiB pages stop the processor's own
 /// prefetching, and a row is often shorter than one. `position` moves through each group of rows at the pace of the
 /// walk.
 template <class T>
 NIBBLE_INLINE void prefetch_ahead(const T* position) {
   constexpr int64_t kAheadBytes = 8192;
-  // As an integer: the address may lie past the end, where a prefetch is harmless and a pointer is not allowed.
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(position) + kAheadBytes));
+  prefetch_at(position, kAheadBytes);
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA
