@@ -12,15 +12,15 @@ namespace nibble::kernels::cpu::NIBBLE_ISA {
 /// Rows of x up to which decoding without a panel is faster.
 inline constexpr int64_t kGemvRows = 16;
 
-/// Rows of w that share loads of x, at most. They lie far apart, so that each is one long stream for the hardware.
+/// Rows of w that share loads of x, at most: neighbours, so that a unit is one stream.
 #if defined(NIBBLE_AVX512)
 inline constexpr int kGroupRows = 4;
 #else
 inline constexpr int kGroupRows = 2;
 #endif
 
-/// How far ahead of a stream its bytes are asked for.
-inline constexpr int64_t kPrefetchBytes = 1024;
+/// How far ahead of the stream its bytes are asked for: 4 KiB pages stop the processor's own prefetching.
+inline constexpr int64_t kAheadBytes = 4096;
 
 /// More blocks than a row has.
 inline constexpr int64_t kAny = INT64_MAX;
@@ -61,10 +61,9 @@ struct Gemv4Bit {
   /// Rows of one job, and where the scales of their blocks are.
   struct Rows {
     const uint8_t* packed;
-    int64_t step_bytes;  // from a row of a group to the next
+    int64_t row_bytes;
     const float* scales;
-    int64_t step_scales;
-    int64_t step;
+    int64_t row_scales;
     int64_t last_scale;
     int shift;     // log2(block)
     float factor;  // of the sums
@@ -92,15 +91,15 @@ struct Gemv4Bit {
     Bytes w[R];
     VecF sum[R][M];
     for (int r = 0; r < R; ++r) {
-      const uint8_t* p = packed + r * rows.step_bytes;
+      const uint8_t* p = packed + r * rows.row_bytes;
       w[r] = lanes ? load_bytes(p, lanes) : load_bytes(p);
-      prefetch_at(p, kPrefetchBytes);
+      prefetch_at(rows.packed, (R * c + r) * (kChunkCodes / 2) + kAheadBytes);
       for (int j = 0; j < M; ++j) sum[r][j] = StepF32::zero();
     }
     dot_parts<R, M, 0>(chunk, w, x + c * kChunkElements, x_stride, sum);
     // Behind the last column x is zero: a short chunk's scales only have to exist.
     for (int r = 0; r < R; ++r) {
-      const VecF scale = Scales::at(rows.scales + r * rows.step_scales, c, rows.shift, lanes ? rows.last_scale : kAny);
+      const VecF scale = Scales::at(rows.scales + r * rows.row_scales, c, rows.shift, lanes ? rows.last_scale : kAny);
       for (int j = 0; j < M; ++j) sums[r][j] = StepF32::step(sums[r][j], sum[r][j], scale);
     }
   }
@@ -119,7 +118,7 @@ struct Gemv4Bit {
     float y[R][M];
     sum_rows(sums, y);
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j < M; ++j) put(out, i + j, n + r * rows.step, y[r][j] * rows.factor);
+      for (int j = 0; j < M; ++j) put(out, i + j, n + r, y[r][j] * rows.factor);
   }
 
   /// R rows of w, from n on, with all rows of x.
@@ -136,23 +135,20 @@ struct Gemv4Bit {
   template <int R>
   void run_groups(const Matmul4BitJob& job, int64_t row, int64_t end, const float* scales) const {
     const Chunk chunk(job.code_book);
-    const int64_t row_bytes = input->cols / 2, row_scales = input->cols / job.block, step = (end - row) / R;
+    const int64_t row_bytes = input->cols / 2, row_scales = input->cols / job.block;
     Rows rows{job.packed + row * row_bytes,
-              step * row_bytes,
+              row_bytes,
               scales,
-              step * row_scales,
-              step,
+              row_scales,
               row_scales - 1,
               __builtin_ctzll(static_cast<uint64_t>(job.block)),
               Chunk::absmax_scale(job.code_book)};
-    for (int r = 0; step > 0 && r < R; ++r)  // what the loop does not ask for in time
-      for (int64_t at = 0; at < kPrefetchBytes; at += 64) prefetch_at(rows.packed + r * rows.step_bytes, at);
-    for (int64_t n = row; n < row + step; ++n, rows.packed += row_bytes, rows.scales += row_scales)
-      run_group<R>(chunk, rows, job.out, n);
-    rows.packed += (R - 1) * step * row_bytes;
-    rows.scales += (R - 1) * step * row_scales;
-    for (int64_t n = row + R * step; n < end; ++n, rows.packed += row_bytes, rows.scales += row_scales)
-      run_group<1>(chunk, rows, job.out, n);
+    const auto advance = [&](int64_t n) {
+      rows.packed += n * row_bytes;
+      rows.scales += n * row_scales;
+    };
+    for (; row + R <= end; row += R, advance(R)) run_group<R>(chunk, rows, job.out, row);
+    for (; row < end; ++row, advance(1)) run_group<1>(chunk, rows, job.out, row);
   }
 
   void run_unit(const Matmul4BitJob& job, int64_t row) const {
@@ -197,7 +193,7 @@ static void run_gemv_4bit(const Context& context, const MatmulInput& input, Roun
   const int64_t size = input.m * chunks * Gemv::kChunkElements * static_cast<int64_t>(sizeof(typename Chunk::Element));
   auto* x = static_cast<typename Chunk::Element*>(scratch(Scratch::shared_input, size));
   pack_chunks<Chunk>(input, rounding, chunks, x);
-  Gemv gemv{&input, jobs, count, unit_rows(context, rows, input.cols / 2), x, chunks};
+  Gemv gemv{&input, jobs, count, unit_rows(context, rows, input.cols / 2, 1), x, chunks};
   for (int64_t j = 0; j < count; ++j) units += gemv.units(jobs[j].rows);
   run(context, units, Gemv::task, &gemv);
 }

@@ -137,7 +137,7 @@ static void run_gemv_dense(const Context& context, const MatmulInput& input, Rou
   }
   for (int64_t j = 0; j < count; ++j) rows += jobs[j].rows;
   const auto row_bytes = input.cols * static_cast<int64_t>(sizeof(typename Lanes::Weight));
-  GemvDense<Lanes> gemv{&input, jobs, count, unit_rows(context, rows, row_bytes), x, stride};
+  GemvDense<Lanes> gemv{&input, jobs, count, unit_rows(context, rows, row_bytes, 8), x, stride};
   for (int64_t j = 0; j < count; ++j) units += gemv.units(jobs[j].rows);
   run(context, units, GemvDense<Lanes>::task, &gemv);
 }

@@ -220,7 +220,7 @@ void run_gemv(const Context& context, QuantizedX& q, const MatmulInt8Job* jobs, 
   }
   int64_t rows = 0, units = 0;
   for (int64_t j = 0; j < count; ++j) rows += jobs[j].rows;
-  GemvInt8 gemv{&q, jobs, count, unit_rows(context, rows, cols)};
+  GemvInt8 gemv{&q, jobs, count, unit_rows(context, rows, cols, 8)};
   for (int64_t j = 0; j < count; ++j) units += gemv.units(jobs[j].rows);
   run(context, units, GemvInt8::task, &gemv);
 }

@@ -182,13 +182,12 @@ static void run_float_gemm(const Context& context, const MatmulInput& input, Rou
   }
 }
 
-/// Rows of w that a thread takes at a time when they are read once: 8 to 512 KB, about eight units a thread.
-NIBBLE_INLINE int64_t unit_rows(const Context& context, int64_t rows, int64_t row_bytes) {
+/// Rows of w that a thread takes at a time when they are read once: 8 to 512 KB, about `units` of them a thread.
+NIBBLE_INLINE int64_t unit_rows(const Context& context, int64_t rows, int64_t row_bytes, int64_t units) {
   const int64_t threads = context.pool ? context.pool->threads() : 1;
-  const int64_t share = rows * row_bytes / (8 * threads);
+  const int64_t share = (rows * row_bytes + units * threads - 1) / (units * threads);
   const int64_t bytes = share < (8 << 10) ? 8 << 10 : smaller(share, 512 << 10);
-  const int64_t groups = bytes / (4 * row_bytes);
-  return groups > 0 ? 4 * groups : 4;
+  return 4 * ((bytes + 4 * row_bytes - 1) / (4 * row_bytes));
 }
 
 /// y[i, n] (=, +=) value + bias[n].
