@@ -12,15 +12,18 @@ namespace nibble::kernels::cpu::NIBBLE_ISA {
 /// Rows of x up to which decoding without a panel is faster.
 inline constexpr int64_t kGemvRows = 16;
 
-/// Rows of w that share loads of x, at most: neighbours, so that a unit is one stream.
+/// Rows of w that share loads of x, at most.
 #if defined(NIBBLE_AVX512)
 inline constexpr int kGroupRows = 4;
 #else
 inline constexpr int kGroupRows = 2;
 #endif
 
-/// How far ahead of the stream its bytes are asked for: 4 KiB pages stop the processor's own prefetching.
-inline constexpr int64_t kAheadBytes = 4096;
+// 4 KiB pages stop the processor's own prefetching. Long rows of a group lie far apart, each a long stream that is
+// asked for kStreamAhead bytes ahead; short ones are neighbours, one stream that is asked for kUnitAhead bytes ahead.
+inline constexpr int64_t kLongRowBytes = 1024;
+inline constexpr int64_t kStreamAhead = 1024;
+inline constexpr int64_t kUnitAhead = 4096;
 
 /// More blocks than a row has.
 inline constexpr int64_t kAny = INT64_MAX;
@@ -61,12 +64,14 @@ struct Gemv4Bit {
   /// Rows of one job, and where the scales of their blocks are.
   struct Rows {
     const uint8_t* packed;
-    int64_t row_bytes;
+    int64_t step_bytes;  // from a row of a group to the next
     const float* scales;
-    int64_t row_scales;
+    int64_t step_scales;
+    int64_t step;
     int64_t last_scale;
-    int shift;     // log2(block)
-    float factor;  // of the sums
+    int shift;                              // log2(block)
+    float factor;                           // of the sums
+    int64_t ahead, ahead_row, ahead_chunk;  // bytes from `packed` to what is asked for: at first, and by row and chunk
   };
 
   template <int R, int M, int T>
@@ -91,15 +96,15 @@ struct Gemv4Bit {
     Bytes w[R];
     VecF sum[R][M];
     for (int r = 0; r < R; ++r) {
-      const uint8_t* p = packed + r * rows.row_bytes;
+      const uint8_t* p = packed + r * rows.step_bytes;
       w[r] = lanes ? load_bytes(p, lanes) : load_bytes(p);
-      prefetch_at(rows.packed, (R * c + r) * (kChunkCodes / 2) + kAheadBytes);
+      prefetch_at(rows.packed, rows.ahead + r * rows.ahead_row + c * rows.ahead_chunk);
       for (int j = 0; j < M; ++j) sum[r][j] = StepF32::zero();
     }
     dot_parts<R, M, 0>(chunk, w, x + c * kChunkElements, x_stride, sum);
     // Behind the last column x is zero: a short chunk's scales only have to exist.
     for (int r = 0; r < R; ++r) {
-      const VecF scale = Scales::at(rows.scales + r * rows.row_scales, c, rows.shift, lanes ? rows.last_scale : kAny);
+      const VecF scale = Scales::at(rows.scales + r * rows.step_scales, c, rows.shift, lanes ? rows.last_scale : kAny);
       for (int j = 0; j < M; ++j) sums[r][j] = StepF32::step(sums[r][j], sum[r][j], scale);
     }
   }
@@ -118,7 +123,7 @@ struct Gemv4Bit {
     float y[R][M];
     sum_rows(sums, y);
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j < M; ++j) put(out, i + j, n + r, y[r][j] * rows.factor);
+      for (int j = 0; j < M; ++j) put(out, i + j, n + r * rows.step, y[r][j] * rows.factor);
   }
 
   /// R rows of w, from n on, with all rows of x.
@@ -136,19 +141,32 @@ struct Gemv4Bit {
   void run_groups(const Matmul4BitJob& job, int64_t row, int64_t end, const float* scales) const {
     const Chunk chunk(job.code_book);
     const int64_t row_bytes = input->cols / 2, row_scales = input->cols / job.block;
+    const bool is_long = row_bytes >= kLongRowBytes;
+    const int64_t groups = (end - row) / R, step = is_long ? groups : 1, next = is_long ? 1 : R;
+    constexpr int64_t kBytes = kChunkCodes / 2;
     Rows rows{job.packed + row * row_bytes,
-              row_bytes,
+              step * row_bytes,
               scales,
-              row_scales,
+              step * row_scales,
+              step,
               row_scales - 1,
               __builtin_ctzll(static_cast<uint64_t>(job.block)),
-              Chunk::absmax_scale(job.code_book)};
-    const auto advance = [&](int64_t n) {
-      rows.packed += n * row_bytes;
-      rows.scales += n * row_scales;
+              Chunk::absmax_scale(job.code_book),
+              is_long ? kStreamAhead : kUnitAhead,
+              is_long ? step * row_bytes : kBytes,
+              is_long ? kBytes : R * kBytes};
+    const auto start = [&](int64_t n) {
+      rows.packed = job.packed + n * row_bytes;
+      rows.scales = scales + (n - row) * row_scales;
     };
-    for (; row + R <= end; row += R, advance(R)) run_group<R>(chunk, rows, job.out, row);
-    for (; row < end; ++row, advance(1)) run_group<1>(chunk, rows, job.out, row);
+    for (int64_t g = 0; g < groups; ++g) {
+      start(row + g * next);
+      run_group<R>(chunk, rows, job.out, row + g * next);
+    }
+    for (int64_t n = row + R * groups; n < end; ++n) {
+      start(n);
+      run_group<1>(chunk, rows, job.out, n);
+    }
   }
 
   void run_unit(const Matmul4BitJob& job, int64_t row) const {

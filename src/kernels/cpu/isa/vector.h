@@ -236,8 +236,8 @@ NIBBLE_INLINE void sum_rows(const VecF (&v)[R][M], float (&y)[R][M]) {
 /// Asks for the cache line `bytes` behind a position, by address: it may lie past the end, where a prefetch is
 /// harmless and a pointer is not allowed.
 NIBBLE_INLINE void prefetch_at(const void* position, int64_t bytes) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(position) +
-                                                   static_cast<uintptr_t>(bytes)));
+  __builtin_prefetch(
+      reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(position) + static_cast<uintptr_t>(bytes)));
 }
 
 /// Asks for the cache line that a walk through the weights needs a little later: 4 KiB pages stop the processor's own
