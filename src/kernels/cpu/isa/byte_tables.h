@@ -61,7 +61,7 @@ struct WordTable {
   ByteTable low, high;
 };
 
-NIBBLE_SIMD WordTable load_word_table(const void* words) {
+NIBBLE_INLINE WordTable load_word_table(const void* words) {
   WordTable table;
   const __m512i low = _mm512_set_epi64(0x7e7c7a7876747270, 0x6e6c6a6866646260, 0x5e5c5a5856545250, 0x4e4c4a4846444240,
                                        0x3e3c3a3836343230, 0x2e2c2a2826242220, 0x1e1c1a1816141210, 0x0e0c0a0806040200);
@@ -76,7 +76,7 @@ NIBBLE_SIMD WordTable load_word_table(const void* words) {
 }
 
 /// The words of 64 indices, in order.
-NIBBLE_SIMD void look_up(const WordTable& table, __m512i index, __m512i (&out)[2]) {
+NIBBLE_INLINE void look_up(const WordTable& table, __m512i index, __m512i (&out)[2]) {
   // Unpacking takes the lower eight bytes of each 16, then the upper ones.
   const __m512i ordered = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), index);
   const __mmask64 upper = _mm512_movepi8_mask(ordered);
