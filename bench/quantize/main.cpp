@@ -32,7 +32,7 @@ int main(int argc, char** argv) {
   ThreadPool pool(std::stoi(option(argc, argv, "threads", "0")));
   omp_set_num_threads(pool.threads());
   const char* path = std::getenv("BITSANDBYTES_LIBRARY");
-  const Problem problem = make_problem(std::stoll(option(argc, argv, "count", "33554432")));
+  const Problem problem = make_problem(std::stoll(option(argc, argv, "count", "134217728")));
   std::vector<Entry> entries;
   add_memcpy(entries, problem, pool);
   add_nibble(entries, problem, pool);

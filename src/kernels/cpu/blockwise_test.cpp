@@ -251,6 +251,26 @@ TEST(Blockwise, LargeOutputsAgree) {
   }
 }
 
+TEST(Blockwise, LargeInt8RowsAgree) {
+  Random random(12);
+  const int64_t rows = 2050, cols = 4096;
+  Buffer x(DType::bf16, rows * cols);
+  for (int64_t i = 0; i < x.count(); ++i) x.as<uint16_t>()[i] = static_cast<uint16_t>(random.next() & 0xbfff);
+  check({label("quantize_int8_rows", "large", DType::bf16, rows * cols, cols), [&](const Kernels& k, const Context& c) {
+           Outputs out{Buffer(DType::u8, rows * cols, Placement::aligned), Buffer(DType::f32, rows)};
+           k.quantize_int8_rows(
+               c, {x.data(), DType::bf16, rows, cols, 0, out[0].as<int8_t>(), out[1].as<float>(), nullptr});
+           return out;
+         }});
+  const auto d = random_codes(random, rows * cols, rows);
+  for (const DType dtype : kFloatTypes)
+    check({label("dequantize_int8_rows", "large", dtype, rows * cols, cols), [&](const Kernels& k, const Context& c) {
+             Outputs out{Buffer(dtype, rows * cols, Placement::aligned)};
+             k.dequantize_int8_rows(c, {d.codes.as<int8_t>(), d.absmax.as<float>(), rows, cols, out[0].data(), dtype});
+             return out;
+           }});
+}
+
 TEST(Blockwise, QuantizeInt8RowsAgrees) {
   Random random(9);
   for (const DType dtype : kFloatTypes)
