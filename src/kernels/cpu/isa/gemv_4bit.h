@@ -111,7 +111,8 @@ struct Gemv4Bit {
 
   /// R rows of w, from n on, with M rows of x, from i on.
   template <int R, int M>
-  [[gnu::noinline]] void run_rows(Chunk chunk, Rows rows, const MatmulOutput& out, int64_t n, int64_t i) const {
+  [[gnu::noinline]] void run_rows(const Chunk& chunk, const Rows& rows, const MatmulOutput& out, int64_t n,
+                                  int64_t i) const {
     VecF sums[R][M];
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < M; ++j) sums[r][j] = StepF32::zero();
@@ -136,18 +137,26 @@ struct Gemv4Bit {
     if (input->m - i == 1) run_rows<R, 1>(chunk, rows, out, n, i);
   }
 
-  /// Rows [row, end) in groups of R, then one by one.
+  /// Rows [row, end) in groups of R, then one by one. Nested scales of long rows are expanded group by group, of short
+  /// ones all at once.
   template <int R>
-  void run_groups(const Matmul4BitJob& job, int64_t row, int64_t end, const float* scales) const {
+  void run_groups(const Matmul4BitJob& job, int64_t row, int64_t end) const {
     const Chunk chunk(job.code_book);
     const int64_t row_bytes = input->cols / 2, row_scales = input->cols / job.block;
     const bool is_long = row_bytes >= kLongRowBytes;
     const int64_t groups = (end - row) / R, step = is_long ? groups : 1, next = is_long ? 1 : R;
+    const NestedAbsmax nested(job.absmax);
+    float* expanded = nullptr;
+    if (!job.absmax.values) {
+      const int64_t count = (is_long ? R : end - row) * row_scales;
+      expanded = static_cast<float*>(scratch(Scratch::panel, count * 4));
+      if (!is_long) nested.expand(row * row_scales, count, expanded);
+    }
     constexpr int64_t kBytes = kChunkCodes / 2;
-    Rows rows{job.packed + row * row_bytes,
+    Rows rows{nullptr,
               step * row_bytes,
-              scales,
-              step * row_scales,
+              expanded,
+              expanded && is_long ? row_scales : step * row_scales,
               step,
               row_scales - 1,
               __builtin_ctzll(static_cast<uint64_t>(job.block)),
@@ -155,31 +164,27 @@ struct Gemv4Bit {
               is_long ? kStreamAhead : kUnitAhead,
               is_long ? step * row_bytes : kBytes,
               is_long ? kBytes : R * kBytes};
-    const auto start = [&](int64_t n) {
+    const auto start = [&](int64_t n, int64_t count) {
       rows.packed = job.packed + n * row_bytes;
-      rows.scales = scales + (n - row) * row_scales;
+      if (!expanded) rows.scales = job.absmax.values + n * row_scales;
+      if (expanded && !is_long) rows.scales = expanded + (n - row) * row_scales;
+      for (int64_t r = 0; expanded && is_long && r < count; ++r)
+        nested.expand((n + r * step) * row_scales, row_scales, expanded + r * row_scales);
     };
     for (int64_t g = 0; g < groups; ++g) {
-      start(row + g * next);
+      start(row + g * next, R);
       run_group<R>(chunk, rows, job.out, row + g * next);
     }
     for (int64_t n = row + R * groups; n < end; ++n) {
-      start(n);
+      start(n, 1);
       run_group<1>(chunk, rows, job.out, n);
     }
   }
 
   void run_unit(const Matmul4BitJob& job, int64_t row) const {
-    const int64_t end = smaller(row + unit_rows, job.rows), row_scales = input->cols / job.block;
-    const float* scales = job.absmax.values + row * row_scales;
-    if (!job.absmax.values) {
-      const int64_t count = (end - row) * row_scales;
-      auto* expanded = static_cast<float*>(scratch(Scratch::panel, count * 4));
-      expand_absmax(job.absmax, row * row_scales, count, expanded);
-      scales = expanded;
-    }
-    if (input->m == 1) return run_groups<kGroupRows>(job, row, end, scales);
-    run_groups<2>(job, row, end, scales);
+    const int64_t end = smaller(row + unit_rows, job.rows);
+    if (input->m == 1) return run_groups<kGroupRows>(job, row, end);
+    run_groups<2>(job, row, end);
   }
 
   int64_t units(int64_t rows) const { return (rows + unit_rows - 1) / unit_rows; }
