@@ -61,6 +61,7 @@ Bpe::Bpe(Vocabulary vocabulary, std::span<const TextPair> merges, BpeOptions opt
            token);
     return *id;
   };
+  int32_t last = -1;
   for (size_t rank = 0; rank < merges.size(); ++rank) {
     const auto [left, right] = merges[rank];
     const size_t prefix = options_.continuing_subword_prefix.size();
@@ -68,7 +69,9 @@ Bpe::Bpe(Vocabulary vocabulary, std::span<const TextPair> merges, BpeOptions opt
       fail(ErrorCode::corrupt_file, "{}: merge {}: '{}' lacks the subword prefix", source, rank, right);
     joined.assign(left);
     joined.append(right.substr(prefix));
-    merges_.insert(id_of(left, rank), id_of(right, rank), {static_cast<int32_t>(rank), id_of(joined, rank)});
+    // Trainers number tokens in the order of their merges: mostly no search is needed.
+    last = vocabulary_.is(last + 1, joined) ? last + 1 : id_of(joined, rank);
+    merges_.insert(id_of(left, rank), id_of(right, rank), {static_cast<int32_t>(rank), last});
   }
   if (options_.unk_token) unk_id_ = vocabulary_.find(*options_.unk_token);
   if (options_.byte_fallback) {

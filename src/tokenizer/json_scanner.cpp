@@ -1,12 +1,24 @@
 // The forward-only JSON reader.
 #include "tokenizer/json_scanner.h"
 
+#include <array>
 #include <charconv>
 
 #include "base/error.h"
 #include "tokenizer/utf8.h"
 
 namespace nibble {
+
+namespace {
+
+// The bytes that stand for themselves inside a string.
+constexpr auto kPlain = [] {
+  std::array<bool, 256> plain{};
+  for (size_t c = 0x20; c < 256; ++c) plain[c] = c != '"' && c != '\\';
+  return plain;
+}();
+
+}  // namespace
 
 void JsonScanner::broken(std::string_view expected) const {
   fail(ErrorCode::corrupt_file, "{}: broken JSON at byte {}: expected {}", source_, at_, expected);
@@ -37,6 +49,7 @@ std::string_view JsonScanner::read_string() {
   size_t start = at_;
   for (; at_ < text_.size(); ++at_) {
     const char c = text_[at_];
+    if (kPlain[static_cast<unsigned char>(c)]) continue;
     if (c == '"') {
       const std::string_view last = text_.substr(start, at_++ - start);
       if (unescaped_.empty()) return last;
@@ -47,7 +60,7 @@ std::string_view JsonScanner::read_string() {
       unescaped_.append(text_.substr(start, at_ - start));
       append_escape();
       start = at_ + 1;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
+    } else {
       broken("no control character inside a string");
     }
   }

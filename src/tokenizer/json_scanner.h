@@ -17,8 +17,10 @@ class JsonScanner {
   char peek();
   bool accept(char c);
   void expect(char c);
-  /// A string without its escapes; valid until the next call.
+  /// A string without its escapes: a view into the text, or, if it had any, one that is valid until the next call.
   std::string_view read_string();
+  /// Whether the last string had escapes.
+  bool was_escaped() const { return !unescaped_.empty(); }
   int64_t read_integer();
   double read_number();
   /// Consumes one value and returns its text.

@@ -27,14 +27,17 @@ fs::path find_file(const fs::path& path) {
   fail(ErrorCode::not_found, "{}: none of tokenizer.json, tokenizer.model, tekken.json", path.string());
 }
 
+/// Looks no further than the member: tokenizer.json is large, and its reader judges the rest.
 bool has_member(std::string_view text, std::string_view name, std::string_view source) {
-  bool found = false;
   JsonScanner scanner(text, source);
-  scanner.read_object([&](std::string_view key) {
-    found |= key == name;
+  scanner.expect('{');
+  if (scanner.accept('}')) return false;
+  do {
+    if (scanner.read_string() == name) return true;
+    scanner.expect(':');
     scanner.skip_value();
-  });
-  return found;
+  } while (scanner.accept(','));
+  return false;
 }
 
 /// The wrapping that the tokenizer class gives a SentencePiece model in transformers.

@@ -2,7 +2,9 @@
 #include "tokenizer/tokenizer_json.h"
 
 #include <algorithm>
+#include <deque>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -16,12 +18,59 @@ namespace nibble {
 
 namespace {
 
-/// The file with its big members cut out.
-struct Outline {
-  Json root;  // "model" without "vocab" and "merges"
-  std::string_view vocab;
-  std::string_view merges;
+/// Merges as text pairs: views into the file, or into `unescaped` for those with escapes.
+struct MergeList {
+  std::vector<Bpe::TextPair> pairs;
+  std::deque<std::string> unescaped;  // its strings never move
 };
+
+/// The file with its big members read or cut out on the way, in one pass.
+struct Outline {
+  Json root;                             // "model" without "vocab" and "merges"
+  std::optional<Vocabulary> vocabulary;  // a "vocab" that is an object
+  std::string_view scored_vocabulary;    // a "vocab" that is a list, as text
+  std::optional<MergeList> merges;
+};
+
+Vocabulary read_vocabulary(JsonScanner& scanner, std::string_view source) {
+  Vocabulary vocabulary;
+  scanner.expect('{');
+  if (scanner.accept('}')) return vocabulary;
+  std::string escaped;
+  do {
+    std::string_view token = scanner.read_string();
+    if (scanner.was_escaped()) token = escaped = token;
+    scanner.expect(':');
+    vocabulary.insert(token, scanner.read_integer(), source);
+  } while (scanner.accept(','));
+  scanner.expect('}');
+  return vocabulary;
+}
+
+MergeList read_merges(JsonScanner& scanner, std::string_view source) {
+  MergeList merges;
+  const auto read = [&]() -> std::string_view {
+    const std::string_view value = scanner.read_string();
+    return scanner.was_escaped() ? std::string_view(merges.unescaped.emplace_back(value)) : value;
+  };
+  scanner.read_array([&] {
+    if (scanner.accept('[')) {
+      const std::string_view left = read();
+      scanner.expect(',');
+      merges.pairs.emplace_back(left, read());
+      scanner.expect(']');
+      return;
+    }
+    const std::string_view line = read();
+    if (line.starts_with("#version")) return;
+    const size_t space = line.find(' ');
+    if (space == std::string_view::npos || line.find(' ', space + 1) != std::string_view::npos) {
+      fail(ErrorCode::corrupt_file, "{}: merge {}: '{}' is not two tokens", source, merges.pairs.size(), line);
+    }
+    merges.pairs.emplace_back(line.substr(0, space), line.substr(space + 1));
+  });
+  return merges;
+}
 
 Outline read_outline(std::string_view text, std::string_view source) {
   Outline outline;
@@ -37,13 +86,14 @@ Outline read_outline(std::string_view text, std::string_view source) {
     if (key != "model" || scanner.peek() != '{') return member(key, scanner.skip_value());
     member(key, "{");
     scanner.read_object([&](std::string_view part) {
-      const std::string_view value = scanner.skip_value();
-      if (part == "vocab")
-        outline.vocab = value;
+      if (part == "vocab" && scanner.peek() == '{')
+        outline.vocabulary = read_vocabulary(scanner, source);
+      else if (part == "vocab")
+        outline.scored_vocabulary = scanner.skip_value();
       else if (part == "merges")
-        outline.merges = value;
+        outline.merges = read_merges(scanner, source);
       else
-        member(part, value);
+        member(part, scanner.skip_value());
     });
     rest += '}';
   });
@@ -52,53 +102,12 @@ Outline read_outline(std::string_view text, std::string_view source) {
   return outline;
 }
 
-Vocabulary read_vocabulary(std::string_view text, std::string_view source) {
-  if (text.empty()) fail(ErrorCode::corrupt_file, "{}: key 'model.vocab' is missing", source);
-  Vocabulary vocabulary;
-  JsonScanner scanner(text, source);
-  scanner.expect('{');
-  if (scanner.accept('}')) return vocabulary;
-  std::string token;
-  do {
-    token = scanner.read_string();
-    scanner.expect(':');
-    vocabulary.insert(token, scanner.read_integer(), source);
-  } while (scanner.accept(','));
-  scanner.expect('}');
-  return vocabulary;
+Vocabulary take_vocabulary(Outline& outline, std::string_view source) {
+  if (!outline.vocabulary) fail(ErrorCode::corrupt_file, "{}: key 'model.vocab' is missing or no object", source);
+  return *std::move(outline.vocabulary);
 }
 
-/// Merges as text pairs; strings with escapes are kept in `arena`, whose parts never move.
-std::vector<Bpe::TextPair> read_merges(std::string_view text, std::string& arena, std::string_view source) {
-  if (text.empty()) fail(ErrorCode::corrupt_file, "{}: key 'model.merges' is missing", source);
-  std::vector<Bpe::TextPair> merges;
-  arena.reserve(text.size());  // views into it stay valid: unescaped text is never longer
-  const auto keep = [&arena](std::string_view value) {
-    const size_t start = arena.size();
-    arena.append(value);
-    return std::string_view(arena).substr(start);
-  };
-  JsonScanner scanner(text, source);
-  scanner.read_array([&] {
-    if (scanner.accept('[')) {
-      const std::string_view left = keep(scanner.read_string());
-      scanner.expect(',');
-      merges.emplace_back(left, keep(scanner.read_string()));
-      scanner.expect(']');
-      return;
-    }
-    const std::string_view line = keep(scanner.read_string());
-    if (line.starts_with("#version")) return;
-    const size_t space = line.find(' ');
-    if (space == std::string_view::npos || line.find(' ', space + 1) != std::string_view::npos) {
-      fail(ErrorCode::corrupt_file, "{}: merge {}: '{}' is not two tokens", source, merges.size(), line);
-    }
-    merges.emplace_back(line.substr(0, space), line.substr(space + 1));
-  });
-  return merges;
-}
-
-std::unique_ptr<TokenModel> read_bpe(const Json& model, const Outline& outline, std::string_view source) {
+std::unique_ptr<TokenModel> read_bpe(const Json& model, Outline& outline, std::string_view source) {
   BpeOptions options;
   const auto text = [&](std::string_view key) { return find_value<std::string>(model, key, source); };
   const auto flag = [&](std::string_view key) { return find_value<bool>(model, key, source).value_or(false); };
@@ -111,15 +120,15 @@ std::unique_ptr<TokenModel> read_bpe(const Json& model, const Outline& outline, 
   if (find_value<double>(model, "dropout", source).value_or(0) != 0) {
     fail(ErrorCode::unsupported, "{}: BPE with dropout is random and not supported", source);
   }
-  std::string arena;
-  const auto merges = read_merges(outline.merges, arena, source);
-  return std::make_unique<Bpe>(read_vocabulary(outline.vocab, source), merges, std::move(options), source);
+  if (!outline.merges) fail(ErrorCode::corrupt_file, "{}: key 'model.merges' is missing", source);
+  return std::make_unique<Bpe>(take_vocabulary(outline, source), outline.merges->pairs, std::move(options), source);
 }
 
 std::unique_ptr<TokenModel> read_unigram(const Json& model, const Outline& outline, std::string_view source) {
-  if (outline.vocab.empty()) fail(ErrorCode::corrupt_file, "{}: key 'model.vocab' is missing", source);
+  if (outline.scored_vocabulary.empty())
+    fail(ErrorCode::corrupt_file, "{}: key 'model.vocab' is missing or no list", source);
   std::vector<UnigramPiece> pieces;
-  JsonScanner scanner(outline.vocab, source);
+  JsonScanner scanner(outline.scored_vocabulary, source);
   scanner.read_array([&] {
     scanner.expect('[');
     UnigramPiece piece;
@@ -135,26 +144,26 @@ std::unique_ptr<TokenModel> read_unigram(const Json& model, const Outline& outli
   return std::make_unique<Unigram>(std::move(pieces), options, source);
 }
 
-std::unique_ptr<TokenModel> read_model(const Outline& outline, std::string_view source) {
+std::unique_ptr<TokenModel> read_model(Outline& outline, std::string_view source) {
   const Json model = get_value<Json>(outline.root, "model", source);
   const auto word = [&](std::string_view key, std::string_view fallback) {
     return find_value<std::string>(model, key, source).value_or(std::string(fallback));
   };
   // Old files leave the type out; the members tell.
-  std::string fallback = outline.vocab.starts_with('[')                ? "Unigram"
+  std::string fallback = !outline.scored_vocabulary.empty()            ? "Unigram"
                          : model.contains("continuing_subword_prefix") ? "WordPiece"
                                                                        : "WordLevel";
-  if (!outline.merges.empty()) fallback = "BPE";
+  if (outline.merges) fallback = "BPE";
   const std::string type = word("type", fallback);
   if (type == "BPE") return read_bpe(model, outline, source);
   if (type == "Unigram") return read_unigram(model, outline, source);
   if (type == "WordPiece") {
     const auto limit = find_value<int64_t>(model, "max_input_chars_per_word", source).value_or(100);
-    return std::make_unique<WordPiece>(read_vocabulary(outline.vocab, source), word("unk_token", "[UNK]"),
+    return std::make_unique<WordPiece>(take_vocabulary(outline, source), word("unk_token", "[UNK]"),
                                        word("continuing_subword_prefix", "##"), limit);
   }
   if (type == "WordLevel")
-    return std::make_unique<WordLevel>(read_vocabulary(outline.vocab, source), word("unk_token", "<unk>"));
+    return std::make_unique<WordLevel>(take_vocabulary(outline, source), word("unk_token", "<unk>"));
   fail(ErrorCode::unsupported, "{}: model type '{}' is not supported", source, type);
 }
 
@@ -205,7 +214,7 @@ PipelineSteps read_tokenizer_json(std::string_view text, std::string_view source
   if (const size_t valid = valid_utf8_prefix(text); valid < text.size()) {
     fail(ErrorCode::corrupt_file, "{}: invalid UTF-8 at byte {}", source, valid);
   }
-  const Outline outline = read_outline(text, source);
+  Outline outline = read_outline(text, source);
   PipelineSteps steps;
   steps.model = read_model(outline, source);
   steps.normalizer = make_normalizer(member(outline.root, "normalizer"), source);

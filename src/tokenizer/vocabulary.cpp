@@ -66,4 +66,10 @@ std::optional<std::string_view> Vocabulary::token(int32_t id) const {
   return text(entries_[static_cast<size_t>(by_id_[static_cast<size_t>(id)])]);
 }
 
+bool Vocabulary::is(int32_t id, std::string_view token) const {
+  if (id < 0 || id >= id_limit() || by_id_[static_cast<size_t>(id)] < 0) return false;
+  const Entry& entry = entries_[static_cast<size_t>(by_id_[static_cast<size_t>(id)])];
+  return entry.id == id && text(entry) == token;
+}
+
 }  // namespace nibble

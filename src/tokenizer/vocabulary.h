@@ -18,6 +18,8 @@ class Vocabulary {
   void insert(std::string_view token, int64_t id, std::string_view source);
   std::optional<int32_t> find(std::string_view token) const;
   std::optional<std::string_view> token(int32_t id) const;
+  /// Whether find(token) is `id`, without a search.
+  bool is(int32_t id, std::string_view token) const;
   /// Distinct texts.
   size_t size() const { return entries_.size(); }
   /// One more than the largest id.
