@@ -119,7 +119,26 @@ double JsonScanner::read_number() {
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size()) broken("a number");
-  return value;
+  uint64_t digits = 0;
+  int exponent = 0;
+  bool is_fraction = false;
+  for (const char c : text) {
+    if (c == 'e' || c == 'E') return value;
+    if (c == '.') is_fraction = true;
+    if (c < '0' || c > '9') continue;
+    const auto digit = static_cast<uint64_t>(c - '0');
+    if (digits > (UINT64_MAX - digit) / 10) {  // digits beyond 64 bits are dropped
+      if (!is_fraction) return value;
+      break;
+    }
+    digits = digits * 10 + digit;
+    exponent += is_fraction;
+  }
+  if (exponent > 22) return value;  // the powers of ten up to here are exact
+  double power = 1;
+  for (int i = 0; i < exponent; ++i) power *= 10;
+  const double scaled = static_cast<double>(digits) / power;
+  return text.starts_with('-') ? -scaled : scaled;
 }
 
 std::string_view JsonScanner::skip_value() {

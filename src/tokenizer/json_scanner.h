@@ -22,6 +22,8 @@ class JsonScanner {
   /// Whether the last string had escapes.
   bool was_escaped() const { return !unescaped_.empty(); }
   int64_t read_integer();
+  /// The digits as a double, then scaled by a power of ten: like the `tokenizers` package, and unlike strtod, whose
+  /// nearest double can be another one. Sums of Unigram scores that nearly tie depend on it.
   double read_number();
   /// Consumes one value and returns its text.
   std::string_view skip_value();

@@ -172,19 +172,18 @@ class PrecompiledNormalizer final : public Normalizer {
   explicit PrecompiledNormalizer(Charsmap rules) : rules_(std::move(rules)) {}
 
   // A grapheme below six bytes is looked up whole, others by character; the shortest rule replaces all of what was
-  // looked up. This is the reference's way, not SentencePiece's.
+  // looked up. A text whose first character goes still counts as the start. This is the reference's way, not
+  // SentencePiece's.
   void normalize(NormalizedText& text) const override {
     std::string out;
     for (std::string_view rest = text.text; !rest.empty();) {
       const std::string_view grapheme = rest.substr(0, grapheme_length(rest));
-      const bool first = rest.size() == text.text.size();
       rest.remove_prefix(grapheme.size());
       const auto whole = grapheme.size() < 6 ? rules_.find_shortest(grapheme) : std::nullopt;
       if (whole)
         out.append(whole->replacement);
       else
         append_by_character(grapheme, out);
-      if (first && out.empty()) text.at_start = false;
     }
     text.text.swap(out);
   }

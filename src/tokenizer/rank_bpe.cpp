@@ -1,4 +1,4 @@
-// Joining neighbours through a heap over a linked list of byte ranges.
+// Joining neighbouring byte ranges word by word: a scan for short words, a heap over a linked list for long ones.
 #include "tokenizer/rank_bpe.h"
 
 #include <algorithm>
@@ -10,7 +10,21 @@
 
 namespace nibble {
 
-// A range of the piece; empty once it is joined to its left neighbour.
+namespace {
+
+constexpr std::string_view kMark = "\xE2\x96\x81";
+
+/// Whether a space mark stands behind something else than a space mark.
+bool has_inner_mark(std::string_view token) {
+  size_t at = 0;
+  while (token.substr(at).starts_with(kMark)) at += kMark.size();
+  return token.find(kMark, at) != std::string_view::npos;
+}
+
+}  // namespace
+
+// A range of the piece; empty once it is joined to its left neighbour. merge_long links the symbols by prev and next;
+// merge_short keeps in prev the rank of the join with the right neighbour, -1 where there is none.
 struct RankBpe::Symbol {
   size_t begin;
   size_t end;
@@ -28,6 +42,11 @@ RankBpe::RankBpe(RankedVocabulary vocabulary, const RankBpeOptions& options, std
     if (!id) fail(ErrorCode::corrupt_file, "{}: byte fallback without a token for byte {}", source, byte);
     byte_ids_.push_back(*id);
   }
+  for (int32_t id = 0; words_apart_ && id < ranked_.vocabulary.id_limit(); ++id) {
+    const std::string_view token = ranked_.vocabulary.token(id).value_or("");
+    if (ranked_.ranks[static_cast<size_t>(id)] < 0 || frozen_.longest_prefix(token).length == token.size()) continue;
+    words_apart_ = !has_inner_mark(token);
+  }
 }
 
 std::optional<int32_t> RankBpe::find(std::string_view text) const {
@@ -41,15 +60,43 @@ std::vector<RankBpe::Symbol> RankBpe::split_into_symbols(std::string_view piece)
     const ByteTrie::Longest frozen = frozen_.longest_prefix(piece.substr(at));
     size_t length = frozen.length;
     if (length == 0) length = options_.start_from_bytes ? 1 : utf8_length(static_cast<unsigned char>(piece[at]));
-    const auto index = static_cast<int32_t>(symbols.size());
-    symbols.push_back({at, at + length, index - 1, index + 1, frozen.length > 0});
+    symbols.push_back({at, at + length, -1, -1, frozen.length > 0});
     at += length;
   }
-  if (!symbols.empty()) symbols.back().next = -1;
   return symbols;
 }
 
-void RankBpe::merge(std::string_view piece, std::vector<Symbol>& symbols) const {
+bool RankBpe::is_border(std::string_view piece, const Symbol& left, const Symbol& right) const {
+  if (left.frozen || right.frozen) return true;
+  return words_apart_ && piece.substr(right.begin).starts_with(kMark) && !piece.substr(0, left.end).ends_with(kMark);
+}
+
+void RankBpe::merge_short(std::string_view piece, std::span<Symbol> symbols) const {
+  size_t count = symbols.size();
+  const auto look_up = [&](size_t at) {
+    symbols[at].prev = -1;
+    if (at + 1 == count) return;
+    const auto id = find(piece.substr(symbols[at].begin, symbols[at + 1].end - symbols[at].begin));
+    if (id) symbols[at].prev = ranked_.ranks[static_cast<size_t>(*id)];
+  };
+  for (size_t i = 0; i < count; ++i) look_up(i);
+  while (true) {
+    size_t best = count;
+    for (size_t i = 0; i < count; ++i) {
+      if (symbols[i].prev >= 0 && (best == count || symbols[i].prev < symbols[best].prev)) best = i;
+    }
+    if (best == count) return;
+    symbols[best].end = symbols[best + 1].end;
+    const auto gone = symbols.begin() + static_cast<std::ptrdiff_t>(best) + 1;
+    std::move(gone + 1, symbols.begin() + static_cast<std::ptrdiff_t>(count), gone);
+    --count;
+    symbols[count].begin = symbols[count].end;
+    look_up(best);
+    if (best > 0) look_up(best - 1);
+  }
+}
+
+void RankBpe::merge_long(std::string_view piece, std::span<Symbol> symbols) const {
   struct Candidate {
     int32_t rank;
     int32_t left;
@@ -59,12 +106,17 @@ void RankBpe::merge(std::string_view piece, std::vector<Symbol>& symbols) const 
   std::priority_queue<Candidate> queue;
   const auto symbol = [&](int32_t at) -> Symbol& { return symbols[static_cast<size_t>(at)]; };
   const auto offer = [&](int32_t left, int32_t right) {
-    if (left < 0 || right < 0 || symbol(left).frozen || symbol(right).frozen) return;
+    if (left < 0 || right < 0) return;
     const size_t size = symbol(right).end - symbol(left).begin;
     const auto id = find(piece.substr(symbol(left).begin, size));
     if (id) queue.push({ranked_.ranks[static_cast<size_t>(*id)], left, size});
   };
-  for (size_t i = 0; i + 1 < symbols.size(); ++i) offer(static_cast<int32_t>(i), static_cast<int32_t>(i) + 1);
+  const auto count = static_cast<int32_t>(symbols.size());
+  for (int32_t i = 0; i < count; ++i) {
+    symbol(i).prev = i - 1;
+    symbol(i).next = i + 1 < count ? i + 1 : -1;
+  }
+  for (int32_t i = 0; i + 1 < count; ++i) offer(i, i + 1);
   while (!queue.empty()) {
     const Candidate top = queue.top();
     queue.pop();
@@ -89,7 +141,17 @@ void RankBpe::tokenize(std::string_view piece, std::vector<int32_t>& ids) const 
     }
   }
   std::vector<Symbol> symbols = split_into_symbols(piece);
-  merge(piece, symbols);
+  constexpr size_t kShort = 48;
+  for (size_t first = 0; first < symbols.size();) {
+    size_t last = first + 1;
+    while (last < symbols.size() && !is_border(piece, symbols[last - 1], symbols[last])) ++last;
+    const std::span<Symbol> word = std::span(symbols).subspan(first, last - first);
+    if (word.size() <= kShort)
+      merge_short(piece, word);
+    else
+      merge_long(piece, word);
+    first = last;
+  }
   bool after_unknown = false;
   for (const Symbol& symbol : symbols) {
     if (symbol.begin == symbol.end) continue;

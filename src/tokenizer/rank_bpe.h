@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -38,12 +39,16 @@ class RankBpe final : public TokenModel {
   struct Symbol;
   std::optional<int32_t> find(std::string_view text) const;
   std::vector<Symbol> split_into_symbols(std::string_view piece) const;
-  void merge(std::string_view piece, std::vector<Symbol>& symbols) const;
+  /// Whether `right` can never be joined to `left`, so that what lies on both sides can be merged by itself.
+  bool is_border(std::string_view piece, const Symbol& left, const Symbol& right) const;
+  void merge_short(std::string_view piece, std::span<Symbol> symbols) const;
+  void merge_long(std::string_view piece, std::span<Symbol> symbols) const;
 
   RankedVocabulary ranked_;
   RankBpeOptions options_;
   ByteTrie frozen_;
   std::vector<int32_t> byte_ids_;
+  bool words_apart_ = true;  // no token has a space mark behind another character
 };
 
 }  // namespace nibble

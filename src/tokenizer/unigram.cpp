@@ -62,16 +62,16 @@ template <typename Score>
 void Unigram::find_best_path(std::string_view piece, std::vector<int32_t>& ids) const {
   using Node = PathNode<Score>;
   std::vector<Node> best(piece.size() + 1);
-  const auto offer = [&best](size_t start, size_t end, int32_t id, double score) {
+  const auto offer = [&best](size_t start, size_t end, int32_t id, Score score) {
     Node& node = best[end];
-    if (node.start == kNone || score > node.score) node = {static_cast<Score>(score), start, id};
+    if (node.start == kNone || score > node.score) node = {score, start, id};
   };
   for (size_t at = 0; at < piece.size();) {
     const size_t length = utf8_length(static_cast<unsigned char>(piece[at]));
     const Score here = best[at].score;
     bool single = false;
     trie_.each_prefix(piece.substr(at), [&](size_t end, int32_t id) {
-      offer(at, at + end, id, scores_[static_cast<size_t>(id)] + here);
+      offer(at, at + end, id, static_cast<Score>(scores_[static_cast<size_t>(id)]) + here);
       single |= end == length;
     });
     if (!single) {
