@@ -34,7 +34,7 @@ class ChatTemplate;  // src/tokenizer
 class AutoTokenizer {
  public:
   /// `path`: a directory with tokenizer.json (or tokenizer.model) and optionally tokenizer_config.json,
-  /// chat_template.jinja, generation_config.json and config.json.
+  /// chat_template.jinja, generation_config.json and config.json; one of the tokenizer files; or a .gguf file.
   /// Errors: not_found, corrupt_file (the file and key), unsupported (a model or normalizer type).
   static AutoTokenizer from_pretrained(const std::filesystem::path& path);
 

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "checkpoint/gguf_convert.h"
 #include "nibble/tokenizer.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
@@ -10,11 +11,28 @@
 
 namespace nibble {
 
+namespace {
+
+struct Source {
+  std::shared_ptr<const Tokenizer> tokenizer;
+  TokenizerConfig config;
+};
+
+Source open_source(const std::filesystem::path& path) {
+  if (std::filesystem::is_directory(path)) return {Tokenizer::load(path), read_tokenizer_config(path)};
+  if (path.extension() != ".gguf") return {Tokenizer::load(path), read_tokenizer_config(path.parent_path())};
+  const GgufModel model = open_gguf_model(path);
+  return {Tokenizer::from_json(model.tokenizer_json, path.string()),
+          read_tokenizer_config(model.tokenizer_config, model.generation_config, path.string())};
+}
+
+}  // namespace
+
 AutoTokenizer AutoTokenizer::from_pretrained(const std::filesystem::path& path) {
-  const bool is_directory = std::filesystem::is_directory(path);
+  Source source = open_source(path);
+  const TokenizerConfig& config = source.config;
   AutoTokenizer result;
-  result.tokenizer_ = Tokenizer::load(path);
-  const TokenizerConfig config = read_tokenizer_config(is_directory ? path : path.parent_path());
+  result.tokenizer_ = std::move(source.tokenizer);
   const auto find = [&](const std::optional<std::string>& token, std::optional<int32_t> id) {
     if (token) {
       if (const auto named = result.tokenizer_->token_to_id(*token)) return named;

@@ -42,6 +42,7 @@ RankBpe::RankBpe(RankedVocabulary vocabulary, const RankBpeOptions& options, std
     if (!id) fail(ErrorCode::corrupt_file, "{}: byte fallback without a token for byte {}", source, byte);
     byte_ids_.push_back(*id);
   }
+  words_apart_ = !options_.start_from_bytes;  // else a token could end inside a mark
   for (int32_t id = 0; words_apart_ && id < ranked_.vocabulary.id_limit(); ++id) {
     const std::string_view token = ranked_.vocabulary.token(id).value_or("");
     if (ranked_.ranks[static_cast<size_t>(id)] < 0 || frozen_.longest_prefix(token).length == token.size()) continue;

@@ -48,7 +48,7 @@ class RankBpe final : public TokenModel {
   RankBpeOptions options_;
   ByteTrie frozen_;
   std::vector<int32_t> byte_ids_;
-  bool words_apart_ = true;  // no token has a space mark behind another character
+  bool words_apart_ = false;  // no token has a space mark behind another character
 };
 
 }  // namespace nibble

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <charconv>
 
-#include "base/json.h"
 #include "base/output.h"
 #include "tokenizer/tokenizer_json.h"
 #include "tokenizer/utf8.h"
@@ -84,7 +83,24 @@ std::vector<AddedToken> read_added_tokens(const Json& json, std::string_view sou
   return tokens;
 }
 
+void read_main_file(const Json& json, TokenizerConfig& config, const std::string& source) {
+  config.tokenizer_class = find_value<std::string>(json, "tokenizer_class", source).value_or("");
+  config.add_bos_token = find_value<bool>(json, "add_bos_token", source);
+  config.add_eos_token = find_value<bool>(json, "add_eos_token", source);
+  config.added_tokens = read_added_tokens(json, source);
+  config.chat_template = find_template(json, source);
+  read_tokens(json, config, source);
+}
+
 }  // namespace
+
+TokenizerConfig read_tokenizer_config(const Json& tokenizer_config, const Json& generation_config,
+                                      const std::string& source) {
+  TokenizerConfig config;
+  read_main_file(tokenizer_config, config, source);
+  read_ids(generation_config, config, source);
+  return config;
+}
 
 TokenizerConfig read_tokenizer_config(const fs::path& directory) {
   TokenizerConfig config;
@@ -92,14 +108,8 @@ TokenizerConfig read_tokenizer_config(const fs::path& directory) {
     const fs::path file = directory / name;
     if (fs::exists(file)) read(read_json(file), file.string());
   };
-  each("tokenizer_config.json", [&](const Json& json, const std::string& source) {
-    config.tokenizer_class = find_value<std::string>(json, "tokenizer_class", source).value_or("");
-    config.add_bos_token = find_value<bool>(json, "add_bos_token", source);
-    config.add_eos_token = find_value<bool>(json, "add_eos_token", source);
-    config.added_tokens = read_added_tokens(json, source);
-    config.chat_template = find_template(json, source);
-    read_tokens(json, config, source);
-  });
+  each("tokenizer_config.json",
+       [&](const Json& json, const std::string& source) { read_main_file(json, config, source); });
   each("special_tokens_map.json",
        [&](const Json& json, const std::string& source) { read_tokens(json, config, source); });
   each("generation_config.json", [&](const Json& json, const std::string& source) { read_ids(json, config, source); });

