@@ -1,9 +1,12 @@
 // Conversions, checked sizes, the thread pool and atomic output.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <fstream>
+#include <thread>
 #include <vector>
 
 #include "base/checked.h"
@@ -72,6 +75,29 @@ TEST(ThreadPool, RunsEachIndexOnceAndRethrows) {
                                    if (i == 7) throw Error(ErrorCode::io, "seven");
                                  }),
                Error);
+}
+
+// Plain memory written by one loop and read by the next, with pauses long enough for the workers to fall asleep and
+// with loops from two threads: what the pool must order, and what the thread sanitizer watches.
+TEST(ThreadPool, LoopsSeeWhatTheLoopBeforeWrote) {
+  ThreadPool pool(4);
+  const auto drive = [&pool] {
+    std::vector<int> values(64, 0);
+    for (int round = 1; round <= 300; ++round) {
+      if (round % 50 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      pool.parallel_for(64, [&](int64_t i, int) {
+        const auto at = static_cast<size_t>(i);
+        if (values[at] == round - 1) values[at] = round;
+      });
+      std::reverse(values.begin(), values.end());
+    }
+    EXPECT_EQ(std::count(values.begin(), values.end(), 300), 64);
+  };
+  std::thread other(drive);
+  drive();
+  other.join();
+  EXPECT_THROW(pool.parallel_for(64, [](int64_t, int) { throw Error(ErrorCode::io, "all"); }), Error);
+  drive();
 }
 
 TEST(Output, DirectoryAppearsOnlyOnCommit) {

@@ -82,7 +82,8 @@ struct ThreadPool::State {
       if (generation.load(std::memory_order_acquire) == seen) {
         std::unique_lock lock(sleep);
         sleeping.fetch_add(1);
-        wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen; });
+        // Ordered after the line above, as announce() orders its two: one of both sees the other's, so none sleeps on.
+        wake.wait(lock, [&] { return generation.load(std::memory_order_seq_cst) != seen; });
         sleeping.fetch_sub(1);
       }
       seen = generation.load(std::memory_order_acquire);
