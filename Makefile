@@ -4,14 +4,14 @@ NIBBLE := $(BUILD)/nibble
 MODEL  := models/smollm2-135m-instruct
 PREFIX ?= /usr/local
 PYTHON ?= python3
-# Seconds that `make lint` may spend in clang-tidy; it starts with the files changed last. 0: no limit.
+# Seconds that `make tidy` may take; it starts with the files changed last. 0: no limit.
 TIDY_SECONDS ?= 600
 FUZZ_SECONDS ?= 30
 # gcc's sanitizers need the address layout that setarch -R gives; where that is forbidden, go on without.
 STEADY := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 SANITIZED_CTEST := $(STEADY) ctest --output-on-failure --no-tests=error -j2 --timeout 900
 
-.PHONY: all deps configure demo test lint format asan tsan fuzz bench interop install clean
+.PHONY: all deps configure demo test lint tidy format asan tsan fuzz bench interop install clean
 
 all: configure
 	cmake --build $(BUILD)
@@ -36,6 +36,9 @@ lint: all
 	git ls-files '*.cpp' '*.h' | xargs clang-format --dry-run -Werror
 	$(PYTHON) tools/check_layers.py tools/layers.txt include src cli
 	$(PYTHON) tools/check_sizes.py include src cli tests bench tools
+
+tidy: all
+	scripts/install_deps.sh lint
 	$(PYTHON) tools/tidy.py $(BUILD) $(TIDY_SECONDS)
 
 format: deps
