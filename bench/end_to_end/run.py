@@ -70,8 +70,6 @@ def main():
     contenders = {
         "nibble nf4": lambda: nibble_rates(arguments.nibble, arguments.model, *NF4),
         "nibble nf4, head too": lambda: nibble_rates(arguments.nibble, arguments.model, *NF4, "--llm-int8-skip-modules", ""),
-        "nibble nf4, head too, int8 activations": lambda: nibble_rates(
-            arguments.nibble, arguments.model, *NF4[:-1], "int8", "--llm-int8-skip-modules", ""),
         "nibble int8": lambda: nibble_rates(arguments.nibble, arguments.model, "--load-in-8bit"),
         "nibble bf16": lambda: nibble_rates(arguments.nibble, arguments.model),
     }

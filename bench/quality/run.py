@@ -15,7 +15,6 @@ for blocksize in (64, 128):
         options = [*FOUR_BIT, "--bnb-4bit-quant-type", quant_type, "--bnb-4bit-blocksize", str(blocksize)]
         LEVELS[f"{quant_type}-{blocksize}"] = options
         LEVELS[f"{quant_type}+dq-{blocksize}"] = [*options, "--bnb-4bit-use-double-quant"]
-LEVELS["nf4-64 int8 activations"] = ["--load-in-4bit", "--bnb-4bit-quant-type", "nf4", "--bnb-4bit-compute-dtype", "int8"]
 
 
 def main():
