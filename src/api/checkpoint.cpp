@@ -38,13 +38,6 @@ DType dtype_or_config(const api::ModelSource& source, std::optional<DType> dtype
   return DType::f32;
 }
 
-/// Both spellings: "torch_dtype" of older files and "dtype" of newer ones; one of them must be there.
-void set_config_dtype(Json& config, DType dtype) {
-  const bool has_old = config.contains("torch_dtype");
-  if (has_old) config["torch_dtype"] = name_of(dtype);
-  if (!has_old || config.contains("dtype")) config["dtype"] = name_of(dtype);
-}
-
 void require_float(DType dtype) {
   require(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16,
           "dtype: found {}, expected float32, bfloat16 or float16", name_of(dtype));
@@ -72,10 +65,7 @@ CheckpointReport quantize_checkpoint(const fs::path& model, const fs::path& out,
   const int64_t quantized =
       models::write_quantized(spec, *source.checkpoint, plan, dtype, backend, writer, options.progress);
   writer.finish();
-  Json result = source.config;
-  set_config_dtype(result, dtype);
-  result["quantization_config"] = models::quantization_config_json(config);
-  api::write_config(result, directory.path());
+  api::write_config(models::quantized_config(source.config, spec, plan, dtype), directory.path());
   api::copy_companions(source, directory.path());
   const int64_t bytes_out = writer.bytes_written();
   directory.commit();
@@ -96,10 +86,7 @@ CheckpointReport dequantize_checkpoint(const fs::path& model, const fs::path& ou
   SafetensorsWriter writer(directory.path(), planned, int64_t{5} << 30);
   const int64_t quantized = models::write_dequantized(spec, *source.checkpoint, dtype, backend, writer, progress);
   writer.finish();
-  Json result = source.config;
-  set_config_dtype(result, dtype);
-  result.erase("quantization_config");
-  api::write_config(result, directory.path());
+  api::write_config(models::dequantized_config(source.config, dtype), directory.path());
   api::copy_companions(source, directory.path());
   const int64_t bytes_out = writer.bytes_written();
   directory.commit();

@@ -245,9 +245,19 @@ void write_saved(const ModelSpec& spec, const Weights& weights, SafetensorsWrite
   }
 }
 
+namespace {
+
+/// Keeps the spelling of the config, "torch_dtype" of older files or "dtype" of newer ones.
+void set_dtype(Json& config, DType dtype) {
+  const bool has_old = config.contains("torch_dtype");
+  if (has_old) config["torch_dtype"] = name_of(dtype);
+  if (!has_old || config.contains("dtype")) config["dtype"] = name_of(dtype);
+}
+
+}  // namespace
+
 Json quantized_config(Json config, const ModelSpec& spec, const QuantizationPlan& plan, DType dtype) {
-  config.erase("torch_dtype");
-  config["dtype"] = name_of(dtype);
+  set_dtype(config, dtype);
   config["quantization_config"] = quantization_config_json(plan.config);
   for (const auto& [tied, original] : spec.tied)  // a quantized head is a tensor of its own
     if (plan.is_quantized(tied.substr(0, tied.rfind('.')))) config["tie_word_embeddings"] = false;
@@ -255,9 +265,8 @@ Json quantized_config(Json config, const ModelSpec& spec, const QuantizationPlan
 }
 
 Json dequantized_config(Json config, DType dtype) {
-  config.erase("torch_dtype");
+  set_dtype(config, dtype);
   config.erase("quantization_config");
-  config["dtype"] = name_of(dtype);
   return config;
 }
 
