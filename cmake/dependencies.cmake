@@ -4,11 +4,6 @@ find_package(nlohmann_json 3.11 REQUIRED)
 find_package(CLI11 2.1 REQUIRED)
 find_package(fmt 9 REQUIRED)
 
-find_path(HWY_INCLUDE_DIR hwy/highway.h REQUIRED)
-add_library(nibble_highway INTERFACE)  # header only: instruction sets are chosen per file, see src/kernels/cpu
-target_include_directories(nibble_highway SYSTEM INTERFACE ${HWY_INCLUDE_DIR})
-target_compile_definitions(nibble_highway INTERFACE HWY_COMPILE_ONLY_STATIC)
-
 find_path(PCRE2_INCLUDE_DIR pcre2.h REQUIRED)
 find_library(PCRE2_LIBRARY NAMES libpcre2-8.a pcre2-8 REQUIRED)
 add_library(nibble_pcre2 INTERFACE)
