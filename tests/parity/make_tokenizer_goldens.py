@@ -7,6 +7,7 @@ lines.txt holds the texts, NAME.golden one line a text: FNV-1a of the decoded te
 """
 
 import argparse
+import contextlib
 import pathlib
 
 import sentencepiece
@@ -126,10 +127,12 @@ KINDS = [byte_level, byte_fallback, suffix, unigram, wordpiece, wordlevel, split
 
 
 def train_sentencepiece(path, kind, size, rules):
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus()), model_prefix=str(path.with_suffix("")), model_type=kind, vocab_size=size,
-        character_coverage=0.98, byte_fallback=kind == "bpe", user_defined_symbols=["<sep>", "ab ab"], hard_vocab_limit=False,
-        normalization_rule_name=rules, minloglevel=2, num_threads=1)
+    """Trains in the model's folder by a bare name: the file records the prefix, and no machine's paths belong in it."""
+    with contextlib.chdir(path.parent):
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(corpus()), model_prefix=path.stem, model_type=kind, vocab_size=size,
+            character_coverage=0.98, byte_fallback=kind == "bpe", user_defined_symbols=["<sep>", "ab ab"],
+            hard_vocab_limit=False, normalization_rule_name=rules, minloglevel=2, num_threads=1)
     path.with_suffix(".vocab").unlink()
 
 

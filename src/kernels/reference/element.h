@@ -2,10 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "base/half.h"
 #include "kernels/kernels.h"
+#include "quant/encode.h"
 
 namespace nibble::kernels::reference {
 
@@ -58,6 +60,13 @@ void for_each(const Context& context, int64_t count, int64_t chunk, const Body& 
   } else {
     for (int64_t index = 0; index < chunks; ++index) run_chunk(index, 0);
   }
+}
+
+/// Largest magnitude in [begin, end) of an array to quantize; NaN does not count, and a denormal one is zero.
+inline float block_absmax(const void* data, DType dtype, int64_t begin, int64_t end) {
+  float absmax = 0;
+  for (int64_t i = begin; i < end; ++i) absmax = std::fmax(absmax, std::fabs(load(data, dtype, i)));
+  return quant::flush_denormal(absmax);
 }
 
 /// Absmax of block b, nested or not.

@@ -1,6 +1,4 @@
 // quantize_8bit and dequantize_8bit: blockwise, against any ascending map of 256 values.
-#include <cmath>
-
 #include "kernels/reference/element.h"
 #include "kernels/reference/entries.h"
 #include "quant/encode.h"
@@ -11,9 +9,7 @@ void quantize_8bit(const Context& context, const Quantize8BitArgs& args) {
   for_each(context, quant::block_count(args.count, args.block), 16, [&](int64_t b) {
     const int64_t begin = b * args.block;
     const int64_t end = std::min(args.count, begin + args.block);
-    float absmax = 0;
-    for (int64_t i = begin; i < end; ++i) absmax = std::fmax(absmax, std::fabs(load(args.x, args.dtype, i)));
-    absmax = quant::flush_denormal(absmax);
+    const float absmax = block_absmax(args.x, args.dtype, begin, end);
     args.absmax[b] = absmax;
     const float inverse = quant::inverse_of(absmax);
     for (int64_t i = begin; i < end; ++i)
