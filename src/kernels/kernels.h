@@ -154,7 +154,8 @@ struct MatmulInt8Job {
 
 // ---- the rest of a decoder layer; all fp32 --------------------------------------------------------------------------
 
-/// out = x / sqrt(mean(x^2) + eps) * (weight + weight_offset); weight_offset is 1 for Gemma. out may be x.
+/// out (=, or += if accumulate) x / sqrt(mean(x^2) + eps) * (weight + weight_offset); weight_offset is 1 for Gemma.
+/// out may be x, unless accumulate.
 struct RmsNormArgs {
   const float* x;  // (rows, cols)
   const float* weight;
@@ -162,6 +163,7 @@ struct RmsNormArgs {
   float eps;
   float weight_offset;
   float* out;
+  bool accumulate = false;
 };
 
 /// out = (x - mean) / sqrt(variance + eps) * weight + bias; bias may be null. out may be x.
@@ -185,18 +187,30 @@ struct RopeArgs {
   bool interleaved;
 };
 
+/// What a projection to q, k and v in one made: each row is `groups` times [q_per_group q heads | kv_per_group k heads
+/// | kv_per_group v heads]. GPT-2: one group; GPT-NeoX: one per head; Falcon: one per kv head. Outputs are dense, heads
+/// in the order in which they stand in a row.
+struct SplitHeadsArgs {
+  const float* x;  // (tokens, groups * (q_per_group + 2 * kv_per_group) * head_dim)
+  int64_t tokens, groups, q_per_group, kv_per_group, head_dim;
+  float* q;  // (tokens, groups * q_per_group, head_dim)
+  float* k;  // (tokens, groups * kv_per_group, head_dim)
+  float* v;
+};
+
 /// One sequence's share of an attention call. Its new keys and values are already in the cache.
 struct AttentionSequence {
   const float* q;  // (tokens, heads, head_dim), token t at q + t * q_stride
   const void* k;   // (kv_heads, capacity, head_dim) of kv_dtype
   const void* v;
   int64_t capacity;
-  int64_t tokens;  // new tokens
-  int64_t past;    // tokens before them; query t sees keys 0 .. past + t
-  float* out;      // (tokens, heads, head_dim), dense
+  int64_t tokens;    // new tokens
+  int64_t past;      // tokens before them; query t stands at past + t and sees keys 0 .. past + t
+  float* out;        // (tokens, heads, head_dim), dense
+  int64_t keys = 0;  // if not causal: every query sees keys 0 .. keys - 1
 };
 
-/// softmax(scale * q k^T + bias) v, causal. Softmax in fp32.
+/// softmax(scale * q k^T + bias) v. Softmax in fp32.
 struct AttentionArgs {
   const AttentionSequence* sequences;
   int64_t sequence_count;
@@ -207,6 +221,11 @@ struct AttentionArgs {
   float softcap = 0;                    // > 0: scores become softcap * tanh(score / softcap)
   int64_t window = 0;                   // > 0: only the last `window` keys
   const float* alibi_slopes = nullptr;  // (heads): adds slope * key position
+  bool is_causal = true;
+  /// (heads, 2 * relative_span - 1): adds bias[head][key - query + relative_span - 1]. relative_span is more than every
+  /// distance between a query and a key.
+  const float* relative_bias = nullptr;
+  int64_t relative_span = 0;
 };
 
 /// Appends new keys or values to one sequence's cache.
@@ -230,13 +249,40 @@ struct ActivateArgs {
   float* out;  // (rows, cols), dense
 };
 
-/// out row i = scale * float(table row ids[i]).
+/// out row i (=, or += if accumulate) scale * float(table row ids[i]).
 struct EmbedArgs {
   const void* table;  // (vocab, cols) of `dtype`: f32, bf16 or f16
   DType dtype;
   const int32_t* ids;
   int64_t count, cols;
   float scale;
+  float* out;
+  bool accumulate = false;
+};
+
+/// x = cap * tanh(x / cap), in place.
+struct SoftcapArgs {
+  float* x;  // (count)
+  int64_t count;
+  float cap;
+};
+
+/// The experts of each token: the top_k largest of softmax(logits), the lower index first among equals, in falling
+/// order; their probabilities, divided by their sum if `normalize`.
+struct RouteExpertsArgs {
+  const float* logits;  // (tokens, experts)
+  int64_t tokens, experts, top_k;
+  bool normalize;
+  int32_t* ids;    // (tokens, top_k)
+  float* weights;  // (tokens, top_k)
+};
+
+/// out row rows[i] += weights[i] * x row i. `rows` holds no number twice.
+struct ScatterAddRowsArgs {
+  const float* x;  // (count, cols)
+  const int32_t* rows;
+  const float* weights;  // (count)
+  int64_t count, cols;
   float* out;
 };
 
@@ -268,6 +314,10 @@ struct Kernels {
   Entry<AttentionArgs> attention = nullptr;
   Entry<ActivateArgs> activate = nullptr;
   Entry<EmbedArgs> embed = nullptr;
+  Entry<SplitHeadsArgs> split_heads = nullptr;
+  Entry<SoftcapArgs> softcap = nullptr;
+  Entry<RouteExpertsArgs> route_experts = nullptr;
+  Entry<ScatterAddRowsArgs> scatter_add_rows = nullptr;
 };
 
 }  // namespace nibble::kernels

@@ -15,6 +15,9 @@ struct AttentionCase {
   float softcap = 0;
   int64_t window = 0;
   bool alibi = false;
+  bool is_causal = true;
+  int64_t more_keys = 0;  // not causal: keys past the last query
+  bool relative = false;
 };
 
 std::string describe(const AttentionCase& a) {
@@ -34,16 +37,20 @@ void check_attention(const AttentionCase& a, uint64_t seed) {
   for (int64_t h = 0; h < a.heads; ++h)
     slopes.push_back(std::exp2f(-8.0f * static_cast<float>(h + 1) / static_cast<float>(a.heads)));
   for (const auto& s : a.sequences) {
-    capacity.push_back(s.past + s.tokens + static_cast<int64_t>(random.next() % 5));
+    const int64_t keys = s.past + s.tokens + a.more_keys;
+    capacity.push_back(keys + static_cast<int64_t>(random.next() % 5));
     q.push_back(random_buffer(random, DType::f32, s.tokens * q_stride));
     k.push_back(random_buffer(random, a.kv_dtype, a.kv_heads * capacity.back() * a.head_dim));
     v.push_back(random_buffer(random, a.kv_dtype, a.kv_heads * capacity.back() * a.head_dim));
     for (int64_t head = 0; head < a.kv_heads; ++head)  // keys past the last must not be touched
-      for (int64_t i = (s.past + s.tokens) * a.head_dim; i < capacity.back() * a.head_dim; ++i) {
+      for (int64_t i = keys * a.head_dim; i < capacity.back() * a.head_dim; ++i) {
         k.back().set(head * capacity.back() * a.head_dim + i, NAN);
         v.back().set(head * capacity.back() * a.head_dim + i, NAN);
       }
   }
+  int64_t span = 1;
+  for (const auto& s : a.sequences) span = std::max(span, s.past + s.tokens + a.more_keys);
+  const Buffer relative = random_buffer(random, DType::f32, a.heads * (2 * span - 1));
   check({describe(a),
          [&](const Kernels& kernels, const Context& context) {
            Outputs out;
@@ -51,7 +58,8 @@ void check_attention(const AttentionCase& a, uint64_t seed) {
            for (const auto& s : a.sequences) out.emplace_back(DType::f32, s.tokens * a.heads * a.head_dim);
            for (size_t i = 0; i < out.size(); ++i)
              sequences.push_back({q[i].as<float>(), k[i].data(), v[i].data(), capacity[i], a.sequences[i].tokens,
-                                  a.sequences[i].past, out[i].as<float>()});
+                                  a.sequences[i].past, out[i].as<float>(),
+                                  a.sequences[i].past + a.sequences[i].tokens + a.more_keys});
            AttentionArgs args{};
            args.sequences = sequences.data();
            args.sequence_count = static_cast<int64_t>(sequences.size());
@@ -64,6 +72,9 @@ void check_attention(const AttentionCase& a, uint64_t seed) {
            args.softcap = a.softcap;
            args.window = a.window;
            args.alibi_slopes = a.alibi ? slopes.data() : nullptr;
+           args.is_causal = a.is_causal;
+           args.relative_bias = a.relative ? relative.as<float>() : nullptr;
+           args.relative_span = span;
            kernels.attention(context, args);
            return out;
          },
@@ -102,6 +113,19 @@ TEST(Attention, SoftcapAndAlibiAgree) {
     check_attention({{shape}, 4, 2, 64, DType::f32, 0.7f}, 6);
     check_attention({{shape}, 4, 2, 64, DType::f32, 0, 0, true}, 7);
     check_attention({{shape}, 4, 4, 48, DType::bf16, 5.0f, 33, true}, 8);
+  }
+}
+
+TEST(Attention, EncodersAndCrossAttentionAgree) {
+  for (const Shape shape : {Shape{1, 0}, Shape{1, 5}, Shape{40, 0}, Shape{130, 0}, Shape{7, 3}})
+    for (const int64_t more : {0, 1, 70, 300})
+      check_attention({{shape}, 4, 2, 64, DType::f32, 0, 0, false, false, more}, 11);
+}
+
+TEST(Attention, RelativeBiasAgrees) {
+  for (const Shape shape : {Shape{1, 0}, Shape{1, 17}, Shape{1, 600}, Shape{90, 0}, Shape{70, 300}}) {
+    check_attention({{shape}, 4, 4, 64, DType::f32, 0, 0, false, true, 0, true}, 12);
+    check_attention({{shape}, 4, 2, 20, DType::bf16, 0, 0, false, false, 33, true}, 13);
   }
 }
 

@@ -17,6 +17,7 @@ TEST(Layer, NormsAgree) {
       for (const float scale : {1.0f, 1e-4f, 1e4f}) {
         const Buffer x = random_buffer(random, DType::f32, rows * cols, scale);
         const Buffer weight = random_buffer(random, DType::f32, cols), bias = random_buffer(random, DType::f32, cols);
+        const Buffer random_sum = random_buffer(random, DType::f32, rows * cols);
         for (const float offset : {0.0f, 1.0f})
           check({label("rms_norm", rows, cols),
                  [&](const Kernels& k, const Context& c) {
@@ -25,6 +26,13 @@ TEST(Layer, NormsAgree) {
                    return out;
                  },
                  kTolerance});
+        check({label("rms_norm added", rows, cols),
+               [&](const Kernels& k, const Context& c) {
+                 Outputs out{random_sum};
+                 k.rms_norm(c, {x.as<float>(), weight.as<float>(), rows, cols, 1e-5f, 0, out[0].as<float>(), true});
+                 return out;
+               },
+               kTolerance});
         if (cols == 1) continue;  // x - mean is all rounding
         for (const float* b : {bias.as<float>(), static_cast<const float*>(nullptr)})
           check({label("layer_norm", rows, cols),
@@ -123,7 +131,84 @@ TEST(Layer, EmbedAgrees) {
                k.embed(c, {table.data(), dtype, ids.data(), count, cols, 1.7f, out[0].as<float>()});
                return out;
              }});
+      const Buffer sum = random_buffer(random, DType::f32, count * cols);
+      check({label("embed added", count, cols), [&](const Kernels& k, const Context& c) {
+               Outputs out{sum};
+               k.embed(c, {table.data(), dtype, ids.data(), count, cols, 1.7f, out[0].as<float>(), true});
+               return out;
+             }});
     }
+}
+
+TEST(Layer, SplitHeadsAgrees) {
+  Random random(7);
+  struct Heads {
+    int64_t groups, q, kv;
+  };
+  for (const Heads heads : {Heads{1, 4, 4}, Heads{1, 6, 2}, Heads{5, 1, 1}, Heads{3, 4, 1}})
+    for (const int64_t dim : {1, 7, 64})
+      for (const int64_t tokens : {1, 3, 90}) {
+        const int64_t q = tokens * heads.groups * heads.q * dim, kv = tokens * heads.groups * heads.kv * dim;
+        const Buffer x = random_buffer(random, DType::f32, q + 2 * kv);
+        check({label("split_heads", tokens, dim), [&](const Kernels& k, const Context& c) {
+                 Outputs out{Buffer(DType::f32, q), Buffer(DType::f32, kv), Buffer(DType::f32, kv)};
+                 k.split_heads(c, {x.as<float>(), tokens, heads.groups, heads.q, heads.kv, dim, out[0].as<float>(),
+                                   out[1].as<float>(), out[2].as<float>()});
+                 return out;
+               }});
+      }
+}
+
+TEST(Layer, SoftcapAgrees) {
+  Random random(8);
+  for (const int64_t count : {1, 15, 64, 50000}) {
+    const Buffer x = random_buffer(random, DType::f32, count, 40);
+    check({label("softcap", 1, count),
+           [&](const Kernels& k, const Context& c) {
+             Outputs out{x};
+             k.softcap(c, {out[0].as<float>(), count, 30.0f});
+             return out;
+           },
+           2e-5});
+  }
+}
+
+TEST(Layer, RouteExpertsAgrees) {
+  Random random(9);
+  for (const int64_t experts : {1, 8, 61})
+    for (const int64_t top_k : {int64_t{1}, std::min<int64_t>(2, experts), experts})
+      for (const bool normalize : {false, true}) {
+        const int64_t tokens = 130;
+        Buffer logits = random_buffer(random, DType::f32, tokens * experts, 3);
+        for (int64_t e = 0; e < experts; ++e) logits.set(e, 0.5f);  // a token whose experts are all equal
+        check({label("route_experts", experts, top_k),
+               [&](const Kernels& k, const Context& c) {
+                 std::vector<int32_t> ids(static_cast<size_t>(tokens * top_k), -1);
+                 Outputs out{Buffer(DType::f32, tokens * top_k), Buffer(DType::f32, tokens * top_k)};
+                 k.route_experts(
+                     c, {logits.as<float>(), tokens, experts, top_k, normalize, ids.data(), out[0].as<float>()});
+                 for (int64_t i = 0; i < tokens * top_k; ++i) out[1].set(i, static_cast<float>(ids[i]));
+                 return out;
+               },
+               kTolerance});
+      }
+}
+
+TEST(Layer, ScatterAddRowsAgrees) {
+  Random random(10);
+  for (const int64_t cols : {1, 7, 64, 1000}) {
+    std::vector<int32_t> rows;
+    for (int32_t i = 0; i < 60; ++i) rows.push_back(i * 7 % 61);
+    const auto count = static_cast<int64_t>(rows.size());
+    const Buffer x = random_buffer(random, DType::f32, count * cols),
+                 sum = random_buffer(random, DType::f32, 61 * cols);
+    const Buffer weights = random_buffer(random, DType::f32, count);
+    check({label("scatter_add_rows", count, cols), [&](const Kernels& k, const Context& c) {
+             Outputs out{sum};
+             k.scatter_add_rows(c, {x.as<float>(), rows.data(), weights.as<float>(), count, cols, out[0].as<float>()});
+             return out;
+           }});
+  }
 }
 
 }  // namespace

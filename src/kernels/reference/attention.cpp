@@ -1,4 +1,4 @@
-// attention and cache_append: causal softmax attention over one sequence's keys and values at a time.
+// attention and cache_append: softmax attention over one sequence's keys and values at a time.
 #include <cmath>
 #include <vector>
 
@@ -12,8 +12,9 @@ namespace {
 void attend(const AttentionArgs& args, const AttentionSequence& sequence, int64_t token, int64_t head) {
   const int64_t dim = args.head_dim;
   const int64_t kv_head = head / (args.heads / args.kv_heads);
-  const int64_t end = sequence.past + token + 1;
-  const int64_t begin = args.window > 0 ? std::max<int64_t>(0, end - args.window) : 0;
+  const int64_t position = sequence.past + token;
+  const int64_t end = args.is_causal ? position + 1 : sequence.keys;
+  const int64_t begin = args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
   const float* q = sequence.q + token * args.q_stride + head * dim;
   std::vector<double> scores(static_cast<size_t>(end - begin));
   double maximum = -INFINITY;
@@ -26,6 +27,9 @@ void attend(const AttentionArgs& args, const AttentionSequence& sequence, int64_
     if (args.softcap > 0)
       score = static_cast<double>(args.softcap) * std::tanh(score / static_cast<double>(args.softcap));
     if (args.alibi_slopes) score += static_cast<double>(args.alibi_slopes[head]) * static_cast<double>(key);
+    if (args.relative_bias)
+      score += static_cast<double>(
+          args.relative_bias[head * (2 * args.relative_span - 1) + key - position + args.relative_span - 1]);
     scores[static_cast<size_t>(key - begin)] = score;
     maximum = std::fmax(maximum, score);
   }

@@ -21,5 +21,9 @@ void cache_append(const Context&, const CacheAppendArgs&);
 void attention(const Context&, const AttentionArgs&);
 void activate(const Context&, const ActivateArgs&);
 void embed(const Context&, const EmbedArgs&);
+void split_heads(const Context&, const SplitHeadsArgs&);
+void softcap(const Context&, const SoftcapArgs&);
+void route_experts(const Context&, const RouteExpertsArgs&);
+void scatter_add_rows(const Context&, const ScatterAddRowsArgs&);
 
 }  // namespace nibble::kernels::reference

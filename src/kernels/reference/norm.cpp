@@ -15,7 +15,8 @@ void rms_norm(const Context& context, const RmsNormArgs& args) {
     const double scale = 1 / std::sqrt(sum / static_cast<double>(args.cols) + static_cast<double>(args.eps));
     for (int64_t c = 0; c < args.cols; ++c) {
       const double weight = static_cast<double>(args.weight[c]) + static_cast<double>(args.weight_offset);
-      out[c] = static_cast<float>(static_cast<double>(x[c]) * scale * weight);
+      const auto value = static_cast<float>(static_cast<double>(x[c]) * scale * weight);
+      out[c] = args.accumulate ? out[c] + value : value;
     }
   });
 }

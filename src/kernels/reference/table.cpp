@@ -24,6 +24,10 @@ const Kernels& table() {
       .attention = attention,
       .activate = activate,
       .embed = embed,
+      .split_heads = split_heads,
+      .softcap = softcap,
+      .route_experts = route_experts,
+      .scatter_add_rows = scatter_add_rows,
   };
   return kernels;
 }

@@ -60,7 +60,7 @@ Chunk make_chunk(const AttentionArgs& args, const AttentionSequence& sequence, i
   chunk.dim = args.head_dim;
   chunk.stride = padded(args.head_dim);
   chunk.first = first_key(args, sequence.past) + index * kDecodeKeys;
-  chunk.count = min_of(kDecodeKeys, sequence.past + 1 - chunk.first);
+  chunk.count = min_of(kDecodeKeys, end_key(args, sequence, sequence.past) - chunk.first);
   const int64_t floats = chunk.group * (chunk.stride + kDecodeKeys) + kDecodeKeys * chunk.stride;
   chunk.q = static_cast<float*>(scratch(Scratch::attention_tile, floats * int64_t{sizeof(float)}));
   chunk.scores = chunk.q + chunk.group * chunk.stride;
@@ -81,7 +81,7 @@ void attend_decode(const AttentionArgs& args, const AttentionSequence& sequence,
   const int64_t whole = padded(chunk.count);
   for (int64_t g = 0; g < chunk.group; ++g) {
     float* scores = chunk.scores + g * kDecodeKeys;
-    adjust_scores(scores, whole, args, kv_head * chunk.group + g, chunk.first);
+    adjust_scores(scores, whole, args, kv_head * chunk.group + g, sequence.past, chunk.first);
     for (int64_t i = chunk.count; i < whole; ++i) scores[i] = -__builtin_inff();
     statistics[2 * g] = largest_score(scores, whole);
     statistics[2 * g + 1] = exponentiate(scores, whole, statistics[2 * g]);

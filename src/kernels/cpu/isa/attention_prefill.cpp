@@ -83,10 +83,10 @@ NIBBLE_SIMD void update_row(const Tile& tile, int64_t r, int64_t low, int64_t hi
 }
 
 template <typename T>
-void attend_block(const AttentionArgs& args, const Tile& tile, int64_t kv_head, const T* keys, const T* values,
-                  int64_t first, int64_t count) {
+void attend_block(const AttentionArgs& args, const AttentionSequence& sequence, const Tile& tile, int64_t kv_head,
+                  const T* keys, const T* values, int64_t first, int64_t count) {
   // Rows that see any of these keys: causal from below, the window from above.
-  const int64_t begin = max_of(0, first - tile.position) * tile.group;
+  const int64_t begin = args.is_causal ? max_of(0, first - tile.position) * tile.group : 0;
   int64_t end = tile.rows;
   if (args.window > 0) end = min_of(end, max_of(0, first + count - 1 + args.window - tile.position) * tile.group);
   if (begin >= end) return;
@@ -96,8 +96,9 @@ void attend_block(const AttentionArgs& args, const Tile& tile, int64_t kv_head, 
            tile.scores + begin * kKeys, kKeys, false);
   for (int64_t r = begin; r < end; ++r) {
     const int64_t position = tile.position + r / tile.group;
-    adjust_scores(tile.scores + r * kKeys, kKeys, args, kv_head * tile.group + r % tile.group, first);
-    update_row(tile, r, max_of(0, first_key(args, position) - first), min_of(count, position + 1 - first));
+    adjust_scores(tile.scores + r * kKeys, kKeys, args, kv_head * tile.group + r % tile.group, position, first);
+    update_row(tile, r, max_of(0, first_key(args, position) - first),
+               min_of(count, end_key(args, sequence, position) - first));
   }
   multiply(tile.scores + begin * kKeys, kKeys, end - begin, tile.values, tile.stride, count, tile.stride,
            tile.sums + begin * tile.stride, tile.stride, true);
@@ -109,13 +110,13 @@ int64_t prefill_block_tokens(const AttentionArgs& args) { return max_of(1, kRows
 
 void attend_prefill(const AttentionArgs& args, const AttentionSequence& sequence, int64_t kv_head, int64_t block) {
   const Tile tile = make_tile(args, sequence, kv_head, block);
-  const int64_t last = tile.position + tile.tokens;  // keys 0 .. last
+  const int64_t last = end_key(args, sequence, tile.position + tile.tokens - 1);
   const int64_t head = kv_head * sequence.capacity * tile.dim;
   with_type(args.kv_dtype, sequence.k, [&](const auto* k) {
     const auto* keys = k + head;
     const auto* values = static_cast<decltype(k)>(sequence.v) + head;
     for (int64_t first = first_key(args, tile.position) / kKeys * kKeys; first < last; first += kKeys)
-      attend_block(args, tile, kv_head, keys + first * tile.dim, values + first * tile.dim, first,
+      attend_block(args, sequence, tile, kv_head, keys + first * tile.dim, values + first * tile.dim, first,
                    min_of(kKeys, last - first));
   });
   const int64_t token = block * prefill_block_tokens(args);

@@ -62,12 +62,26 @@ NIBBLE_SIMD void unpack_rows(const T* x, int64_t count, int64_t dim, float* out,
   }
 }
 
-/// softcap, then ALiBi, on `count` (a multiple of kLanes) scores of keys first ..
-NIBBLE_SIMD void adjust_scores(float* scores, int64_t count, const AttentionArgs& args, int64_t head, int64_t first) {
+/// scores of keys first .. += the bias of their distances to the query at `position`.
+NIBBLE_SIMD void add_relative_bias(float* scores, int64_t count, const AttentionArgs& args, int64_t head,
+                                   int64_t position, int64_t first) {
+  const int64_t span = args.relative_span;
+  const float* bias = args.relative_bias + head * (2 * span - 1) + first - position + span - 1;
+  const int64_t end = min_of(count, span + position - first);  // later keys are masked, and past the table
+  for (int64_t i = 0; i < end; i += kLanes) {
+    const int64_t n = min_of(kLanes, end - i);
+    store(scores + i, load(scores + i) + (n == kLanes ? load(bias + i) : load_some(bias + i, n)));
+  }
+}
+
+/// softcap, then biases, on `count` (a multiple of kLanes) scores of keys first .. for the query at `position`
+NIBBLE_SIMD void adjust_scores(float* scores, int64_t count, const AttentionArgs& args, int64_t head, int64_t position,
+                               int64_t first) {
   if (args.softcap > 0) {
     const F32 cap = set1(args.softcap);
     for (int64_t i = 0; i < count; i += kLanes) store(scores + i, cap * tanh(load(scores + i) / cap));
   }
+  if (args.relative_bias) add_relative_bias(scores, count, args, head, position, first);
   if (!args.alibi_slopes) return;
   const F32 slope = set1(args.alibi_slopes[head]);
   for (int64_t i = 0; i < count; i += kLanes) {
@@ -94,12 +108,6 @@ NIBBLE_SIMD float exponentiate(float* scores, int64_t count, float shift) {
   return reduce_add(sum);
 }
 
-NIBBLE_SIMD float exp_one(float x) {
-  float lanes[kLanes];
-  store(lanes, exp(set1(x)));
-  return lanes[0];
-}
-
 NIBBLE_SIMD void scale_row(float* x, int64_t count, float factor) {
   for (int64_t i = 0; i < count; i += kLanes) store(x + i, load(x + i) * set1(factor));
 }
@@ -121,8 +129,12 @@ NIBBLE_SIMD int64_t partial_size(const AttentionArgs& args) {
 NIBBLE_SIMD int64_t first_key(const AttentionArgs& args, int64_t position) {
   return args.window > 0 ? max_of(0, position + 1 - args.window) : 0;
 }
+/// One past the last key that the query at `position` sees.
+NIBBLE_SIMD int64_t end_key(const AttentionArgs& args, const AttentionSequence& sequence, int64_t position) {
+  return args.is_causal ? position + 1 : sequence.keys;
+}
 NIBBLE_SIMD int64_t decode_chunks(const AttentionArgs& args, const AttentionSequence& sequence) {
-  return ceil_of(sequence.past + 1 - first_key(args, sequence.past), kDecodeKeys);
+  return ceil_of(end_key(args, sequence, sequence.past) - first_key(args, sequence.past), kDecodeKeys);
 }
 void attend_decode(const AttentionArgs& args, const AttentionSequence& sequence, int64_t kv_head, int64_t chunk,
                    float* partial);

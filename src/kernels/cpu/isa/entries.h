@@ -30,5 +30,9 @@ void cache_append(const Context& context, const CacheAppendArgs& args);
 void attention(const Context& context, const AttentionArgs& args);
 void activate(const Context& context, const ActivateArgs& args);
 void embed(const Context& context, const EmbedArgs& args);
+void split_heads(const Context& context, const SplitHeadsArgs& args);
+void softcap(const Context& context, const SoftcapArgs& args);
+void route_experts(const Context& context, const RouteExpertsArgs& args);
+void scatter_add_rows(const Context& context, const ScatterAddRowsArgs& args);
 
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

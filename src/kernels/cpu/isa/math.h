@@ -23,6 +23,12 @@ NIBBLE_SIMD F32 exp(F32 x) {
 /// 1 / (1 + e^-x).
 NIBBLE_SIMD F32 sigmoid(F32 x) { return set1(1.0f) / (set1(1.0f) + exp(set1(0.0f) - x)); }
 
+NIBBLE_SIMD float exp_one(float x) {
+  float lanes[kLanes];
+  store(lanes, exp(set1(x)));
+  return lanes[0];
+}
+
 NIBBLE_SIMD F32 tanh(F32 x) {
   const F32 size = abs(x);
   const F32 square = x * x;

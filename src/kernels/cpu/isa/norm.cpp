@@ -36,8 +36,12 @@ void rms_norm_row(const RmsNormArgs& args, int64_t r) {
   const float squares = sum_over(x, args.cols, [](F32 v) { return v * v; });
   const F32 scale = set1(1.0f / __builtin_sqrtf(squares / static_cast<float>(args.cols) + args.eps));
   const F32 offset = set1(args.weight_offset);
-  map_row(x, args.cols, args.out + r * args.cols,
-          [&](F32 v, int64_t c, int64_t n) { return v * scale * (load_first(args.weight + c, n) + offset); });
+  float* out = args.out + r * args.cols;
+  const auto value = [&](F32 v, int64_t c, int64_t n) { return v * scale * (load_first(args.weight + c, n) + offset); };
+  if (args.accumulate)
+    map_row(x, args.cols, out, [&](F32 v, int64_t c, int64_t n) { return load_first(out + c, n) + value(v, c, n); });
+  else
+    map_row(x, args.cols, out, value);
 }
 
 void layer_norm_row(const LayerNormArgs& args, int64_t r) {

@@ -26,6 +26,10 @@ const Kernels& table() {
     k.attention = attention;
     k.activate = activate;
     k.embed = embed;
+    k.split_heads = split_heads;
+    k.softcap = softcap;
+    k.route_experts = route_experts;
+    k.scatter_add_rows = scatter_add_rows;
     return k;
   }();
   return kernels;
