@@ -33,7 +33,7 @@ test: all
 
 lint: all
 	scripts/install_deps.sh lint
-	git ls-files '*.cpp' '*.h' | xargs clang-format --dry-run -Werror
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs clang-format --dry-run -Werror
 	$(PYTHON) tools/check_layers.py tools/layers.txt include src cli
 	$(PYTHON) tools/check_sizes.py include src cli tests bench tools
 
@@ -42,7 +42,7 @@ tidy: all
 	$(PYTHON) tools/tidy.py $(BUILD) $(TIDY_SECONDS)
 
 format: deps
-	git ls-files '*.cpp' '*.h' | xargs clang-format -i
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
 
 # Address and undefined-behaviour sanitizers over every test.
 asan: deps

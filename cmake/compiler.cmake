@@ -1,8 +1,9 @@
 # Warnings, sanitizers and floating-point rules that every target shares.
 add_library(nibble_options INTERFACE)
-target_compile_options(nibble_options INTERFACE -Wall -Wextra -Wpedantic -ffp-contract=off -fno-math-errno)
+target_compile_options(nibble_options INTERFACE
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-ffp-contract=off;-fno-math-errno>")
 if(NIBBLE_WERROR)
-  target_compile_options(nibble_options INTERFACE -Werror)
+  target_compile_options(nibble_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()
 if(NIBBLE_SANITIZE)
   target_compile_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer

@@ -16,10 +16,29 @@
 
 namespace nibble::kernels {
 
-/// Where a kernel runs.
+/// Device memory for what an entry needs between its launches.
+class Scratch {
+ public:
+  virtual ~Scratch() = default;
+  /// At least `size_bytes`, 256-byte aligned, of any contents; the next reserve() takes it back.
+  /// Errors: out_of_memory.
+  virtual void* reserve(int64_t size_bytes) = 0;
+};
+
+/// Where a kernel runs. On a GPU, entries put their work on the stream and return at once; arrays lie in device memory,
+/// but what the Args point to as `code_book`, jobs, sequences and the like lies with the caller and is read during the
+/// call. Launch errors are left for the caller to ask for.
 struct Context {
   ThreadPool* pool = nullptr;  // null: the calling thread alone
+  void* stream = nullptr;      // CUDA: the cudaStream_t
+  Scratch* scratch = nullptr;  // CUDA: never null
+  /// CUDA: kCounters zeros in device memory, for blocks that count each other; every launch leaves them zero.
+  uint32_t* counters = nullptr;
+  int capability = 0;       // CUDA: 75 for compute capability 7.5, ... 90
+  int multiprocessors = 0;  // CUDA
 };
+
+inline constexpr int64_t kCounters = 16384;
 
 // ---- quantize and dequantize ---------------------------------------------------------------------------------------
 

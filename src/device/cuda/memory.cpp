@@ -1,0 +1,99 @@
+// A cache of blocks by size, with no splitting: weights stay for good, and a step asks for the same sizes again.
+#include "device/cuda/memory.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "device/cuda/status.h"
+
+namespace nibble::device {
+namespace {
+
+constexpr int64_t kSmall = int64_t{1} << 20;
+
+/// Few distinct sizes, so that blocks fit again: 512 bytes for small ones, 64 KiB for the others.
+int64_t rounded(int64_t size_bytes) {
+  const int64_t unit = size_bytes < kSmall ? 512 : 65536;
+  return (std::max<int64_t>(size_bytes, 1) + unit - 1) / unit * unit;
+}
+
+}  // namespace
+
+CudaMemory::~CudaMemory() {
+  if (cudaSetDevice(index_) == cudaSuccess) release_cached();
+}
+
+std::shared_ptr<void> CudaMemory::allocate(int64_t size_bytes) {
+  if (size_bytes < 0 || size_bytes > int64_t{1} << 50)
+    fail(ErrorCode::out_of_memory, "cuda:{}: out of memory: {} bytes were asked for", index_, size_bytes);
+  int64_t block_bytes = rounded(size_bytes);
+  void* block = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    block = take_cached(block_bytes, block_bytes);
+    if (!block) block = take_new(block_bytes);
+  }
+  return {block, [self = shared_from_this(), block_bytes](void* pointer) { self->give_back(pointer, block_bytes); }};
+}
+
+/// A block of at most a quarter more than asked for.
+void* CudaMemory::take_cached(int64_t size_bytes, int64_t& block_bytes) {
+  const auto found = cached_.lower_bound(size_bytes);
+  if (found == cached_.end() || found->first > size_bytes + size_bytes / 4) return nullptr;
+  void* block = found->second;
+  block_bytes = found->first;
+  cached_bytes_ -= block_bytes;
+  cached_.erase(found);
+  return block;
+}
+
+void* CudaMemory::take_new(int64_t size_bytes) {
+  check_cuda(cudaSetDevice(index_), "choosing the GPU");
+  void* block = nullptr;
+  cudaError_t status = cudaMalloc(&block, static_cast<size_t>(size_bytes));
+  if (status == cudaErrorMemoryAllocation && !cached_.empty()) {
+    cudaGetLastError();
+    release_cached();
+    status = cudaMalloc(&block, static_cast<size_t>(size_bytes));
+  }
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not sticky: the next call starts clean
+    size_t free_bytes = 0, total_bytes = 0;
+    cudaMemGetInfo(&free_bytes, &total_bytes);
+    fail(ErrorCode::out_of_memory,
+         "cuda:{}: out of memory: {} bytes were asked for, {} of {} are free, {} are in use here", index_, size_bytes,
+         free_bytes, total_bytes, reserved_bytes_ - cached_bytes_);
+  }
+  check_cuda(status, "allocating device memory");
+  reserved_bytes_ += size_bytes;
+  peak_bytes_ = std::max(peak_bytes_, reserved_bytes_);
+  return block;
+}
+
+/// cudaFree waits for the work that may still use a block.
+void CudaMemory::release_cached() {
+  for (const auto& [size, block] : cached_) {
+    cudaFree(block);
+    reserved_bytes_ -= size;
+  }
+  cached_.clear();
+  cached_bytes_ = 0;
+}
+
+void CudaMemory::give_back(void* block, int64_t size_bytes) {
+  const std::lock_guard lock(mutex_);
+  cached_.emplace(size_bytes, block);
+  cached_bytes_ += size_bytes;
+}
+
+int64_t CudaMemory::reserved_bytes() const {
+  const std::lock_guard lock(mutex_);
+  return reserved_bytes_;
+}
+
+int64_t CudaMemory::peak_bytes() const {
+  const std::lock_guard lock(mutex_);
+  return peak_bytes_;
+}
+
+}  // namespace nibble::device

@@ -1,0 +1,107 @@
+// Names of devices; what a GPU keeps and copies, where there is one.
+#include "device/cuda.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "base/error.h"
+#include "device/device.h"
+
+namespace nibble::device {
+namespace {
+
+TEST(Device, NamesGoBothWays) {
+  EXPECT_EQ(to_string(parse_device("cpu")), "cpu");
+  EXPECT_EQ(to_string(parse_device("cuda")), "cuda:0");
+  EXPECT_EQ(to_string(parse_device("cuda:3")), "cuda:3");
+  for (const char* name : {"", "gpu", "cuda:", "cuda:-1", "cuda:1x", "cuda:99999999999", "CPU"})
+    EXPECT_THROW(parse_device(name), Error) << name;
+}
+
+TEST(Cuda, SaysWhatIsMissing) {
+  const CudaSupport support = describe_cuda();
+  if (support.missing.empty()) {
+    EXPECT_FALSE(support.devices.empty());
+    EXPECT_GE(support.devices[0].memory_bytes, int64_t{1} << 30);
+    try {
+      open_cuda(static_cast<int>(support.devices.size()));
+      FAIL() << "opened a GPU that is not there";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
+    }
+    return;
+  }
+  EXPECT_TRUE(support.devices.empty());
+  try {
+    open_cuda(0);
+    FAIL() << "opened a GPU although: " << support.missing;
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::device);
+    EXPECT_NE(std::string(error.what()).find(support.missing), std::string::npos);
+  }
+}
+
+class CudaStreamTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const CudaSupport support = describe_cuda();
+    if (!support.missing.empty()) GTEST_SKIP() << support.missing;
+    stream = open_cuda(0);
+  }
+  std::shared_ptr<CudaStream> stream;
+};
+
+TEST_F(CudaStreamTest, CopiesEveryByte) {
+  ThreadPool pool(3);
+  for (const int64_t size : {1, 4097, (16 << 20) + 3, 100 << 20}) {
+    std::vector<uint8_t> from(static_cast<size_t>(size)), to(from.size());
+    for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<uint8_t>(i * 2654435761u >> 24);
+    const auto memory = stream->allocate(size);
+    stream->upload(memory.get(), from.data(), size, &pool);
+    stream->download(to.data(), memory.get(), size);
+    EXPECT_EQ(std::memcmp(from.data(), to.data(), from.size()), 0) << size;
+  }
+}
+
+TEST_F(CudaStreamTest, ReusesMemory) {
+  void* first = stream->allocate(1 << 20).get();
+  EXPECT_EQ(stream->allocate(1 << 20).get(), first);
+  EXPECT_EQ(stream->reserved_bytes(), 1 << 20);
+}
+
+TEST_F(CudaStreamTest, OutOfMemoryNamesTheNumbersAndTheStreamGoesOn) {
+  std::vector<std::shared_ptr<void>> held;
+  try {
+    for (int i = 0; i < 100000; ++i) held.push_back(stream->allocate(int64_t{3} << 30));
+    FAIL() << "no end of memory";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::out_of_memory);
+    EXPECT_NE(std::string(error.what()).find("3221225472"), std::string::npos) << error.what();
+  }
+  held.clear();
+  int value = 7, found = 0;
+  const auto memory = stream->allocate(stream->description().memory_bytes / 2);  // the cached blocks are given up
+  stream->upload(memory.get(), &value, sizeof value);
+  stream->download(&found, memory.get(), sizeof found);
+  EXPECT_EQ(found, 7);
+}
+
+TEST_F(CudaStreamTest, GraphsRepeatTheirWork) {
+  const auto pinned = stream->allocate_pinned(4), device = stream->allocate(4), back = stream->allocate_pinned(4);
+  auto& in = *static_cast<volatile int*>(pinned.get());
+  auto& out = *static_cast<volatile int*>(back.get());
+  const auto graph = stream->capture([&] {
+    stream->copy(device.get(), pinned.get(), 4);
+    stream->copy(back.get(), device.get(), 4);
+  });
+  for (const int value : {3, 5, 8}) {
+    in = value;
+    graph->launch();
+    stream->synchronize();
+    EXPECT_EQ(out, value);
+  }
+}
+
+}  // namespace
+}  // namespace nibble::device
