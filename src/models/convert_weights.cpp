@@ -13,9 +13,14 @@ namespace {
 /// A parameter that goes into the file: tied ones only once, unless they are quantized apart from their twin.
 struct Parameter {
   std::string module;
-  std::string name;  // in the file
-  Shape shape;
+  std::string name;
+  std::string file_module;  // the names to write under
+  std::string file_name;
+  Shape shape;  // (in, out) of a Conv1D
   bool is_linear_weight;
+  bool is_transposed;
+
+  Shape quantized_shape() const { return is_transposed ? Shape{shape[1], shape[0]} : shape; }
 };
 
 std::vector<Parameter> stored_parameters(const ModelSpec& spec, const QuantizationPlan& plan) {
@@ -26,7 +31,9 @@ std::vector<Parameter> stored_parameters(const ModelSpec& spec, const Quantizati
       const bool is_linear_weight = module.kind == ModuleKind::linear && parameter.name == "weight";
       const bool is_twin = resolve_tied(spec, name) != name;
       if (is_twin && !(is_linear_weight && plan.is_quantized(path))) continue;
-      result.push_back({path, name, parameter.shape, is_linear_weight});
+      const std::string file_name = stored_name(spec, name);
+      result.push_back({path, name, file_name.substr(0, file_name.size() - parameter.name.size() - 1), file_name,
+                        parameter.shape, is_linear_weight, is_linear_weight && module.is_transposed});
     }
   });
   return result;
@@ -141,12 +148,12 @@ std::vector<PlannedTensor> plan_quantized(const ModelSpec& spec, const Quantizat
   std::vector<PlannedTensor> tensors;
   for (const Parameter& parameter : stored_parameters(spec, plan)) {
     if (!parameter.is_linear_weight || !plan.is_quantized(parameter.module)) {
-      tensors.push_back({parameter.name, dtype, parameter.shape});
+      tensors.push_back({parameter.file_name, dtype, parameter.shape});
     } else if (plan.config.load_in_8bit) {
-      plan_int8(parameter.module, parameter.name, parameter.shape, tensors);
+      plan_int8(parameter.file_module, parameter.file_name, parameter.quantized_shape(), tensors);
     } else {
-      const ops::Tensor4Bit weight = blueprint(plan.config, parameter.shape, dtype);
-      plan_4bit(parameter.name, weight, state_json_room(weight), plan.config.bnb_4bit_quant_storage, tensors);
+      const ops::Tensor4Bit weight = blueprint(plan.config, parameter.quantized_shape(), dtype);
+      plan_4bit(parameter.file_name, weight, state_json_room(weight), plan.config.bnb_4bit_quant_storage, tensors);
     }
   }
   return tensors;
@@ -161,18 +168,19 @@ int64_t write_quantized(const ModelSpec& spec, const Checkpoint& checkpoint, con
     steps.next();
     const bool wants_quantized = parameter.is_linear_weight && plan.is_quantized(parameter.module);
     const std::string& original = wants_quantized ? resolve_tied(spec, parameter.name) : parameter.name;
-    const StoredWeight stored = find_stored(checkpoint, spec, original, parameter.shape);
+    const StoredWeight stored = find_stored(checkpoint, spec, original, parameter.shape, parameter.is_transposed);
     if (stored.is_quantized())
       fail(ErrorCode::invalid_argument, "tensor '{}' is quantized already; expected a plain checkpoint", stored.name);
-    const Tensor tensor = checkpoint.get(stored.name).to(dtype);
+    Tensor tensor = checkpoint.get(stored.name).to(dtype);
     if (!wants_quantized) {
-      writer.write(parameter.name, tensor.bytes());
+      writer.write(parameter.file_name, tensor.bytes());
     } else {
+      if (parameter.is_transposed) tensor = tensor.transposed();
       const nn::Weight weight = quantize_weight(backend, tensor, plan.config);
       if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight))
-        write_4bit(parameter.name, packed->weight, state_json_room(packed->weight), writer);
+        write_4bit(parameter.file_name, packed->weight, state_json_room(packed->weight), writer);
       else
-        write_int8(parameter.module, parameter.name, std::get<nn::WeightInt8>(weight).weight, writer);
+        write_int8(parameter.file_module, parameter.file_name, std::get<nn::WeightInt8>(weight).weight, writer);
       ++quantized;
     }
     checkpoint.release(stored.name);
@@ -184,7 +192,7 @@ int64_t write_quantized(const ModelSpec& spec, const Checkpoint& checkpoint, con
 std::vector<PlannedTensor> plan_dequantized(const ModelSpec& spec, DType dtype) {
   std::vector<PlannedTensor> tensors;
   for (const Parameter& parameter : stored_parameters(spec, {}))
-    tensors.push_back({parameter.name, dtype, parameter.shape});
+    tensors.push_back({parameter.file_name, dtype, parameter.shape});
   return tensors;
 }
 
@@ -195,7 +203,7 @@ int64_t write_dequantized(const ModelSpec& spec, const Checkpoint& checkpoint, D
   int64_t dequantized = 0;
   for (const Parameter& parameter : parameters) {
     steps.next();
-    const StoredWeight stored = find_stored(checkpoint, spec, parameter.name, parameter.shape);
+    const StoredWeight stored = find_stored(checkpoint, spec, parameter.name, parameter.shape, parameter.is_transposed);
     Tensor tensor;
     if (!stored.is_quantized()) {
       tensor = checkpoint.get(stored.name).to(dtype);
@@ -205,9 +213,10 @@ int64_t write_dequantized(const ModelSpec& spec, const Checkpoint& checkpoint, D
         tensor = ops::dequantize_4bit(backend, packed->weight, dtype);
       else
         tensor = ops::dequantize_int8(backend, std::get<nn::WeightInt8>(weight).weight, dtype);
+      if (parameter.is_transposed) tensor = tensor.transposed();
       ++dequantized;
     }
-    writer.write(parameter.name, tensor.bytes());
+    writer.write(parameter.file_name, tensor.bytes());
     checkpoint.release(stored.name);
   }
   steps.finish();
@@ -220,11 +229,11 @@ std::vector<PlannedTensor> plan_saved(const ModelSpec& spec, const Weights& weig
     const nn::Weight& weight = weights.get(parameter.name);
     if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight)) {
       const auto json_bytes = static_cast<int64_t>(quant_state_json(stored_state(packed->weight)).size());
-      plan_4bit(parameter.name, packed->weight, json_bytes, weights.plan().config.bnb_4bit_quant_storage, tensors);
+      plan_4bit(parameter.file_name, packed->weight, json_bytes, weights.plan().config.bnb_4bit_quant_storage, tensors);
     } else if (std::holds_alternative<nn::WeightInt8>(weight)) {
-      plan_int8(parameter.module, parameter.name, parameter.shape, tensors);
+      plan_int8(parameter.file_module, parameter.file_name, parameter.quantized_shape(), tensors);
     } else {
-      tensors.push_back({parameter.name, weights.dtype(), parameter.shape});
+      tensors.push_back({parameter.file_name, weights.dtype(), parameter.shape});
     }
   }
   return tensors;
@@ -236,11 +245,12 @@ void write_saved(const ModelSpec& spec, const Weights& weights, SafetensorsWrite
     const nn::Weight& weight = weights.get(parameter.name);
     if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight)) {
       const auto json_bytes = static_cast<int64_t>(quant_state_json(stored_state(packed->weight)).size());
-      write_4bit(parameter.name, packed->weight, json_bytes, writer);
+      write_4bit(parameter.file_name, packed->weight, json_bytes, writer);
     } else if (const auto* rows = std::get_if<nn::WeightInt8>(&weight)) {
-      write_int8(parameter.module, parameter.name, rows->weight, writer);
+      write_int8(parameter.file_module, parameter.file_name, rows->weight, writer);
     } else {
-      writer.write(parameter.name, std::get<nn::DenseWeight>(weight).weight.bytes());
+      const Tensor& plain = std::get<nn::DenseWeight>(weight).weight;
+      writer.write(parameter.file_name, (parameter.is_transposed ? plain.transposed() : plain).bytes());
     }
   }
 }

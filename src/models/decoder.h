@@ -36,6 +36,9 @@ class Workspace {
   std::vector<Tensor> buffers_;
 };
 
+struct Layer;
+struct Pass;
+
 /// A model in memory. Immutable after loading, except that passes share its threads: one at a time.
 class Decoder {
  public:
@@ -60,12 +63,8 @@ class Decoder {
                bool all_logits, bool batch_invariant) const;
 
  private:
-  struct Layer;
-  struct Pass;
-  void build_layers();
   void fill_angles(Pass& pass) const;
-  void run_attention(Pass& pass, const Layer& layer, size_t index) const;
-  void run_mlp(Pass& pass, const Layer& layer) const;
+  void embed(Pass& pass, const int32_t* ids) const;
   void run_head(Pass& pass, float* logits, bool all_logits) const;
 
   ModelSpec spec_;
@@ -75,9 +74,10 @@ class Decoder {
   ModelSummary summary_;
   std::vector<nn::Rope> ropes_;
   std::vector<Layer> layers_;
-  nn::Norm final_norm_;
-  nn::Linear head_;
-  Tensor embed_;
+  std::optional<nn::Norm> embed_norm_, final_norm_;
+  nn::Linear project_in_, project_out_, head_;
+  Tensor embed_;      // (vocab, embedding width)
+  Tensor positions_;  // (positions, hidden), or empty
 };
 
 /// Reads config.json and the weights of a directory, quantizing on the way. Errors: as AutoModelForCausalLM.

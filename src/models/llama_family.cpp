@@ -10,13 +10,13 @@
 namespace nibble::models {
 namespace {
 
-struct Sizes {
+struct LlamaSizes {
   int64_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab;
   double eps;
 };
 
-Sizes read_sizes(const ConfigReader& config, const LlamaFamily& family) {
-  Sizes s{};
+LlamaSizes read_llama_sizes(const ConfigReader& config, const LlamaFamily& family) {
+  LlamaSizes s{};
   s.hidden = config.integer("hidden_size", 1, kMaxWidth);
   s.intermediate = config.integer("intermediate_size", 1, kMaxWidth);
   s.layers = config.integer("num_hidden_layers", 1, kMaxLayers);
@@ -35,7 +35,7 @@ Sizes read_sizes(const ConfigReader& config, const LlamaFamily& family) {
   return s;
 }
 
-ModuleSpec attention_tree(const Sizes& s, const LlamaFamily& family) {
+ModuleSpec attention_tree(const LlamaSizes& s, const LlamaFamily& family) {
   const int64_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
   std::vector<ModuleSpec> children{
       linear("q_proj", s.hidden, q, family.has_qkv_bias), linear("k_proj", s.hidden, kv, family.has_qkv_bias),
@@ -47,7 +47,7 @@ ModuleSpec attention_tree(const Sizes& s, const LlamaFamily& family) {
   return container("self_attn", family.name + "Attention", std::move(children));
 }
 
-ModuleSpec layer_tree(std::string index, const Sizes& s, const LlamaFamily& family, const std::string& act_class) {
+ModuleSpec layer_tree(std::string index, const LlamaSizes& s, const LlamaFamily& family, const std::string& act_class) {
   ModuleSpec mlp = container(
       "mlp", family.name + "MLP",
       {linear("gate_proj", s.hidden, s.intermediate, family.has_mlp_bias),
@@ -59,7 +59,7 @@ ModuleSpec layer_tree(std::string index, const Sizes& s, const LlamaFamily& fami
        rms_norm("post_attention_layernorm", family.name + "RMSNorm", s.hidden, s.eps)});
 }
 
-ModuleSpec model_tree(const ConfigReader& config, const Sizes& s, const LlamaFamily& family, int64_t rotary_dim,
+ModuleSpec model_tree(const ConfigReader& config, const LlamaSizes& s, const LlamaFamily& family, int64_t rotary_dim,
                       const std::string& act_class) {
   std::vector<ModuleSpec> layers;
   for (int64_t i = 0; i < s.layers; ++i) layers.push_back(layer_tree(std::to_string(i), s, family, act_class));
@@ -72,7 +72,7 @@ ModuleSpec model_tree(const ConfigReader& config, const Sizes& s, const LlamaFam
   return container("", family.name + "ForCausalLM", {std::move(model), linear("lm_head", s.hidden, s.vocab, false)});
 }
 
-LayerSpec layer_spec(const Sizes& s, const LlamaFamily& family, const ActivationName& act, int64_t index) {
+LayerSpec layer_spec(const LlamaSizes& s, const LlamaFamily& family, const ActivationName& act, int64_t index) {
   LayerSpec layer;
   layer.attention_norm = {.module = "input_layernorm", .eps = s.eps};
   layer.mlp_norm = {.module = "post_attention_layernorm", .eps = s.eps};
@@ -85,6 +85,7 @@ LayerSpec layer_spec(const Sizes& s, const LlamaFamily& family, const Activation
   layer.attention.heads = s.heads;
   layer.attention.kv_heads = s.kv_heads;
   layer.attention.head_dim = s.head_dim;
+  layer.attention.rope = 0;
   layer.attention.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(s.head_dim)));
   if (!family.windows.empty()) layer.attention.window = family.windows[static_cast<size_t>(index)];
   layer.mlp = {.gate = "mlp.gate_proj",
@@ -98,13 +99,13 @@ LayerSpec layer_spec(const Sizes& s, const LlamaFamily& family, const Activation
 }  // namespace
 
 ModelSpec build_llama_family(const ConfigReader& config, const LlamaFamily& family) {
-  const Sizes s = read_sizes(config, family);
+  const LlamaSizes s = read_llama_sizes(config, family);
   const ActivationName& act = read_activation(config, "hidden_act", "silu");
   ModelSpec spec;
   spec.architecture = family.name + "ForCausalLM";
   spec.max_position_embeddings =
       config.integer_or("max_position_embeddings", family.default_max_positions, 1, kMaxPositions);
-  spec.ropes.push_back(read_rope(config, s.head_dim, spec.max_position_embeddings, 10000));
+  spec.ropes.push_back(read_rope(config, s.head_dim, spec.max_position_embeddings));
   if (spec.ropes[0].kind == nn::RopeKind::dynamic)  // made to run past the trained length
     spec.max_position_embeddings =
         static_cast<int64_t>(static_cast<double>(spec.max_position_embeddings) * std::max(1.0, spec.ropes[0].factor));

@@ -11,15 +11,13 @@
 #include "models/decoder.h"
 #include "models/registry.h"
 #include "models/summary.h"
+#include "models/tiny_models.h"
 
 namespace nibble::models {
 namespace {
 
 namespace fs = std::filesystem;
 const fs::path kModels = fs::path(NIBBLE_TEST_DATA) / "models";
-const char* const kNames[] = {"llama",         "llama-bias",   "llama-odd",  "llama-linear",
-                              "llama-dynamic", "llama-llama3", "llama-yarn", "mistral-window",
-                              "qwen2",         "qwen2-window", "qwen3"};
 
 Json llama_config() { return read_json(kModels / "llama" / "config.json"); }
 
@@ -33,7 +31,9 @@ BitsAndBytesConfig quantization(const std::string& key) {
 }
 
 TEST(Summary, TreeFootprintAndParametersAsTransformers) {
-  for (const std::string name : kNames) {
+  const auto names = testing::tiny_models("expected.json");
+  ASSERT_GE(names.size(), 20u);
+  for (const std::string& name : names) {
     const Json expected = read_json(kModels / name / "expected.json");
     const Json config = read_json(kModels / name / "config.json");
     for (const std::string key : {"float", "4bit", "8bit", "4bit_skip"}) {
@@ -42,6 +42,11 @@ TEST(Summary, TreeFootprintAndParametersAsTransformers) {
       EXPECT_EQ(summary.tree, expected[key]["tree"].get<std::string>());
       EXPECT_EQ(summary.memory_footprint_bytes, expected[key]["memory_footprint_bytes"].get<int64_t>());
       EXPECT_EQ(summary.num_parameters, expected[key]["num_parameters"].get<int64_t>());
+    }
+    if (expected.contains("skipped_modules")) {
+      EXPECT_EQ(default_skipped_modules(build_spec(config, name)),
+                expected["skipped_modules"].get<std::vector<std::string>>())
+          << name;
     }
   }
 }
@@ -175,7 +180,7 @@ QuantizationPlan quantize_into(const fs::path& out, const std::string& model, co
 const std::vector<int32_t> kIds{5, 17, 100, 31, 8, 64, 120, 9};
 
 TEST(Convert, QuantizedFilesEqualQuantizingOnLoad) {
-  for (const std::string model : {"llama", "llama-odd", "qwen2"}) {
+  for (const std::string model : {"llama", "llama-odd", "qwen2", "gpt2", "gpt-neox", "opt-350m"}) {
     for (const bool is_int8 : {false, true}) {
       for (const bool has_quantized_head : {false, true}) {
         SCOPED_TRACE(model + (is_int8 ? " int8" : " nf4") + (has_quantized_head ? " with head" : ""));

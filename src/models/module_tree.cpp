@@ -25,7 +25,7 @@ std::string indented(const std::string& text) {
 
 std::string repr(const std::string& path, const ModuleSpec& module, const ClassOf& class_of) {
   const std::string name = class_of(path, module);
-  if (module.children.empty()) return name + "(" + module.detail + ")";
+  if (module.children.empty()) return leaf_repr(module, name);
   std::string lines;
   const auto add = [&](const std::string& label, const std::string& text) {
     lines += "  (" + label + "): " + indented(text) + "\n";
@@ -65,6 +65,11 @@ const ModuleSpec* find_module(const ModelSpec& spec, std::string_view path) {
   return module;
 }
 
+std::string leaf_repr(const ModuleSpec& module, const std::string& class_name) {
+  const bool is_renamed = class_name != module.class_name && !module.quantized_detail.empty();
+  return class_name + "(" + (is_renamed ? module.quantized_detail : module.detail) + ")";
+}
+
 std::string join(const std::string& path, const std::string& name) { return path.empty() ? name : path + "." + name; }
 
 std::string print_tree(const ModelSpec& spec, const ClassOf& class_of) { return repr("", spec.root, class_of); }
@@ -82,6 +87,24 @@ ModuleSpec container(std::string name, std::string class_name, std::vector<Modul
   module.class_name = std::move(class_name);
   module.children = std::move(children);
   return module;
+}
+
+ModuleSpec conv1d(std::string name, int64_t in_features, int64_t out_features) {
+  ModuleSpec module;
+  module.kind = ModuleKind::linear;
+  module.name = std::move(name);
+  module.class_name = "Conv1D";
+  module.detail = fmt::format("nf={}, nx={}", out_features, in_features);
+  module.quantized_detail = fmt::format("in_features={}, out_features={}, bias=True", in_features, out_features);
+  module.parameters = {{"weight", {in_features, out_features}}, {"bias", {out_features}}};
+  module.is_transposed = true;
+  return module;
+}
+
+Shape weight_shape(const ModuleSpec& linear) {
+  Shape shape = linear.parameters[0].shape;
+  if (linear.is_transposed) std::swap(shape[0], shape[1]);
+  return shape;
 }
 
 ModuleSpec linear(std::string name, int64_t in_features, int64_t out_features, bool has_bias) {
@@ -118,13 +141,39 @@ ModuleSpec rms_norm(std::string name, std::string class_name, int64_t size, doub
   return module;
 }
 
-ModuleSpec plain_module(std::string name, std::string class_name, std::vector<BufferSpec> buffers) {
+ModuleSpec layer_norm(std::string name, int64_t size, double eps, Affine affine) {
+  ModuleSpec module;
+  module.kind = ModuleKind::norm;
+  module.name = std::move(name);
+  module.class_name = "LayerNorm";
+  module.detail =
+      fmt::format("({},), eps={}, elementwise_affine={}, bias={}", size, python_float(eps),
+                  affine == Affine::none ? "False" : "True", affine == Affine::weight_and_bias ? "True" : "False");
+  if (affine != Affine::none) module.parameters.push_back({"weight", {size}});
+  if (affine == Affine::weight_and_bias) module.parameters.push_back({"bias", {size}});
+  return module;
+}
+
+ModuleSpec dropout(std::string name, double p) {
+  ModuleSpec module = plain_module(std::move(name), "Dropout");
+  module.detail = fmt::format("p={}, inplace=False", python_float(p));
+  return module;
+}
+
+ModuleSpec plain_module(std::string name, std::string_view class_name, std::vector<BufferSpec> buffers) {
   ModuleSpec module;
   module.kind = ModuleKind::other;
   module.name = std::move(name);
-  module.class_name = std::move(class_name);
+  module.class_name = class_name;
   module.buffers = std::move(buffers);
   return module;
+}
+
+std::string stored_name(const ModelSpec& spec, const std::string& name) {
+  for (const auto& [ours, theirs] : spec.aliases)
+    if (name.starts_with(ours) && name.size() > ours.size() && name[ours.size()] == '.')
+      return theirs + name.substr(ours.size());
+  return name;
 }
 
 const std::string& resolve_tied(const ModelSpec& spec, const std::string& name) {

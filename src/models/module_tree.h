@@ -22,6 +22,10 @@ std::string join(const std::string& path, const std::string& name);
 std::string print_tree(const ModelSpec& spec,
                        const std::function<std::string(const std::string& path, const ModuleSpec& module)>& class_of);
 
+/// "Linear4bit(in_features=...)": a module without children under the name of its class, or of the one that replaces
+/// it.
+std::string leaf_repr(const ModuleSpec& module, const std::string& class_name);
+
 /// As Python's repr of a float: shortest digits, ".0" for whole numbers.
 std::string python_float(double value);
 

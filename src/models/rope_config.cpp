@@ -67,7 +67,8 @@ void read_longrope(const ConfigReader& rope, nn::RopeSpec& spec) {
 
 }  // namespace
 
-nn::RopeSpec read_rope(const ConfigReader& config, int64_t head_dim, int64_t max_positions, double default_theta) {
+nn::RopeSpec read_rope(const ConfigReader& config, int64_t head_dim, int64_t max_positions,
+                       const RopeDefaults& defaults) {
   const Json* object = config.find_object("rope_scaling");
   if (!object) object = config.find_object("rope_parameters");
   static const Json kNone = Json::object();
@@ -75,10 +76,10 @@ nn::RopeSpec read_rope(const ConfigReader& config, int64_t head_dim, int64_t max
 
   nn::RopeSpec spec;
   spec.kind = kind_of(rope);
-  spec.theta =
-      rope.find_number("rope_theta", 1e-3, 1e18).value_or(config.number_or("rope_theta", default_theta, 1e-3, 1e18));
-  const auto share =
-      rope.find_number("partial_rotary_factor", 0, 1).value_or(config.number_or("partial_rotary_factor", 1, 0, 1));
+  spec.theta = rope.find_number("rope_theta", 1e-3, 1e18)
+                   .value_or(config.number_or(defaults.theta_key, defaults.theta, 1e-3, 1e18));
+  const auto share = rope.find_number("partial_rotary_factor", 0, 1)
+                         .value_or(config.number_or(defaults.share_key, defaults.share, 0, 1));
   spec.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * share);
   if (spec.rotary_dim < 2 || spec.rotary_dim % 2 != 0)
     config.refuse("head_dim", fmt::format("{} rotating dimensions", spec.rotary_dim), "an even number, at least 2");

@@ -6,7 +6,16 @@
 
 namespace nibble::models {
 
-/// `head_dim` times partial_rotary_factor dimensions rotate. Errors: corrupt_file (a key), unsupported (a rope_type).
-nn::RopeSpec read_rope(const ConfigReader& config, int64_t head_dim, int64_t max_positions, double default_theta);
+/// An architecture's defaults, and what its config called the two before rope_parameters.
+struct RopeDefaults {
+  double theta = 10000;
+  double share = 1;  // of head_dim that rotates
+  std::string_view theta_key = "rope_theta";
+  std::string_view share_key = "partial_rotary_factor";
+};
+
+/// Errors: corrupt_file (a key), unsupported (a rope_type).
+nn::RopeSpec read_rope(const ConfigReader& config, int64_t head_dim, int64_t max_positions,
+                       const RopeDefaults& defaults = {});
 
 }  // namespace nibble::models

@@ -58,11 +58,11 @@ ModelSummary summarize(const ModelSpec& spec, const QuantizationPlan& plan, DTyp
     ModuleInfo info;
     info.name = path;
     info.class_name = class_name(plan, path, module);
-    info.repr = module.children.empty() ? info.class_name + "(" + module.detail + ")" : info.class_name;
+    info.repr = module.children.empty() ? leaf_repr(module, info.class_name) : info.class_name;
     for (const ParameterSpec& parameter : module.parameters) {
       const std::string name = join(path, parameter.name);
       if (parameter.name == "weight" && plan.is_quantized(path)) {
-        counter.add_quantized(info, parameter.shape);
+        counter.add_quantized(info, weight_shape(module));
         continue;
       }
       if (info.dtype.empty()) info.dtype = name_of(dtype);
@@ -74,8 +74,8 @@ ModelSummary summarize(const ModelSpec& spec, const QuantizationPlan& plan, DTyp
     const bool is_head = resolve_tied(spec, spec.head + ".weight") == path + ".weight";
     if (module.kind != ModuleKind::embedding || is_head) summary.decode_bytes += info.size_bytes;
     for (const BufferSpec& buffer : module.buffers) {
-      info.size_bytes += buffer.count * size_of(DType::f32);
-      summary.memory_footprint_bytes += buffer.count * size_of(DType::f32);
+      info.size_bytes += buffer.count * size_of(buffer.dtype);
+      summary.memory_footprint_bytes += buffer.count * size_of(buffer.dtype);
     }
     summary.modules.push_back(std::move(info));
   });

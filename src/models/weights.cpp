@@ -15,9 +15,17 @@ bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 
 
 /// The name under which the checkpoint holds a parameter: base models are saved without the prefix.
 const TensorInfo* find_info(const Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name) {
-  if (const TensorInfo* info = checkpoint.find(name)) return info;
-  if (name.starts_with(spec.base_prefix)) return checkpoint.find(name.substr(spec.base_prefix.size()));
+  for (const std::string& candidate : {name, stored_name(spec, name)}) {
+    if (const TensorInfo* info = checkpoint.find(candidate)) return info;
+    if (!candidate.starts_with(spec.base_prefix)) continue;
+    if (const TensorInfo* info = checkpoint.find(candidate.substr(spec.base_prefix.size()))) return info;
+  }
   return nullptr;
+}
+
+Shape swapped_if(bool is_swapped, Shape shape) {
+  if (is_swapped) std::swap(shape[0], shape[1]);
+  return shape;
 }
 
 void check_shape(const std::string& name, const Shape& found, const Shape& expected) {
@@ -46,17 +54,17 @@ std::vector<std::string> unused_tensors(const Checkpoint& checkpoint, const Mode
 }  // namespace
 
 StoredWeight find_stored(const Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name,
-                         const Shape& shape) {
+                         const Shape& shape, bool is_transposed) {
   const TensorInfo* info = find_info(checkpoint, spec, name);
   if (!info)
     fail(ErrorCode::corrupt_file, "tensor '{}' is missing; expected shape {} from config.json", name, to_string(shape));
   StoredWeight stored{info->name, {}, {}};
   if (info->dtype == DType::i8 && (stored.rows = find_int8(checkpoint, info->name))) {
-    check_shape(info->name, stored.rows->values.shape(), shape);
+    check_shape(info->name, stored.rows->values.shape(), swapped_if(is_transposed, shape));
     return stored;
   }
   if (info->shape != shape && (stored.packed = find_4bit(checkpoint, info->name))) {
-    check_shape(info->name, stored.packed->shape, shape);
+    check_shape(info->name, stored.packed->shape, swapped_if(is_transposed, shape));
     return stored;
   }
   check_shape(info->name, info->shape, shape);
@@ -134,13 +142,15 @@ class WeightLoader {
       return;
     }
     weights_.names_.push_back(name);
-    weights_.parameters_[name] = is_weight ? linear_weight(path, original, parameter.shape, wants_quantized)
+    weights_.parameters_[name] = is_weight ? linear_weight(path, module, original, wants_quantized)
                                            : nn::DenseWeight{dense(name, parameter.shape)};
     if (options_.progress) options_.progress("loading", std::min(done_, total_), total_);
   }
 
-  nn::Weight linear_weight(const std::string& path, const std::string& name, const Shape& shape, bool wants_quantized) {
-    const StoredWeight stored = find_stored(checkpoint_, spec_, name, shape);
+  nn::Weight linear_weight(const std::string& path, const ModuleSpec& module, const std::string& name,
+                           bool wants_quantized) {
+    const Shape& shape = module.parameters[0].shape;
+    const StoredWeight stored = find_stored(checkpoint_, spec_, name, shape, module.is_transposed);
     if (stored.is_quantized()) {
       note(stored.name);
       weights_.plan_.quantized.insert(path);
@@ -148,9 +158,11 @@ class WeightLoader {
       if (stored.packed) weights_.plan_.config.bnb_4bit_blocksize = stored.packed->blocksize;
       return weight_from_stored(stored, weights_.plan_.config);
     }
-    if (!wants_quantized) return nn::DenseWeight{dense(name, shape)};
-    nn::Weight result =
-        quantize_weight(backend_, checkpoint_.get(stored.name).to(weights_.dtype_), weights_.plan_.config);
+    if (!wants_quantized && !module.is_transposed) return nn::DenseWeight{dense(name, shape)};
+    Tensor plain = checkpoint_.get(stored.name).to(weights_.dtype_);
+    if (module.is_transposed) plain = plain.transposed();
+    nn::Weight result = wants_quantized ? quantize_weight(backend_, plain, weights_.plan_.config)
+                                        : nn::Weight(nn::DenseWeight{std::move(plain)});
     note(stored.name);
     checkpoint_.release(stored.name);
     return result;
@@ -160,7 +172,7 @@ class WeightLoader {
   Tensor dense(const std::string& name, const Shape& shape) {
     if (const auto found = weights_.parameters_.find(name); found != weights_.parameters_.end())
       if (const auto* weight = std::get_if<nn::DenseWeight>(&found->second)) return weight->weight;
-    const StoredWeight stored = find_stored(checkpoint_, spec_, name, shape);
+    const StoredWeight stored = find_stored(checkpoint_, spec_, name, shape, false);
     if (stored.is_quantized())
       fail(ErrorCode::unsupported, "tensor '{}': found a quantized tensor, expected a plain one", stored.name);
     note(stored.name);

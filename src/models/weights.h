@@ -32,10 +32,11 @@ struct StoredWeight {
   bool is_quantized() const { return packed || rows; }
 };
 
-/// Finds parameter `name` with or without the base prefix, its shape and type checked.
-/// Errors: corrupt_file naming tensor, found and expected.
+/// Finds parameter `name` with or without the base prefix or under its alias, its shape and type checked. `shape` is
+/// that of the spec's parameter: a quantized weight `is_transposed` has its sides swapped. Errors: corrupt_file naming
+/// tensor, found and expected.
 StoredWeight find_stored(const Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name,
-                         const Shape& shape);
+                         const Shape& shape, bool is_transposed);
 
 /// `x` as the plan stores it.
 nn::Weight quantize_weight(const ops::Backend& backend, const Tensor& x, const BitsAndBytesConfig& config);

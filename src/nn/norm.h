@@ -18,5 +18,7 @@ struct Norm {
 
 /// out (rows, cols) = norm of x; out may be x.
 void run_norm(const ops::Backend& backend, const Norm& norm, const float* x, int64_t rows, float* out);
+/// out += norm of x. Errors: unsupported for a LayerNorm.
+void add_norm(const ops::Backend& backend, const Norm& norm, const float* x, int64_t rows, float* out);
 
 }  // namespace nibble::nn

@@ -7,6 +7,7 @@ Each NAME/ holds config.json and model.safetensors (bf16, run in fp32), goldens.
 left-padded batch, and logits with weights quantized and dequantized by bitsandbytes) and expected.json (printed trees,
 footprints, parameter counts, skipped modules). llama-nf4-dq/ and llama-int8/ are what save_pretrained writes.
 """
+import inspect
 import json
 import pathlib
 import shutil
@@ -17,9 +18,17 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
 
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=32)
+# What the configuration classes call the sizes of BASE.
+GPT2_NAMES = dict(hidden_size="n_embd", num_hidden_layers="n_layer", num_attention_heads="n_head",
+                  max_position_embeddings="n_positions")
+NAMES = {"GPT2": GPT2_NAMES, "Bloom": dict(num_hidden_layers="n_layer", num_attention_heads="n_head"),
+         "OPT": dict(intermediate_size="ffn_dim")}
+CLASSES = {"GPT2": "GPT2LMHeadModel"}
 BASE = dict(vocab_size=160, hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=128, pad_token_id=None, bos_token_id=1, eos_token_id=None,
             rope_parameters=dict(rope_type="default", rope_theta=10000.0))
@@ -41,18 +50,33 @@ MODELS = {
     "qwen2": ("Qwen2", dict(tie_word_embeddings=True)),
     "qwen2-window": ("Qwen2", dict(use_sliding_window=True, sliding_window=8, max_window_layers=1)),
     "qwen3": ("Qwen3", dict(head_dim=32)),
+    "gpt-neox": ("GPTNeoX", dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0,
+                                                      partial_rotary_factor=0.5))),
+    "gpt-neox-serial": ("GPTNeoX", dict(use_parallel_residual=False, attention_bias=False, hidden_act="gelu_fast",
+                                        tie_word_embeddings=True)),
+    "gpt2": ("GPT2", {}),
+    "gpt2-scaled": ("GPT2", dict(scale_attn_by_inverse_layer_idx=True, n_inner=88)),
+    "bloom": ("Bloom", dict(n_head=4)),
+    "bloom-odd": ("Bloom", dict(hidden_size=60, n_head=6, apply_residual_connection_post_layernorm=True)),
+    "opt": ("OPT", {}),
+    "opt-350m": ("OPT", dict(word_embed_proj_dim=32, do_layer_norm_before=False)),
+    "opt-plain": ("OPT", dict(enable_bias=False, layer_norm_elementwise_affine=False)),
 }
 FP4_BOUNDARIES = torch.tensor([0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333])
-SMALL = {"llama", "llama-odd", "qwen2"}  # of these, logits with quantized weights as well
+SMALL = {"llama", "llama-odd", "qwen2"} | set(list(MODELS)[11:])  # of these, logits with quantized weights as well
 
 
 def build(family, overrides, seed):
     torch.manual_seed(seed)
-    config = getattr(transformers, family + "Config")(**{**BASE, **overrides})
-    model = getattr(transformers, family + "ForCausalLM")(config).eval()
+    names = NAMES.get(family, {})
+    config_class = getattr(transformers, family + "Config")
+    base = {names.get(key, key): value for key, value in BASE.items()}
+    known = set(inspect.signature(config_class.__init__).parameters) | {"bos_token_id", "eos_token_id", "pad_token_id"}
+    config = config_class(**{**{key: value for key, value in base.items() if key in known}, **overrides})
+    model = getattr(transformers, CLASSES.get(family, family + "ForCausalLM"))(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if name.endswith("weight") and ("norm" in name or "ln_" in name):
                 parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
             else:
                 parameter.copy_((0.1 if name.endswith("bias") else 0.15) * torch.randn_like(parameter))
@@ -63,8 +87,25 @@ def load(path, **options):
     return AutoModelForCausalLM.from_pretrained(path, **options).eval()
 
 
-def linears(model, skip=("lm_head",)):
-    return [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n not in skip]
+def skipped_modules(model):
+    """The default list. transformers asks for it before it ties weights, when the head's is the last parameter."""
+    with torch.device("meta"):
+        untied = type(model)(model.config)
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.clone())
+    return sorted(get_keys_to_not_convert(untied))
+
+
+def linears(model):
+    """Every linear layer that is quantized by default. GPT-2's Conv1D holds its weight as (in, out)."""
+    skip = skipped_modules(model)
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and n not in skip]
+
+
+def through(transform, module):
+    """The module's weight after `transform` of it as (out, in)."""
+    if isinstance(module, Conv1D):
+        return transform(module.weight.data.T.contiguous()).float().T
+    return transform(module.weight.data).float()
 
 
 def replaced(path, transform):
@@ -72,7 +113,7 @@ def replaced(path, transform):
     model = load(path, dtype=torch.float32)
     with torch.no_grad():
         for _, module in linears(model):
-            module.weight.copy_(transform(module.weight.data).float())
+            module.weight.copy_(through(transform, module))
     return model
 
 
@@ -172,7 +213,7 @@ def goldens(name, path, vocab):
             tensors["logits_" + key] = logits(quantized, start)
             tensors["greedy_" + key] = greedy(quantized, [start], 32)[0]
         model = load(path, dtype=torch.float32)
-        weights = {n: m.weight.data for n, m in linears(model)}
+        weights = {n: m.weight.data.T.contiguous() if isinstance(m, Conv1D) else m.weight.data for n, m in linears(model)}
         tensors["logits_llm_int8"] = logits(with_int8_inputs(model, weights), start)
     save_file(tensors, path / "goldens.safetensors")
 
@@ -186,6 +227,8 @@ def expected(path):
         model = load(path, quantization_config=config)
         result[key] = {"tree": str(model), "memory_footprint_bytes": model.get_memory_footprint(),
                        "num_parameters": model.num_parameters()}
+        if key == "4bit":
+            result["skipped_modules"] = sorted(model.hf_quantizer.modules_to_not_convert)
     (path / "expected.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -6,8 +6,12 @@
 
 namespace nibble::models {
 
+ModelSpec bloom(const ConfigReader& config);
+ModelSpec gpt2(const ConfigReader& config);
+ModelSpec gpt_neox(const ConfigReader& config);
 ModelSpec llama(const ConfigReader& config);
 ModelSpec mistral(const ConfigReader& config);
+ModelSpec opt(const ConfigReader& config);
 ModelSpec qwen2(const ConfigReader& config);
 ModelSpec qwen3(const ConfigReader& config);
 

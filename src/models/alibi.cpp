@@ -1,0 +1,20 @@
+// The slopes, each a power in double rounded once.
+#include "models/alibi.h"
+
+#include <bit>
+#include <cmath>
+
+namespace nibble::models {
+
+std::vector<float> alibi_slopes(int64_t heads) {
+  const auto whole = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(heads)));
+  std::vector<float> slopes;
+  for (int64_t i = 1; i <= heads; ++i) {
+    const int64_t count = i <= whole ? whole : 2 * whole;
+    const int64_t power = i <= whole ? i : 2 * (i - whole) - 1;
+    slopes.push_back(static_cast<float>(std::exp2(-8.0 * static_cast<double>(power) / static_cast<double>(count))));
+  }
+  return slopes;
+}
+
+}  // namespace nibble::models

@@ -1,0 +1,121 @@
+// Attention of a layer: projections, rotation, the cache, scores, and the projection back.
+#include <array>
+
+#include "models/layer.h"
+#include "nn/kv_cache.h"
+
+namespace nibble::models {
+namespace {
+
+/// (tokens, heads, head_dim) inside rows of `stride`.
+struct Heads {
+  float* data;
+  int64_t stride;
+};
+
+struct Projected {
+  Heads q, k, v;
+};
+
+Projected project_fused(Pass& pass, const Layer& layer, const float* x) {
+  const AttentionSpec& spec = layer.spec->attention;
+  const int64_t m = pass.tokens, q_width = spec.heads * spec.head_dim, kv_width = spec.kv_heads * spec.head_dim;
+  const int64_t width = q_width + 2 * kv_width;
+  float* all = pass.get(Slot::qkv, m * width);
+  const std::array calls{nn::LinearCall{&layer.qkv, all, width}};
+  nn::run_linear(pass.backend, x, m, calls, pass.batch_invariant);
+  if (spec.qkv_groups == 1 && !layer.q_norm && !layer.k_norm)
+    return {{all, width}, {all + q_width, width}, {all + q_width + kv_width, width}};
+  float* q = pass.get(Slot::query, m * q_width);
+  float* k = pass.get(Slot::key, m * kv_width);
+  float* v = pass.get(Slot::value, m * kv_width);
+  pass.backend.kernels().split_heads(
+      pass.backend.context_for(m * width),
+      {all, m, spec.qkv_groups, spec.heads / spec.qkv_groups, spec.kv_heads / spec.qkv_groups, spec.head_dim, q, k, v});
+  return {{q, q_width}, {k, kv_width}, {v, kv_width}};
+}
+
+Projected project(Pass& pass, const Layer& layer, const float* x) {
+  if (layer.qkv.rows > 0) return project_fused(pass, layer, x);
+  const AttentionSpec& spec = layer.spec->attention;
+  const int64_t m = pass.tokens, q_width = spec.heads * spec.head_dim, kv_width = spec.kv_heads * spec.head_dim;
+  float* q = pass.get(Slot::query, m * q_width);
+  float* k = pass.get(Slot::key, m * kv_width);
+  float* v = pass.get(Slot::value, m * kv_width);
+  const std::array calls{nn::LinearCall{&layer.q, q, q_width}, nn::LinearCall{&layer.k, k, kv_width},
+                         nn::LinearCall{&layer.v, v, kv_width}};
+  nn::run_linear(pass.backend, x, m, calls, pass.batch_invariant);
+  return {{q, q_width}, {k, kv_width}, {v, kv_width}};
+}
+
+/// A norm over head_dim runs on each head, one over all heads on each token.
+void norm_heads(Pass& pass, const std::optional<nn::Norm>& norm, float* x, int64_t width) {
+  if (norm) nn::run_norm(pass.backend, *norm, x, pass.tokens * width / norm->weight.count(), x);
+}
+
+void rotate(Pass& pass, const AttentionSpec& spec, Heads x, int64_t heads) {
+  const nn::RopeSpec& rope = pass.model.ropes[*spec.rope];
+  pass.backend.kernels().rope(pass.backend.context_for(pass.tokens * heads * spec.head_dim),
+                              {x.data, x.stride, pass.cos[*spec.rope], pass.sin[*spec.rope], pass.tokens, heads,
+                               spec.head_dim, rope.rotary_dim, rope.interleaved});
+}
+
+void append(Pass& pass, const AttentionSpec& spec, const SequenceTokens& sequence, const float* x, int64_t stride,
+            void* cache) {
+  pass.backend.kernels().cache_append(pass.backend.context_for(sequence.tokens * spec.kv_heads * spec.head_dim),
+                                      {x, stride, cache, sequence.cache->dtype(), sequence.cache->capacity(),
+                                       sequence.tokens, sequence.cache->length(), spec.kv_heads, spec.head_dim});
+}
+
+/// Fills the cache and softmax(q k^T) v into `attended` (tokens, heads, head_dim).
+void attend(Pass& pass, const AttentionSpec& spec, int64_t index, const Projected& x, float* attended) {
+  const int64_t q_width = spec.heads * spec.head_dim;
+  int64_t row = 0, work = 0;
+  for (size_t s = 0; s < pass.sequences.size(); ++s) {
+    const SequenceTokens& sequence = pass.sequences[s];
+    nn::KvCache& cache = *sequence.cache;
+    append(pass, spec, sequence, x.k.data + row * x.k.stride, x.k.stride, cache.keys(index));
+    append(pass, spec, sequence, x.v.data + row * x.v.stride, x.v.stride, cache.values(index));
+    pass.attention[s] = {.q = x.q.data + row * x.q.stride,
+                         .k = cache.keys(index),
+                         .v = cache.values(index),
+                         .capacity = cache.capacity(),
+                         .tokens = sequence.tokens,
+                         .past = cache.length(),
+                         .out = attended + row * q_width};
+    row += sequence.tokens;
+    work += sequence.tokens * (cache.length() + sequence.tokens) * q_width;
+  }
+  pass.backend.kernels().attention(pass.backend.context_for(work),
+                                   {.sequences = pass.attention.data(),
+                                    .sequence_count = static_cast<int64_t>(pass.attention.size()),
+                                    .heads = spec.heads,
+                                    .kv_heads = spec.kv_heads,
+                                    .head_dim = spec.head_dim,
+                                    .q_stride = x.q.stride,
+                                    .kv_dtype = pass.cache_dtype,
+                                    .scale = spec.scale,
+                                    .softcap = spec.softcap,
+                                    .window = spec.window,
+                                    .alibi_slopes = spec.has_alibi ? pass.model.alibi_slopes.data() : nullptr});
+}
+
+}  // namespace
+
+void run_attention(Pass& pass, const Layer& layer, int64_t index, const float* x, float* sum, bool accumulate) {
+  const AttentionSpec& spec = layer.spec->attention;
+  const int64_t q_width = spec.heads * spec.head_dim;
+  const Projected projected = project(pass, layer, x);
+  norm_heads(pass, layer.q_norm, projected.q.data, q_width);
+  norm_heads(pass, layer.k_norm, projected.k.data, spec.kv_heads * spec.head_dim);
+  if (spec.rope) {
+    rotate(pass, spec, projected.q, spec.heads);
+    rotate(pass, spec, projected.k, spec.kv_heads);
+  }
+  float* attended = pass.get(Slot::attended, pass.tokens * q_width);
+  attend(pass, spec, index, projected, attended);
+  const std::array out{nn::LinearCall{&layer.out, sum, pass.model.hidden_size, accumulate}};
+  nn::run_linear(pass.backend, attended, pass.tokens, out, pass.batch_invariant);
+}
+
+}  // namespace nibble::models

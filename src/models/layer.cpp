@@ -1,0 +1,117 @@
+// Binds a layer's modules to their weights, and runs its blocks around the residual stream.
+#include "models/layer.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "base/error.h"
+#include "models/module_tree.h"
+
+namespace nibble::models {
+namespace {
+
+MlpWeights bind_mlp(const ModelSpec& model, const MlpSpec& spec, const std::string& prefix, const Weights& weights) {
+  const auto linear = [&](const std::string& name) {
+    return name.empty() ? nn::Linear{} : bind_linear(model, weights, prefix + name);
+  };
+  return {linear(spec.gate), linear(spec.up), linear(spec.gate_up), linear(spec.down)};
+}
+
+/// x after `norm`, in `slot`, or in the residual stream itself; x if there is no norm.
+const float* normed(Pass& pass, const std::optional<nn::Norm>& norm, Slot slot, bool in_place) {
+  if (!norm) return pass.hidden;
+  float* out = in_place ? pass.hidden : pass.get(slot, pass.tokens * pass.model.hidden_size);
+  nn::run_norm(pass.backend, *norm, pass.hidden, pass.tokens, out);
+  return out;
+}
+
+/// Runs a block whose result is added to the residual stream, normed by itself or with the sum if the spec says so.
+template <typename Block>
+void add_block(Pass& pass, const std::optional<nn::Norm>& out_norm, const std::optional<nn::Norm>& sum_norm,
+               const Block& block) {
+  if (out_norm) {
+    float* branch = pass.get(Slot::branch, pass.tokens * pass.model.hidden_size);
+    block(branch, false);
+    nn::add_norm(pass.backend, *out_norm, branch, pass.tokens, pass.hidden);
+  } else {
+    block(pass.hidden, true);
+  }
+  if (sum_norm) nn::run_norm(pass.backend, *sum_norm, pass.hidden, pass.tokens, pass.hidden);
+}
+
+}  // namespace
+
+std::optional<nn::Norm> bind_norm(const Weights& weights, const std::string& prefix, const NormSpec& spec) {
+  if (!spec) return std::nullopt;
+  const std::string path = prefix + spec.module;
+  nn::Norm norm;
+  norm.kind = spec.kind;
+  norm.eps = static_cast<float>(spec.eps);
+  norm.weight_offset = spec.weight_offset;
+  if (weights.contains(path + ".weight")) {
+    norm.weight = weights.dense(path + ".weight").to(DType::f32);
+  } else {
+    norm.weight = Tensor(DType::f32, {spec.size});
+    std::fill_n(norm.weight.as<float>(), spec.size, 1.0f);
+  }
+  if (weights.contains(path + ".bias")) norm.bias = weights.dense(path + ".bias").to(DType::f32);
+  return norm;
+}
+
+nn::Linear bind_linear(const ModelSpec& model, const Weights& weights, const std::string& path) {
+  const ModuleSpec* module = find_module(model, path);
+  if (!module || module->kind != ModuleKind::linear) fail(ErrorCode::internal, "no linear module '{}'", path);
+  nn::Linear layer;
+  layer.weight = weights.get(path + ".weight");
+  if (weights.contains(path + ".bias")) layer.bias = weights.dense(path + ".bias").to(DType::f32);
+  const Shape shape = weight_shape(*module);
+  layer.rows = shape[0];
+  layer.cols = shape[1];
+  return layer;
+}
+
+Layer bind_layer(const ModelSpec& model, const LayerSpec& spec, const std::string& prefix, const Weights& weights) {
+  const auto norm = [&](const NormSpec& n) { return bind_norm(weights, prefix, n); };
+  const auto linear = [&](const std::string& name) {
+    return name.empty() ? nn::Linear{} : bind_linear(model, weights, prefix + name);
+  };
+  const AttentionSpec& attention = spec.attention;
+  Layer layer{.spec = &spec,
+              .attention_norm = norm(spec.attention_norm),
+              .attention_out_norm = norm(spec.attention_out_norm),
+              .attention_sum_norm = norm(spec.attention_sum_norm),
+              .mlp_norm = norm(spec.mlp_norm),
+              .mlp_out_norm = norm(spec.mlp_out_norm),
+              .mlp_sum_norm = norm(spec.mlp_sum_norm),
+              .q_norm = norm(attention.q_norm),
+              .k_norm = norm(attention.k_norm),
+              .q = linear(attention.q),
+              .k = linear(attention.k),
+              .v = linear(attention.v),
+              .qkv = linear(attention.qkv),
+              .out = linear(attention.out),
+              .router = linear(spec.mlp.experts.router),
+              .mlps = {}};
+  const ExpertsSpec& experts = spec.mlp.experts;
+  for (int64_t e = 0; e < experts.count; ++e)
+    layer.mlps.push_back(bind_mlp(model, spec.mlp, prefix + experts.prefix + std::to_string(e) + ".", weights));
+  if (layer.mlps.empty()) layer.mlps.push_back(bind_mlp(model, spec.mlp, prefix, weights));
+  return layer;
+}
+
+void run_layer(Pass& pass, const Layer& layer, int64_t index) {
+  const LayerSpec& spec = *layer.spec;
+  const float* x = normed(pass, layer.attention_norm, Slot::normed, spec.keeps_normed);
+  const float* mlp_x = nullptr;
+  if (spec.is_parallel) mlp_x = layer.mlp_norm ? normed(pass, layer.mlp_norm, Slot::normed_mlp, false) : x;
+  add_block(pass, layer.attention_out_norm, layer.attention_sum_norm,
+            [&](float* sum, bool accumulate) { run_attention(pass, layer, index, x, sum, accumulate); });
+  if (!mlp_x) mlp_x = normed(pass, layer.mlp_norm, Slot::normed, spec.keeps_normed);
+  if (spec.mlp.experts.count > 0) return run_experts(pass, layer, mlp_x, pass.hidden);
+  add_block(pass, layer.mlp_out_norm, layer.mlp_sum_norm, [&](float* sum, bool accumulate) {
+    run_mlp(pass, layer, layer.mlps[0], mlp_x, pass.tokens, sum, accumulate);
+  });
+}
+
+}  // namespace nibble::models

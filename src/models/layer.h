@@ -1,0 +1,87 @@
+// A decoder layer with its weights, and the state of a pass that runs through it.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "models/decoder.h"
+#include "models/spec.h"
+#include "models/weights.h"
+#include "nn/linear.h"
+#include "nn/norm.h"
+
+namespace nibble::models {
+
+/// The modules of one MLP; those that the spec lacks are empty (rows == 0).
+struct MlpWeights {
+  nn::Linear gate, up, gate_up, down;
+};
+
+/// A LayerSpec bound to its weights.
+struct Layer {
+  const LayerSpec* spec;
+  std::optional<nn::Norm> attention_norm, attention_out_norm, attention_sum_norm;
+  std::optional<nn::Norm> mlp_norm, mlp_out_norm, mlp_sum_norm;
+  std::optional<nn::Norm> q_norm, k_norm;
+  nn::Linear q, k, v, qkv, out;
+  nn::Linear router;
+  std::vector<MlpWeights> mlps;  // one, or one per expert
+};
+
+/// `prefix` is the layer's: "model.layers.0.".
+Layer bind_layer(const ModelSpec& model, const LayerSpec& spec, const std::string& prefix, const Weights& weights);
+/// The norm at `prefix` + spec.module, or nothing if the spec names none.
+std::optional<nn::Norm> bind_norm(const Weights& weights, const std::string& prefix, const NormSpec& spec);
+nn::Linear bind_linear(const ModelSpec& model, const Weights& weights, const std::string& path);
+
+/// What the buffers of a workspace hold.
+enum class Slot : size_t {
+  hidden,      // (tokens, hidden): the residual stream
+  normed,      // (tokens, hidden): what a block reads
+  normed_mlp,  // the same for an MLP beside attention with a norm of its own
+  branch,      // (tokens, hidden): what a block adds, before its own norm
+  embedded,    // (tokens, embedding width), where that is not hidden
+  qkv,
+  query,
+  key,
+  value,
+  attended,
+  gate_up,
+  activated,
+  routed,     // (tokens, experts)
+  expert_in,  // (rows, hidden)
+  expert_out,
+  last,  // (sequences, hidden): the last token of each
+  projected,
+  angles,  // two for each rope, from here on
+};
+
+/// The state of one forward pass.
+struct Pass {
+  const ops::Backend& backend;
+  const ModelSpec& model;
+  std::span<const SequenceTokens> sequences;
+  Workspace& workspace;
+  int64_t tokens;
+  bool batch_invariant;
+  DType cache_dtype;
+  float* hidden = nullptr;                                 // (tokens, hidden_size)
+  std::vector<const float*> cos = {}, sin = {};            // per rope: (tokens, rotary_dim / 2)
+  std::vector<kernels::AttentionSequence> attention = {};  // per sequence
+
+  float* get(Slot slot, int64_t count) { return workspace.get(static_cast<size_t>(slot), count); }
+};
+
+/// x (tokens, hidden) through layer `index`: pass.hidden is read and added to.
+void run_layer(Pass& pass, const Layer& layer, int64_t index);
+
+// The blocks of a layer. Each adds its result to `sum` (tokens, hidden), or writes it there.
+void run_attention(Pass& pass, const Layer& layer, int64_t index, const float* x, float* sum, bool accumulate);
+void run_mlp(Pass& pass, const Layer& layer, const MlpWeights& weights, const float* x, int64_t rows, float* sum,
+             bool accumulate);
+/// Always adds.
+void run_experts(Pass& pass, const Layer& layer, const float* x, float* sum);
+
+}  // namespace nibble::models
