@@ -1,12 +1,8 @@
-// Conversions, checked sizes, the thread pool and atomic output.
+// Conversions, checked sizes and atomic output.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cmath>
 #include <fstream>
-#include <thread>
 #include <vector>
 
 #include "base/checked.h"
@@ -14,7 +10,6 @@
 #include "base/json.h"
 #include "base/output.h"
 #include "base/random.h"
-#include "base/thread_pool.h"
 
 namespace nibble {
 namespace {
@@ -61,43 +56,6 @@ TEST(Checked, OverflowThrows) {
   EXPECT_THROW(checked_mul(int64_t{1} << 40, int64_t{1} << 40, "size"), Error);
   EXPECT_THROW(checked_count(std::vector<int64_t>{3, -1}, "shape"), Error);
   EXPECT_EQ(checked_count(std::vector<int64_t>{3, 4}, "shape"), 12);
-}
-
-TEST(ThreadPool, RunsEachIndexOnceAndRethrows) {
-  ThreadPool pool(3);
-  for (int round = 0; round < 200; ++round) {
-    std::vector<std::atomic<int>> hits(97);
-    pool.parallel_for(97, [&](int64_t i, int) { hits[static_cast<size_t>(i)]++; });
-    for (auto& hit : hits) EXPECT_EQ(hit.load(), 1);
-  }
-  EXPECT_THROW(pool.parallel_for(10,
-                                 [](int64_t i, int) {
-                                   if (i == 7) throw Error(ErrorCode::io, "seven");
-                                 }),
-               Error);
-}
-
-// Plain memory written by one loop and read by the next, with pauses long enough for the workers to fall asleep and
-// with loops from two threads: what the pool must order, and what the thread sanitizer watches.
-TEST(ThreadPool, LoopsSeeWhatTheLoopBeforeWrote) {
-  ThreadPool pool(4);
-  const auto drive = [&pool] {
-    std::vector<int> values(64, 0);
-    for (int round = 1; round <= 300; ++round) {
-      if (round % 50 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
-      pool.parallel_for(64, [&](int64_t i, int) {
-        const auto at = static_cast<size_t>(i);
-        if (values[at] == round - 1) values[at] = round;
-      });
-      std::reverse(values.begin(), values.end());
-    }
-    EXPECT_EQ(std::count(values.begin(), values.end(), 300), 64);
-  };
-  std::thread other(drive);
-  drive();
-  other.join();
-  EXPECT_THROW(pool.parallel_for(64, [](int64_t, int) { throw Error(ErrorCode::io, "all"); }), Error);
-  drive();
 }
 
 TEST(Output, DirectoryAppearsOnlyOnCommit) {

@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -29,6 +30,33 @@ void relax() {
 #else
   std::this_thread::yield();
 #endif
+}
+
+/// While it lives, this thread is number `thread` of a loop.
+struct Inside {
+  explicit Inside(int thread) {
+    inside_loop = true;
+    current_thread = thread;
+  }
+  ~Inside() {
+    inside_loop = false;
+    current_thread = 0;
+  }
+  Inside(const Inside&) = delete;
+  Inside& operator=(const Inside&) = delete;
+};
+
+/// The whole loop on this thread, as the contract of run() has it: an exception waits for the indices after it.
+void run_here(int64_t count, ThreadPool::Task task, void* context, int thread) {
+  std::exception_ptr error;
+  for (int64_t i = 0; i < count; ++i) {
+    try {
+      task(context, i, thread);
+    } catch (...) {
+      if (!error) error = std::current_exception();
+    }
+  }
+  if (error) std::rethrow_exception(error);
 }
 
 // About 100 us: longer than the gap between two loops of a decode step, far shorter than a user's pause.
@@ -60,8 +88,7 @@ struct ThreadPool::State {
   std::exception_ptr error;
 
   void work(int thread) {
-    inside_loop = true;
-    current_thread = thread;
+    const Inside inside(thread);
     for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < count;
          i = next.fetch_add(1, std::memory_order_relaxed)) {
       try {
@@ -71,8 +98,6 @@ struct ThreadPool::State {
         if (!error) error = std::current_exception();
       }
     }
-    inside_loop = false;
-    current_thread = 0;
   }
 
   void worker(int thread) {
@@ -93,6 +118,16 @@ struct ThreadPool::State {
     }
   }
 
+  void finish() {
+    stop.store(true, std::memory_order_release);
+    {
+      const std::lock_guard lock(sleep);
+      generation.fetch_add(1);
+    }
+    wake.notify_all();
+    for (auto& worker : workers) worker.join();
+  }
+
   void announce() {
     generation.fetch_add(1, std::memory_order_seq_cst);
     if (sleeping.load(std::memory_order_seq_cst) > 0) {
@@ -105,28 +140,28 @@ struct ThreadPool::State {
 ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
   require(threads >= 0 && threads <= 4096, "threads: found {}, expected 0 (all) to 4096", threads);
   const int total = threads == 0 ? available_cpus() : threads;
-  for (int i = 1; i < total; ++i) state_->workers.emplace_back([this, i] { state_->worker(i); });
+  try {
+    state_->workers.reserve(static_cast<size_t>(total) - 1);
+    for (int i = 1; i < total; ++i) state_->workers.emplace_back([state = state_.get(), i] { state->worker(i); });
+  } catch (const std::system_error& error) {
+    const size_t started = state_->workers.size();
+    state_->finish();
+    fail(ErrorCode::out_of_memory, "threads: started {} of {}, the next failed: {}", started + 1, total, error.what());
+  }
 }
 
-ThreadPool::~ThreadPool() {
-  state_->stop.store(true, std::memory_order_release);
-  {
-    const std::lock_guard lock(state_->sleep);
-    state_->generation.fetch_add(1);
-  }
-  state_->wake.notify_all();
-  for (auto& worker : state_->workers) worker.join();
-}
+ThreadPool::~ThreadPool() { state_->finish(); }
 
 int ThreadPool::threads() const { return static_cast<int>(state_->workers.size()) + 1; }
 
 void ThreadPool::run(int64_t count, Task task, void* context) {
   if (count <= 0) return;
-  if (inside_loop || state_->workers.empty() || count == 1) {
-    for (int64_t i = 0; i < count; ++i) task(context, i, current_thread);
-    return;
-  }
+  if (inside_loop) return run_here(count, task, context, current_thread);
   const std::lock_guard loop(state_->one_loop);
+  if (state_->workers.empty() || count == 1) {
+    const Inside inside(0);
+    return run_here(count, task, context, 0);
+  }
   state_->count = count;
   state_->task = task;
   state_->context = context;

@@ -11,7 +11,8 @@ namespace nibble {
 /// One loop at a time: calls from several threads are serialized. A loop inside a loop runs on the calling thread.
 class ThreadPool {
  public:
-  /// `threads` includes the calling thread; 0 means one per CPU this process may use.
+  /// `threads` includes the calling thread; 0 means one per CPU this process may use. Error{out_of_memory} where the
+  /// system refuses one of them.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -21,7 +22,8 @@ class ThreadPool {
 
   using Task = void (*)(void* context, int64_t index, int thread);
   /// Calls task(context, i, thread) once for each i in [0, count); returns when all are done. An exception from a
-  /// task is rethrown here after the others have finished.
+  /// task is rethrown here after the others have finished (the first to be caught, where several throw). `thread` is
+  /// below threads(); no two calls with the same one run at a time. Inside a loop it is the outer loop's.
   void run(int64_t count, Task task, void* context);
 
   /// The same for a callable `body(int64_t index, int thread)`.
