@@ -79,9 +79,12 @@ struct Gemv4Bit {
                                       VecF (&sum)[R][M]) {
     if constexpr (T < Chunk::kParts) {
       decltype(Chunk::load_x(x)) xs[M];
+      NIBBLE_UNROLL
       for (int j = 0; j < M; ++j) xs[j] = Chunk::load_x(x + j * x_stride + T * Chunk::kPartElements);
+      NIBBLE_UNROLL
       for (int r = 0; r < R; ++r) {
         const auto part = chunk.template part<T>(w[r]);
+        NIBBLE_UNROLL
         for (int j = 0; j < M; ++j) sum[r][j] = Chunk::dot(sum[r][j], part, xs[j]);
       }
       dot_parts<R, M, T + 1>(chunk, w, x, x_stride, sum);
@@ -95,16 +98,20 @@ struct Gemv4Bit {
     const uint8_t* packed = rows.packed + c * (kChunkCodes / 2);
     Bytes w[R];
     VecF sum[R][M];
+    NIBBLE_UNROLL
     for (int r = 0; r < R; ++r) {
       const uint8_t* p = packed + r * rows.step_bytes;
       w[r] = lanes ? load_bytes(p, lanes) : load_bytes(p);
       prefetch_at(rows.packed, rows.ahead + r * rows.ahead_row + c * rows.ahead_chunk);
+      NIBBLE_UNROLL
       for (int j = 0; j < M; ++j) sum[r][j] = StepF32::zero();
     }
     dot_parts<R, M, 0>(chunk, w, x + c * kChunkElements, x_stride, sum);
     // Behind the last column x is zero: a short chunk's scales only have to exist.
+    NIBBLE_UNROLL
     for (int r = 0; r < R; ++r) {
       const VecF scale = Scales::at(rows.scales + r * rows.step_scales, c, rows.shift, lanes ? rows.last_scale : kAny);
+      NIBBLE_UNROLL
       for (int j = 0; j < M; ++j) sums[r][j] = StepF32::step(sums[r][j], sum[r][j], scale);
     }
   }
@@ -114,7 +121,9 @@ struct Gemv4Bit {
   [[gnu::noinline]] void run_rows(const Chunk& chunk, const Rows& rows, const MatmulOutput& out, int64_t n,
                                   int64_t i) const {
     VecF sums[R][M];
+    NIBBLE_UNROLL
     for (int r = 0; r < R; ++r)
+      NIBBLE_UNROLL
       for (int j = 0; j < M; ++j) sums[r][j] = StepF32::zero();
     const int64_t stride = chunks * kChunkElements, full = input->cols / kChunkCodes;
     const int64_t lanes = input->cols % kChunkCodes / 8;
@@ -123,7 +132,9 @@ struct Gemv4Bit {
     if (lanes) dot_chunk<R, M>(chunk, rows, from, stride, full, lanes, sums);
     float y[R][M];
     sum_rows(sums, y);
+    NIBBLE_UNROLL
     for (int r = 0; r < R; ++r)
+      NIBBLE_UNROLL
       for (int j = 0; j < M; ++j) put(out, i + j, n + r * rows.step, y[r][j] * rows.factor);
   }
 

@@ -69,20 +69,26 @@ struct GemvDense {
   [[gnu::noinline]] static void dot_rows(const Weight* w, int64_t step, int64_t cols, const Element* x, int64_t stride,
                                          float (&y)[R][M]) {
     VecF sum[R][M];
+    NIBBLE_UNROLL
     for (int r = 0; r < R; ++r)
+      NIBBLE_UNROLL
       for (int j = 0; j < M; ++j) sum[r][j] = StepF32::zero();
     int64_t k = 0;
     for (; k + Lanes::kElements <= cols; k += Lanes::kElements)
+      NIBBLE_UNROLL
       for (int r = 0; r < R; ++r) {
         const auto v = Lanes::load(w + r * step + k);
         prefetch_ahead(w + R * k + r * Lanes::kElements);
+        NIBBLE_UNROLL
         for (int j = 0; j < M; ++j) sum[r][j] = Lanes::dot(sum[r][j], v, x + j * stride + k);
       }
     if (k < cols)
+      NIBBLE_UNROLL
       for (int r = 0; r < R; ++r) {
         Weight tail[Lanes::kElements] = {};
         std::memcpy(tail, w + r * step + k, static_cast<size_t>(cols - k) * sizeof(Weight));
         const auto v = Lanes::load(tail);
+        NIBBLE_UNROLL
         for (int j = 0; j < M; ++j) sum[r][j] = Lanes::dot(sum[r][j], v, x + j * stride + k);
       }
     sum_rows(sum, y);
@@ -92,7 +98,9 @@ struct GemvDense {
   void run_rows(const MatmulDenseJob& job, int64_t n, int64_t step) const {
     float y[R][M];
     dot_rows<R, M>(static_cast<const Weight*>(job.w) + n * input->cols, step * input->cols, input->cols, x, stride, y);
+    NIBBLE_UNROLL
     for (int r = 0; r < R; ++r)
+      NIBBLE_UNROLL
       for (int j = 0; j < M; ++j) put(job.out, j, n + r * step, y[r][j]);
   }
 

@@ -23,16 +23,19 @@ NIBBLE_INLINE int64_t tile_begin(int64_t m, int64_t tile) { return m * tile / ti
 template <class Step, int MR>
 static void multiply_tile(const uint32_t* x, const uint32_t* panel, int64_t depth, typename Step::Lane* c) {
   typename Step::Vec sum[MR][2];
+  NIBBLE_UNROLL
   for (int i = 0; i < MR; ++i) sum[i][0] = sum[i][1] = Step::zero();
   for (int64_t k = 0; k < depth; ++k, x += MR, panel += kPanelRows) {
     const auto w0 = Step::load(panel);
     const auto w1 = Step::load(panel + kLanes);
+    NIBBLE_UNROLL
     for (int i = 0; i < MR; ++i) {
       const auto xi = Step::broadcast(x + i);
       sum[i][0] = Step::step(sum[i][0], w0, xi);
       sum[i][1] = Step::step(sum[i][1], w1, xi);
     }
   }
+  NIBBLE_UNROLL
   for (int i = 0; i < MR; ++i) {
     Step::add_to(c + i * kPanelRows, sum[i][0]);
     Step::add_to(c + i * kPanelRows + kLanes, sum[i][1]);

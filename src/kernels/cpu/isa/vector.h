@@ -31,6 +31,13 @@ using VecF = float __attribute__((vector_size(16)));
 using VecI = int32_t __attribute__((vector_size(16)));
 #endif
 
+/// In front of loops over arrays of vectors: g++ 12 keeps an array in memory whose loops it unrolls late.
+#if defined(__clang__)
+#define NIBBLE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define NIBBLE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /// What x, and dense weights, are rounded to before they are multiplied.
 enum class Rounding : uint8_t { none, bf16, f16 };
 
@@ -105,21 +112,6 @@ struct StepF32 {
   }
 #endif
 };
-
-#if defined(NIBBLE_AVX512)
-NIBBLE_INLINE float sum_of_lanes(__m512 v) {
-  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-  const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-  const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
-  return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
-}
-#elif defined(NIBBLE_AVX2)
-NIBBLE_INLINE float sum_of_lanes(__m256 v) {
-  const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
-  return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
-}
-#endif
 
 #if defined(NIBBLE_AVX512)
 
@@ -200,20 +192,27 @@ struct StepInt8 {
 #endif
 
 #if defined(NIBBLE_AVX512) || defined(NIBBLE_AVX2)
-/// Four vectors at once, each summed in the order of sum_of_lanes.
-NIBBLE_INLINE __m128 sums_of_lanes(const VecF& v0, const VecF& v1, const VecF& v2, const VecF& v3) {
-  const VecF* v[4] = {&v0, &v1, &v2, &v3};
-  __m128 quarter[4];
-  for (int i = 0; i < 4; ++i) {
+/// Lanes a quarter (AVX-512) or a half (AVX2) of the vector apart, added.
+NIBBLE_INLINE __m128 quarter_sums(VecF v) {
 #if defined(NIBBLE_AVX512)
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(*v[i]), _mm512_extractf32x8_ps(*v[i], 1));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
 #else
-    const __m256 half = *v[i];
+  const __m256 half = v;
 #endif
-    quarter[i] = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-  }
-  const __m128 first = _mm_add_ps(_mm_movelh_ps(quarter[0], quarter[1]), _mm_movehl_ps(quarter[1], quarter[0]));
-  const __m128 second = _mm_add_ps(_mm_movelh_ps(quarter[2], quarter[3]), _mm_movehl_ps(quarter[3], quarter[2]));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+NIBBLE_INLINE float sum_of_lanes(VecF v) {
+  const __m128 quarter = quarter_sums(v);
+  const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+  return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+}
+
+/// Four vectors at once, each summed in the order of sum_of_lanes.
+NIBBLE_INLINE __m128 sums_of_lanes(VecF v0, VecF v1, VecF v2, VecF v3) {
+  const __m128 a = quarter_sums(v0), b = quarter_sums(v1), c = quarter_sums(v2), d = quarter_sums(v3);
+  const __m128 first = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+  const __m128 second = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
   return _mm_add_ps(_mm_shuffle_ps(first, second, 0x88), _mm_shuffle_ps(first, second, 0xdd));
 }
 
@@ -221,13 +220,16 @@ NIBBLE_INLINE __m128 sums_of_lanes(const VecF& v0, const VecF& v1, const VecF& v
 template <int R, int M>
 NIBBLE_INLINE void sum_rows(const VecF (&v)[R][M], float (&y)[R][M]) {
   if constexpr (R == 4) {
+    NIBBLE_UNROLL
     for (int j = 0; j < M; ++j) {
       alignas(16) float sums[4];
       _mm_store_ps(sums, sums_of_lanes(v[0][j], v[1][j], v[2][j], v[3][j]));
       for (int r = 0; r < R; ++r) y[r][j] = sums[r];
     }
   } else {
+    NIBBLE_UNROLL
     for (int r = 0; r < R; ++r)
+      NIBBLE_UNROLL
       for (int j = 0; j < M; ++j) y[r][j] = sum_of_lanes(v[r][j]);
   }
 }
