@@ -122,9 +122,8 @@ struct Gemv4Bit {
                                   int64_t i) const {
     VecF sums[R][M];
     NIBBLE_UNROLL
-    for (int r = 0; r < R; ++r)
-      NIBBLE_UNROLL
-      for (int j = 0; j < M; ++j) sums[r][j] = StepF32::zero();
+    for (int r = 0; r < R; ++r) NIBBLE_UNROLL
+    for (int j = 0; j < M; ++j) sums[r][j] = StepF32::zero();
     const int64_t stride = chunks * kChunkElements, full = input->cols / kChunkCodes;
     const int64_t lanes = input->cols % kChunkCodes / 8;
     const Element* from = x + i * stride;
@@ -133,9 +132,8 @@ struct Gemv4Bit {
     float y[R][M];
     sum_rows(sums, y);
     NIBBLE_UNROLL
-    for (int r = 0; r < R; ++r)
-      NIBBLE_UNROLL
-      for (int j = 0; j < M; ++j) put(out, i + j, n + r * rows.step, y[r][j] * rows.factor);
+    for (int r = 0; r < R; ++r) NIBBLE_UNROLL
+    for (int j = 0; j < M; ++j) put(out, i + j, n + r * rows.step, y[r][j] * rows.factor);
   }
 
   /// R rows of w, from n on, with all rows of x.

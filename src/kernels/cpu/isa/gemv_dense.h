@@ -70,27 +70,24 @@ struct GemvDense {
                                          float (&y)[R][M]) {
     VecF sum[R][M];
     NIBBLE_UNROLL
-    for (int r = 0; r < R; ++r)
-      NIBBLE_UNROLL
-      for (int j = 0; j < M; ++j) sum[r][j] = StepF32::zero();
+    for (int r = 0; r < R; ++r) NIBBLE_UNROLL
+    for (int j = 0; j < M; ++j) sum[r][j] = StepF32::zero();
     int64_t k = 0;
-    for (; k + Lanes::kElements <= cols; k += Lanes::kElements)
+    for (; k + Lanes::kElements <= cols; k += Lanes::kElements) NIBBLE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const auto v = Lanes::load(w + r * step + k);
+      prefetch_ahead(w + R * k + r * Lanes::kElements);
       NIBBLE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const auto v = Lanes::load(w + r * step + k);
-        prefetch_ahead(w + R * k + r * Lanes::kElements);
-        NIBBLE_UNROLL
-        for (int j = 0; j < M; ++j) sum[r][j] = Lanes::dot(sum[r][j], v, x + j * stride + k);
-      }
-    if (k < cols)
+      for (int j = 0; j < M; ++j) sum[r][j] = Lanes::dot(sum[r][j], v, x + j * stride + k);
+    }
+    if (k < cols) NIBBLE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      Weight tail[Lanes::kElements] = {};
+      std::memcpy(tail, w + r * step + k, static_cast<size_t>(cols - k) * sizeof(Weight));
+      const auto v = Lanes::load(tail);
       NIBBLE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        Weight tail[Lanes::kElements] = {};
-        std::memcpy(tail, w + r * step + k, static_cast<size_t>(cols - k) * sizeof(Weight));
-        const auto v = Lanes::load(tail);
-        NIBBLE_UNROLL
-        for (int j = 0; j < M; ++j) sum[r][j] = Lanes::dot(sum[r][j], v, x + j * stride + k);
-      }
+      for (int j = 0; j < M; ++j) sum[r][j] = Lanes::dot(sum[r][j], v, x + j * stride + k);
+    }
     sum_rows(sum, y);
   }
 
@@ -99,9 +96,8 @@ struct GemvDense {
     float y[R][M];
     dot_rows<R, M>(static_cast<const Weight*>(job.w) + n * input->cols, step * input->cols, input->cols, x, stride, y);
     NIBBLE_UNROLL
-    for (int r = 0; r < R; ++r)
-      NIBBLE_UNROLL
-      for (int j = 0; j < M; ++j) put(job.out, j, n + r * step, y[r][j]);
+    for (int r = 0; r < R; ++r) NIBBLE_UNROLL
+    for (int j = 0; j < M; ++j) put(job.out, j, n + r * step, y[r][j]);
   }
 
   template <int M>

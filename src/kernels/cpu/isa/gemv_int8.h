@@ -41,31 +41,27 @@ template <int R, int M>
                                             int64_t stride, int32_t (&y)[R][M]) {
   VecI sum[R][M];
   NIBBLE_UNROLL
-  for (int r = 0; r < R; ++r)
-    NIBBLE_UNROLL
-    for (int j = 0; j < M; ++j) sum[r][j] = StepInt8::zero();
+  for (int r = 0; r < R; ++r) NIBBLE_UNROLL
+  for (int j = 0; j < M; ++j) sum[r][j] = StepInt8::zero();
   int64_t k = 0;
-  for (; k + kInt8Columns <= cols; k += kInt8Columns)
+  for (; k + kInt8Columns <= cols; k += kInt8Columns) NIBBLE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const VecI v = load_int8(w + r * step + k);
+    prefetch_ahead(w + R * k + r * kInt8Columns);
     NIBBLE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const VecI v = load_int8(w + r * step + k);
-      prefetch_ahead(w + R * k + r * kInt8Columns);
-      NIBBLE_UNROLL
-      for (int j = 0; j < M; ++j) sum[r][j] = StepInt8::step(sum[r][j], v, StepInt8::load(x + j * stride + k));
-    }
-  if (k < cols)
+    for (int j = 0; j < M; ++j) sum[r][j] = StepInt8::step(sum[r][j], v, StepInt8::load(x + j * stride + k));
+  }
+  if (k < cols) NIBBLE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    int8_t tail[kInt8Columns] = {};
+    std::memcpy(tail, w + r * step + k, static_cast<size_t>(cols - k));
+    const VecI v = load_int8(tail);
     NIBBLE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      int8_t tail[kInt8Columns] = {};
-      std::memcpy(tail, w + r * step + k, static_cast<size_t>(cols - k));
-      const VecI v = load_int8(tail);
-      NIBBLE_UNROLL
-      for (int j = 0; j < M; ++j) sum[r][j] = StepInt8::step(sum[r][j], v, StepInt8::load(x + j * stride + k));
-    }
+    for (int j = 0; j < M; ++j) sum[r][j] = StepInt8::step(sum[r][j], v, StepInt8::load(x + j * stride + k));
+  }
   NIBBLE_UNROLL
-  for (int r = 0; r < R; ++r)
-    NIBBLE_UNROLL
-    for (int j = 0; j < M; ++j) y[r][j] = sum_of_lanes(sum[r][j]);
+  for (int r = 0; r < R; ++r) NIBBLE_UNROLL
+  for (int j = 0; j < M; ++j) y[r][j] = sum_of_lanes(sum[r][j]);
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

@@ -228,9 +228,8 @@ NIBBLE_INLINE void sum_rows(const VecF (&v)[R][M], float (&y)[R][M]) {
     }
   } else {
     NIBBLE_UNROLL
-    for (int r = 0; r < R; ++r)
-      NIBBLE_UNROLL
-      for (int j = 0; j < M; ++j) y[r][j] = sum_of_lanes(v[r][j]);
+    for (int r = 0; r < R; ++r) NIBBLE_UNROLL
+    for (int j = 0; j < M; ++j) y[r][j] = sum_of_lanes(v[r][j]);
   }
 }
 #endif
