@@ -33,6 +33,14 @@ double ConfigReader::number_or(std::string_view key, double fallback, double lea
   return find_number(key, least, most).value_or(fallback);
 }
 
+std::string_view ConfigReader::first_of(std::initializer_list<std::string_view> keys) const {
+  for (const std::string_view key : keys) {
+    const auto found = config_.find(key);
+    if (found != config_.end() && !found->is_null()) return key;
+  }
+  return *(keys.end() - 1);
+}
+
 bool ConfigReader::flag_or(std::string_view key, bool fallback) const {
   return find_value<bool>(config_, key, source_).value_or(fallback);
 }

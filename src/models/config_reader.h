@@ -1,6 +1,7 @@
 // Typed, bounded look-ups in a config.json: nothing in it is trusted.
 #pragma once
 
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -27,6 +28,8 @@ class ConfigReader {
   bool flag_or(std::string_view key, bool fallback) const;
   std::string text_or(std::string_view key, std::string_view fallback) const;
   std::optional<std::string> find_text(std::string_view key) const;
+  /// The first of `keys` that the config has and that is not null, or the last: for keys that were renamed.
+  std::string_view first_of(std::initializer_list<std::string_view> keys) const;
   /// An object at `key`, or nullptr if it is missing or null.
   const Json* find_object(std::string_view key) const;
 

@@ -6,11 +6,9 @@
 namespace nibble::models {
 
 ModelSpec bloom(const ConfigReader& config) {
-  const std::string_view hidden_key = config.find_integer("n_embed", 1, kMaxWidth) ? "n_embed" : "hidden_size";
-  const bool has_old_keys = config.find_integer("num_hidden_layers", 1, kMaxLayers).has_value();
-  const Sizes s = read_sizes(config, {.hidden = hidden_key,
-                                      .layers = has_old_keys ? "num_hidden_layers" : "n_layer",
-                                      .heads = has_old_keys ? "num_attention_heads" : "n_head"});
+  const Sizes s = read_sizes(config, {.hidden = config.first_of({"n_embed", "hidden_size"}),
+                                      .layers = config.first_of({"num_hidden_layers", "n_layer"}),
+                                      .heads = config.first_of({"num_attention_heads", "n_head"})});
   const double eps = config.number_or("layer_norm_epsilon", 1e-5, 0, 1);
   const double p = config.number_or("attention_dropout", 0, 0, 1);
 
