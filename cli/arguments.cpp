@@ -76,7 +76,7 @@ LoadOptions ModelArguments::load_options() const {
   options.device_map = device_map;
   options.threads = threads;
   options.progress = progress_bar();
-  options.warning = [](std::string_view text) { std::cerr << "warning: " << text << '\n'; };
+  options.warning = print_warning;
   return options;
 }
 

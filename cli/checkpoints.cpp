@@ -11,6 +11,7 @@ struct CheckpointArguments {
   std::string out;
   QuantizationArguments quantization;
   std::string dtype = "bfloat16";
+  std::string modules;
   std::string shard_size = "5GB";
   int threads = 0;
   bool json = false;
@@ -50,13 +51,17 @@ void add_quantize(CLI::App& app, Action& action) {
       add_command(app, "quantize", "Write a quantized checkpoint that transformers loads", "MODEL", arguments);
   arguments->quantization.add_to(*command);
   command->add_option("--threads", arguments->threads, "CPU threads (0: all)");
+  auto* modules = command->add_option("--modules", arguments->modules,
+                                      "Quantize only modules whose whole names match this regular expression");
   command->add_option("--max-shard-size", arguments->shard_size,
                       "Split the weights into files of at most this size (5GB)");
-  command->callback([&action, arguments] {
-    action = [arguments] {
+  command->callback([&action, arguments, modules] {
+    action = [arguments, modules] {
       QuantizeOptions options;
       options.quantization_config = arguments->quantization.parsed();
       options.dtype = arguments->quantization.parsed_dtype();
+      if (modules->count() > 0) options.modules = arguments->modules;
+      options.warning = print_warning;
       options.max_shard_size_bytes = parse_size(arguments->shard_size, "--max-shard-size");
       options.threads = arguments->threads;
       options.progress = progress_bar();

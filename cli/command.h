@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/json.h"
@@ -73,6 +74,9 @@ struct SamplingArguments {
 
 /// A bar on standard error while it is a terminal; silent otherwise.
 Progress progress_bar();
+
+/// A line on standard error.
+void print_warning(std::string_view text);
 
 /// One JSON object and a newline on standard output.
 void print_json(const Json& object);

@@ -39,6 +39,8 @@ int report_error(ErrorCode code, const std::string& message) {
   return 1;
 }
 
+void print_warning(std::string_view text) { std::cerr << "warning: " << text << '\n'; }
+
 void print_json(const Json& object) {
   std::cout << object.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n';
 }

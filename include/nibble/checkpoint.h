@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "nibble/model.h"
@@ -24,12 +26,17 @@ struct CheckpointReport {
 struct QuantizeOptions {
   BitsAndBytesConfig quantization_config{};
   std::optional<DType> dtype{};  // of what is not quantized
+  /// A regular expression: only modules whose whole names match are quantized.
+  std::optional<std::string> modules{};
   int64_t max_shard_size_bytes = int64_t{5} << 30;
   int threads = 0;
   Progress progress{};
+  std::function<void(std::string_view)> warning{};
 };
 
 /// Writes a pre-quantized checkpoint that transformers + bitsandbytes loads. Streams: one tensor in memory at a time.
+/// A model of an architecture that nibble does not run is quantized as well, with a warning: every module with a
+/// two-dimensional weight but embeddings and output heads, or those that `modules` names.
 /// Errors: as from_pretrained; invalid_argument if `out` exists or the model is quantized already; io.
 CheckpointReport quantize_checkpoint(const std::filesystem::path& model, const std::filesystem::path& out,
                                      const QuantizeOptions& options);

@@ -10,6 +10,7 @@
 #include "checkpoint/safetensors_writer.h"
 #include "device/cpu.h"
 #include "models/convert_weights.h"
+#include "models/foreign_model.h"
 #include "models/registry.h"
 
 namespace nibble {
@@ -43,6 +44,43 @@ void require_float(DType dtype) {
           "dtype: found {}, expected float32, bfloat16 or float16", name_of(dtype));
 }
 
+struct Written {
+  int64_t bytes, tensors, quantized;
+};
+
+Written write_known(const api::ModelSource& source, const QuantizeOptions& options, const fs::path& directory) {
+  const models::ModelSpec spec = models::build_spec(source.config, source.config_name);
+  const auto plan = models::plan_quantization(spec, options.quantization_config, options.modules);
+  const DType dtype = dtype_or_config(source, options.dtype);
+  const ops::Backend backend(options.threads);
+  const std::vector<PlannedTensor> planned = models::plan_quantized(spec, plan, dtype);
+  SafetensorsWriter writer(directory, planned, options.max_shard_size_bytes);
+  const int64_t quantized =
+      models::write_quantized(spec, *source.checkpoint, plan, dtype, backend, writer, options.progress);
+  writer.finish();
+  api::write_config(models::quantized_config(source.config, spec, plan, dtype), directory);
+  return {writer.bytes_written(), static_cast<int64_t>(planned.size()), quantized};
+}
+
+Written write_foreign(const api::ModelSource& source, const QuantizeOptions& options, const fs::path& directory) {
+  const auto plan = models::plan_foreign(*source.checkpoint, options.quantization_config, options.modules);
+  if (options.warning)
+    options.warning(
+        fmt::format("{}: nibble does not run this architecture; {} linear layers are quantized, told by the "
+                    "names of the tensors, {} matrices are left alone",
+                    source.config_name, plan.quantized.size(), plan.config.llm_int8_skip_modules->size()));
+  const ops::Backend backend(options.threads);
+  const auto planned = models::plan_foreign_tensors(*source.checkpoint, plan, options.dtype);
+  SafetensorsWriter writer(directory, planned, options.max_shard_size_bytes);
+  models::write_foreign(*source.checkpoint, plan, options.dtype, backend, writer, options.progress);
+  writer.finish();
+  Json config = source.config;
+  if (options.dtype) config = models::dequantized_config(std::move(config), *options.dtype);  // sets the dtype
+  config["quantization_config"] = models::quantization_config_json(plan.config);
+  api::write_config(config, directory);
+  return {writer.bytes_written(), static_cast<int64_t>(planned.size()), static_cast<int64_t>(plan.quantized.size())};
+}
+
 }  // namespace
 
 CheckpointReport quantize_checkpoint(const fs::path& model, const fs::path& out, const QuantizeOptions& options) {
@@ -53,23 +91,14 @@ CheckpointReport quantize_checkpoint(const fs::path& model, const fs::path& out,
   const api::ModelSource source = api::open_source(resolve_model(model.string()), options.dtype);
   require(!models::read_quantization_config(source.config, source.config_name),
           "{}: the model is quantized already (quantization_config is present)", source.config_name);
-  const models::ModelSpec spec = models::build_spec(source.config, source.config_name);
-  const models::QuantizationPlan plan = models::plan_quantization(spec, config);
-  const DType dtype = dtype_or_config(source, options.dtype);
-  require_float(dtype);
-
+  if (options.dtype) require_float(*options.dtype);
   AtomicDirectory directory(out);
-  const ops::Backend backend(options.threads);
-  const std::vector<PlannedTensor> planned = models::plan_quantized(spec, plan, dtype);
-  SafetensorsWriter writer(directory.path(), planned, options.max_shard_size_bytes);
-  const int64_t quantized =
-      models::write_quantized(spec, *source.checkpoint, plan, dtype, backend, writer, options.progress);
-  writer.finish();
-  api::write_config(models::quantized_config(source.config, spec, plan, dtype), directory.path());
+  const Written written = models::find_architecture(source.config, source.config_name)
+                              ? write_known(source, options, directory.path())
+                              : write_foreign(source, options, directory.path());
   api::copy_companions(source, directory.path());
-  const int64_t bytes_out = writer.bytes_written();
   directory.commit();
-  return timer.finish(source.checkpoint->size_bytes(), bytes_out, static_cast<int64_t>(planned.size()), quantized);
+  return timer.finish(source.checkpoint->size_bytes(), written.bytes, written.tensors, written.quantized);
 }
 
 CheckpointReport dequantize_checkpoint(const fs::path& model, const fs::path& out, DType dtype, int threads,

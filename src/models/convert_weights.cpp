@@ -5,6 +5,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "models/module_tree.h"
+#include "models/quantized_tensors.h"
 #include "quant/format.h"
 
 namespace nibble::models {
@@ -38,109 +39,6 @@ std::vector<Parameter> stored_parameters(const ModelSpec& spec, const Quantizati
   });
   return result;
 }
-
-Stored4Bit stored_state(const ops::Tensor4Bit& weight) {
-  Stored4Bit state;
-  state.nested_offset = weight.nested_offset;
-  state.is_nested = weight.is_nested;
-  state.quant_type = weight.format->name;
-  state.blocksize = weight.block;
-  state.shape = weight.shape;
-  state.dtype = weight.dtype;
-  return state;
-}
-
-/// Room for any offset: the JSON is padded with blanks, which every reader of JSON skips.
-constexpr size_t kLongestNumber = 24;
-
-int64_t state_json_room(ops::Tensor4Bit weight) {
-  weight.nested_offset = 0;
-  const size_t length = quant_state_json(stored_state(weight)).size();
-  return static_cast<int64_t>(weight.is_nested ? length + kLongestNumber : length);
-}
-
-std::string state_name(const std::string& weight_name, const ops::Tensor4Bit& weight) {
-  return weight_name + ".quant_state.bitsandbytes__" + std::string(weight.format->name);
-}
-
-std::string scb_name(const std::string& module) { return module + ".SCB"; }
-
-/// The tensors of a 4-bit weight in the order they are written.
-void plan_4bit(const std::string& name, const ops::Tensor4Bit& weight, int64_t json_bytes, DType storage,
-               std::vector<PlannedTensor>& plan) {
-  const int64_t blocks = quant::block_count(weight.count(), weight.block);
-  const int64_t bytes = quant::packed_size_bytes(weight.count());
-  if (bytes % size_of(storage) != 0)
-    fail(ErrorCode::invalid_argument, "bnb_4bit_quant_storage: '{}' has {} bytes, no multiple of {}", name, bytes,
-         size_of(storage));
-  plan.push_back({name, storage, {bytes / size_of(storage), 1}});
-  plan.push_back({name + ".absmax", weight.is_nested ? DType::u8 : DType::f32, {blocks}});
-  if (weight.is_nested) {
-    plan.push_back({name + ".nested_absmax", DType::f32, {quant::block_count(blocks, quant::kNestedBlock)}});
-    plan.push_back({name + ".nested_quant_map", DType::f32, {256}});
-  }
-  plan.push_back({name + ".quant_map", DType::f32, {16}});
-  plan.push_back({state_name(name, weight), DType::u8, {json_bytes}});
-}
-
-void plan_int8(const std::string& module, const std::string& name, const Shape& shape,
-               std::vector<PlannedTensor>& plan) {
-  plan.push_back({scb_name(module), DType::f32, {shape[0]}});
-  plan.push_back({name, DType::i8, shape});
-  plan.push_back({name + "_format", DType::u8, {}});
-}
-
-std::span<const std::byte> bytes_of(std::string_view text) {
-  return std::as_bytes(std::span(text.data(), text.size()));
-}
-
-void write_4bit(const std::string& name, const ops::Tensor4Bit& weight, int64_t json_bytes, SafetensorsWriter& writer) {
-  writer.write(name, weight.packed.bytes());
-  writer.write(name + ".absmax", weight.absmax.bytes());
-  if (weight.is_nested) {
-    writer.write(name + ".nested_absmax", weight.nested_absmax.bytes());
-    writer.write(name + ".nested_quant_map", weight.nested_code_book.bytes());
-  }
-  writer.write(name + ".quant_map", std::as_bytes(std::span(weight.format->code_book_4bit->quant_map)));
-  std::string json = quant_state_json(stored_state(weight));
-  json.resize(static_cast<size_t>(json_bytes), ' ');
-  writer.write(state_name(name, weight), bytes_of(json));
-}
-
-void write_int8(const std::string& module, const std::string& name, const ops::TensorInt8& weight,
-                SafetensorsWriter& writer) {
-  writer.write(scb_name(module), weight.absmax.bytes());
-  writer.write(name, weight.values.bytes());
-  writer.write(name + "_format", bytes_of(std::string_view("\0", 1)));  // 0: rows
-}
-
-/// A 4-bit weight without data, for planning.
-ops::Tensor4Bit blueprint(const BitsAndBytesConfig& config, const Shape& shape, DType dtype) {
-  ops::Tensor4Bit weight;
-  weight.format = &ops::format_4bit(config.bnb_4bit_quant_type);
-  weight.block = config.bnb_4bit_blocksize;
-  weight.is_nested = config.bnb_4bit_use_double_quant;
-  weight.shape = shape;
-  weight.dtype = dtype;
-  return weight;
-}
-
-/// Reports how many parameters of how many are written, and stops on request between two.
-struct Steps {
-  const Progress& progress;
-  std::string_view stage;
-  uint64_t total;
-  uint64_t done = 0;
-
-  void next() {
-    throw_if_cancelled();
-    if (progress) progress(stage, done, total);
-    ++done;
-  }
-  void finish() const {
-    if (progress) progress(stage, total, total);
-  }
-};
 
 }  // namespace
 
@@ -228,7 +126,7 @@ std::vector<PlannedTensor> plan_saved(const ModelSpec& spec, const Weights& weig
   for (const Parameter& parameter : stored_parameters(spec, weights.plan())) {
     const nn::Weight& weight = weights.get(parameter.name);
     if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight)) {
-      const auto json_bytes = static_cast<int64_t>(quant_state_json(stored_state(packed->weight)).size());
+      const auto json_bytes = state_json_size(packed->weight);
       plan_4bit(parameter.file_name, packed->weight, json_bytes, weights.plan().config.bnb_4bit_quant_storage, tensors);
     } else if (std::holds_alternative<nn::WeightInt8>(weight)) {
       plan_int8(parameter.file_module, parameter.file_name, parameter.quantized_shape(), tensors);
@@ -244,7 +142,7 @@ void write_saved(const ModelSpec& spec, const Weights& weights, SafetensorsWrite
     throw_if_cancelled();
     const nn::Weight& weight = weights.get(parameter.name);
     if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight)) {
-      const auto json_bytes = static_cast<int64_t>(quant_state_json(stored_state(packed->weight)).size());
+      const auto json_bytes = state_json_size(packed->weight);
       write_4bit(parameter.file_name, packed->weight, json_bytes, writer);
     } else if (const auto* rows = std::get_if<nn::WeightInt8>(&weight)) {
       write_int8(parameter.file_module, parameter.file_name, rows->weight, writer);

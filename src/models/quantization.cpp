@@ -108,19 +108,39 @@ bool is_skipped(std::string_view module, const std::vector<std::string>& entries
   return any_matches(compile(entries), module);
 }
 
-QuantizationPlan plan_quantization(const ModelSpec& spec, const BitsAndBytesConfig& config) {
+std::regex compile_modules(const std::string& modules) {
+  require(modules.size() <= 1000, "--modules: found {} characters, expected at most 1000", modules.size());
+  try {
+    return std::regex(modules, kSyntax);
+  } catch (const std::regex_error& error) {
+    fail(ErrorCode::invalid_argument, "--modules: '{}' is no regular expression: {}", modules, error.what());
+  }
+}
+
+QuantizationPlan plan_quantization(const ModelSpec& spec, const BitsAndBytesConfig& config,
+                                   const std::optional<std::string>& modules) {
   QuantizationPlan plan;
   plan.config = config;
   if (!config.is_quantizable()) return plan;
-  const auto entries =
-      compile(config.llm_int8_skip_modules ? *config.llm_int8_skip_modules : default_skipped_modules(spec));
+  std::vector<std::string> names =
+      config.llm_int8_skip_modules ? *config.llm_int8_skip_modules : default_skipped_modules(spec);
+  const auto entries = compile(names);
+  std::optional<std::regex> chosen;
+  if (modules) chosen = compile_modules(*modules);
   for_each_module(spec, [&](const std::string& path, const ModuleSpec& module) {
     if (module.kind != ModuleKind::linear) return;
-    if (any_matches(entries, path))
+    const bool is_left_out = chosen && !std::regex_match(path, *chosen);
+    if (is_left_out) names.push_back(path);
+    if (is_left_out || any_matches(entries, path))
       plan.skipped.push_back(path);
     else
       plan.quantized.insert(path);
   });
+  if (modules) {
+    require(!plan.quantized.empty(), "--modules: '{}' matches none of {} linear layers that may be quantized", *modules,
+            plan.skipped.size());
+    plan.config.llm_int8_skip_modules = std::move(names);  // so that whoever loads it makes the same choice
+  }
   return plan;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <regex>
 #include <string>
 #include <string_view>
 #include <unordered_set>
@@ -21,8 +22,14 @@ struct QuantizationPlan {
   bool is_quantized(const std::string& module) const { return quantized.contains(module); }
 };
 
-/// Every linear layer but those that `config.llm_int8_skip_modules`, or the default list, names.
-QuantizationPlan plan_quantization(const ModelSpec& spec, const BitsAndBytesConfig& config);
+/// Every linear layer but those that `config.llm_int8_skip_modules`, or the default list, names; with `modules`, a
+/// regular expression, only those whose whole names match. Errors: invalid_argument for a broken expression, or one
+/// that matches nothing.
+QuantizationPlan plan_quantization(const ModelSpec& spec, const BitsAndBytesConfig& config,
+                                   const std::optional<std::string>& modules = {});
+
+/// The expression of `--modules`. Errors: invalid_argument.
+std::regex compile_modules(const std::string& modules);
 
 /// transformers 5.x: tied weights, the last parameter and the output head.
 std::vector<std::string> default_skipped_modules(const ModelSpec& spec);

@@ -18,20 +18,34 @@ std::span<const Architecture> architectures() {
   return kList;
 }
 
-ModelSpec build_spec(const Json& config, std::string_view source) {
+namespace {
+
+std::string architecture_name(const Json& config, std::string_view source) {
   if (!config.is_object())
     fail(ErrorCode::corrupt_file, "{}: found {}, expected a JSON object", source, config.type_name());
   const auto names = config.find("architectures");
   if (names == config.end() || !names->is_array() || names->empty() || !names->front().is_string())
     fail(ErrorCode::corrupt_file, "{}: key 'architectures': expected a list with one name such as \"LlamaForCausalLM\"",
          source);
-  const auto name = names->front().get<std::string>();
+  return names->front().get<std::string>();
+}
+
+}  // namespace
+
+const Architecture* find_architecture(const Json& config, std::string_view source) {
+  const std::string name = architecture_name(config, source);
   for (const Architecture& architecture : architectures())
-    if (architecture.name == name) return architecture.build(ConfigReader(config, source));
+    if (architecture.name == name) return &architecture;
+  return nullptr;
+}
+
+ModelSpec build_spec(const Json& config, std::string_view source) {
+  if (const Architecture* found = find_architecture(config, source)) return found->build(ConfigReader(config, source));
   std::string known;
   for (const Architecture& architecture : architectures())
     known += (known.empty() ? "" : ", ") + std::string(architecture.name);
-  fail(ErrorCode::unsupported, "{}: architecture '{}' is not supported; expected one of {}", source, name, known);
+  fail(ErrorCode::unsupported, "{}: architecture '{}' is not supported; expected one of {}", source,
+       architecture_name(config, source), known);
 }
 
 }  // namespace nibble::models

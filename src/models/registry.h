@@ -18,6 +18,9 @@ struct Architecture {
 
 std::span<const Architecture> architectures();
 
+/// The entry that the config's "architectures" names first, or nullptr. Errors: corrupt_file (no such list).
+const Architecture* find_architecture(const Json& config, std::string_view source);
+
 /// By the first entry of "architectures". Errors: corrupt_file (a key: found, expected), unsupported (named).
 ModelSpec build_spec(const Json& config, std::string_view source);
 
