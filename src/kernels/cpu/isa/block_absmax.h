@@ -54,6 +54,20 @@ NIBBLE_SIMD __m256i fold_dwords(Integers x) {
 NIBBLE_SIMD __m256i fold_words(Integers x) {
   return _mm256_max_epu16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
 }
+NIBBLE_SIMD Integers upper_words(Integers x) { return _mm512_srli_epi32(x, 16); }
+NIBBLE_SIMD F32 as_floats(Integers x) { return _mm512_castsi512_ps(x); }
+NIBBLE_SIMD F32 larger_bits(F32 a, F32 b) {
+  return as_floats(_mm512_max_epu32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+/// The floats whose bits are the lanes of x, by the type that the second argument points to.
+NIBBLE_SIMD F32 widened(F32 x, const float*) { return x; }
+NIBBLE_SIMD F32 widened(F32 x, const bf16_t*) { return as_floats(_mm512_slli_epi32(_mm512_castps_si512(x), 16)); }
+NIBBLE_SIMD F32 widened(F32 x, const f16_t*) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_castps_si512(x))); }
+/// True if a lane is no normal number.
+NIBBLE_SIMD bool has_special_scale(F32 x) {
+  const __m512i excess = _mm512_sub_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x00800000));
+  return _mm512_cmpge_epu32_mask(excess, _mm512_set1_epi32(0x7f000000)) != 0;
+}
 #else
 using Integers = __m256i;
 NIBBLE_SIMD Integers load_integers(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -62,6 +76,23 @@ NIBBLE_SIMD Integers max_dwords(Integers a, Integers b) { return _mm256_max_epu3
 NIBBLE_SIMD Integers max_words(Integers a, Integers b) { return _mm256_max_epu16(a, b); }
 NIBBLE_SIMD __m256i fold_dwords(Integers x) { return x; }
 NIBBLE_SIMD __m256i fold_words(Integers x) { return x; }
+NIBBLE_SIMD Integers upper_words(Integers x) { return _mm256_srli_epi32(x, 16); }
+NIBBLE_SIMD F32 as_floats(Integers x) { return _mm256_castsi256_ps(x); }
+NIBBLE_SIMD F32 larger_bits(F32 a, F32 b) {
+  return as_floats(_mm256_max_epu32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+NIBBLE_SIMD F32 widened(F32 x, const float*) { return x; }
+NIBBLE_SIMD F32 widened(F32 x, const bf16_t*) { return as_floats(_mm256_slli_epi32(_mm256_castps_si256(x), 16)); }
+NIBBLE_SIMD F32 widened(F32 x, const f16_t*) {
+  const __m256i bits = _mm256_castps_si256(x);
+  return _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1)));
+}
+NIBBLE_SIMD bool has_special_scale(F32 x) {  // no sign bits here: signed comparisons will do
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i small = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x00800000), bits);
+  const __m256i large = _mm256_cmpgt_epi32(bits, _mm256_set1_epi32(0x7f7fffff));
+  return !_mm256_testz_si256(_mm256_or_si256(small, large), _mm256_set1_epi32(-1));
+}
 #endif
 
 NIBBLE_SIMD uint32_t largest_bits(const float* x, int64_t count) {
@@ -84,7 +115,46 @@ NIBBLE_SIMD uint32_t largest_bits(const T* x, int64_t count) {
   return __builtin_bit_cast(uint32_t, to_float(T{bits}));
 }
 
+/// Lane by lane, of kCount values.
+template <int64_t kCount>
+NIBBLE_SIMD F32 largest_lanes(const float* x) {
+  constexpr int64_t step = sizeof(Integers) / sizeof(float);
+  Integers largest = and_dwords(load_integers(x), 0x7fffffff);
+  NIBBLE_UNROLL
+  for (int64_t i = step; i < kCount; i += step)
+    largest = max_dwords(largest, and_dwords(load_integers(x + i), 0x7fffffff));
+  return as_floats(largest);
+}
+/// The same for words, the larger one of each lane's two in its lower half.
+template <int64_t kCount, typename T>
+NIBBLE_SIMD F32 largest_lanes(const T* x) {
+  constexpr int64_t step = sizeof(Integers) / sizeof(T);
+  Integers largest = and_dwords(load_integers(x), 0x7fff7fff);
+  NIBBLE_UNROLL
+  for (int64_t i = step; i < kCount; i += step)
+    largest = max_words(largest, and_dwords(load_integers(x + i), 0x7fff7fff));
+  return as_floats(and_dwords(max_words(largest, upper_words(largest)), 0xffff));
+}
+
+/// kLanes blocks at once, whose scales are `absmax` and `inverse`. False, with nothing written, if one is special.
+template <int64_t kBlock, typename T>
+NIBBLE_SIMD bool scales_of_lanes(const T* x, float* absmax, float* inverse) {
+  F32 blocks[kLanes];
+  NIBBLE_UNROLL
+  for (int64_t i = 0; i < kLanes; ++i) blocks[i] = largest_lanes<kBlock>(x + i * kBlock);
+  const F32 largest = widened(fold_rows(blocks, [](F32 a, F32 b) { return larger_bits(a, b); }), x);
+  if (has_special_scale(largest)) return false;
+  store(absmax, largest);
+  store(inverse, set1(1.0f) / largest);
+  return true;
+}
+
 #else
+
+template <int64_t, typename T>
+NIBBLE_SIMD bool scales_of_lanes(const T*, float*, float*) {
+  return false;
+}
 
 NIBBLE_SIMD uint32_t largest_bits(const float* x, int64_t count) { return largest_bits_one_by_one(x, count, 0); }
 template <typename T>

@@ -42,24 +42,45 @@ NIBBLE_SIMD void encode_block(const Encoder& encoder, const T* x, int64_t count,
 }
 
 template <typename T>
-void quantize_blocks(const Quantize4BitArgs& args, const Encoder& encoder, const T* x, int64_t begin, int64_t end) {
-  const bool streamed = is_streamed(args.packed, args.count / 2);
+void quantize_blocks(const Quantize4BitArgs& args, const Encoder& encoder, const T* x, int64_t begin, int64_t end,
+                     bool streamed) {
   for (int64_t b = begin; b < end; ++b) {
     const int64_t first = b * args.block;
     const int64_t count = min_of(args.block, args.count - first);
     const BlockScale scale = block_scale(x + first, count);
     args.absmax[b] = scale.absmax;
-    if (args.block == 32 && b + 1 < end && first + 64 <= args.count && encoder.cells.is_exact && !scale.is_special) {
-      const BlockScale next = block_scale(x + first + 32, 32);
-      if (!next.is_special) {
-        args.absmax[++b] = next.absmax;
-        prefetch_ahead(x + first, 64 * int64_t{sizeof(T)}, prefetch_distance(0));
-        encode_64(encoder.lanes, x + first, scale.inverse, next.inverse, args.packed + first / 2, streamed);
-        continue;
-      }
-    }
     encode_block(encoder, x + first, count, scale, args.packed + first / 2, streamed);
   }
+}
+
+/// Groups of kLanes blocks, as long as they are whole; returns the block after the last one.
+template <int64_t kBlock, typename T>
+int64_t quantize_groups(const Quantize4BitArgs& args, const Encoder& encoder, const T* x, int64_t begin, int64_t end,
+                        bool streamed) {
+  alignas(64) float inverse[kLanes];
+  if (!encoder.cells.is_exact) return begin;
+  for (; begin + kLanes <= end && (begin + kLanes) * kBlock <= args.count; begin += kLanes) {
+    const T* group = x + begin * kBlock;
+    uint8_t* packed = args.packed + begin * kBlock / 2;
+    if (!scales_of_lanes<kBlock>(group, args.absmax + begin, inverse)) {
+      quantize_blocks(args, encoder, x, begin, begin + kLanes, streamed);
+      continue;
+    }
+    for (int64_t i = 0; i < kLanes * kBlock; i += 64) {
+      prefetch_ahead(group + i, 64 * int64_t{sizeof(T)}, prefetch_distance(kLanes * kBlock * int64_t{sizeof(T)}));
+      encode_64(encoder.lanes, group + i, inverse[i / kBlock], inverse[(i + 32) / kBlock], packed + i / 2, streamed);
+    }
+  }
+  return begin;
+}
+
+template <typename T>
+void quantize_range(const Quantize4BitArgs& args, const Encoder& encoder, const T* x, int64_t begin, int64_t end) {
+  const bool streamed = is_streamed(args.packed, args.count / 2);
+  if (args.block == 32) begin = quantize_groups<32>(args, encoder, x, begin, end, streamed);
+  if (args.block == 64) begin = quantize_groups<64>(args, encoder, x, begin, end, streamed);
+  if (args.block == 128) begin = quantize_groups<128>(args, encoder, x, begin, end, streamed);
+  quantize_blocks(args, encoder, x, begin, end, streamed);
   finish_stream(streamed);
 }
 
@@ -70,7 +91,7 @@ void quantize_4bit(const Context& context, const Quantize4BitArgs& args) {
   const int64_t grain = max_of(1, 32768 / args.block);
   with_type(args.dtype, args.x, [&](const auto* x) {
     for_ranges(context, ceil_of(args.count, args.block), grain,
-               [&](int64_t begin, int64_t end) { quantize_blocks(args, encoder, x, begin, end); });
+               [&](int64_t begin, int64_t end) { quantize_range(args, encoder, x, begin, end); });
   });
 }
 

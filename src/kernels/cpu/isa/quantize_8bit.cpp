@@ -1,6 +1,7 @@
 // quantize_8bit: absmax and codes of a block while it lies in the first cache.
 #include "kernels/cpu/isa/block_absmax.h"
 #include "kernels/cpu/isa/quantize_8bit_lanes.h"
+#include "kernels/cpu/isa/quantize_8bit_mirrored.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 namespace {
@@ -10,6 +11,10 @@ struct Encoder {
   CodeSearch search;
   Lanes lanes;
   bool has_lanes;
+#if defined(__AVX512F__)
+  MirroredLanes mirrored;
+  bool is_mirrored;
+#endif
 };
 
 /// Making the tables takes as long as quantizing 100,000 elements: the last ones are kept.
@@ -19,8 +24,23 @@ const Encoder& encoder_for(const float* code_book) {
     __builtin_memcpy(encoder.code_book, code_book, sizeof encoder.code_book);
     make_code_search(code_book, encoder.search);
     encoder.has_lanes = make_lanes(encoder.search, encoder.lanes);
+#if defined(__AVX512F__)
+    encoder.is_mirrored = make_mirrored_lanes(code_book, encoder.mirrored);
+#endif
   }
   return encoder;
+}
+
+/// 64 finite elements.
+template <typename T>
+NIBBLE_SIMD void encode_64(const Encoder& encoder, const T* x, float inverse, uint8_t* codes, bool streamed) {
+#if defined(__AVX512F__)
+  if (encoder.is_mirrored) {
+    if (!encode_64(encoder.mirrored, x, inverse, codes, streamed)) encode_64(encoder.lanes, x, inverse, codes, false);
+    return;
+  }
+#endif
+  encode_64(encoder.lanes, x, inverse, codes, streamed);
 }
 
 template <typename T>
@@ -36,7 +56,7 @@ void quantize_blocks(const Quantize8BitArgs& args, const Encoder& encoder, const
     if (encoder.has_lanes && !scale.is_special)
       for (; i + 64 <= last; i += 64) {
         prefetch_ahead(x + i, 64 * int64_t{sizeof(T)}, ahead);
-        encode_64(encoder.lanes, x + i, scale.inverse, args.codes + i, streamed);
+        encode_64(encoder, x + i, scale.inverse, args.codes + i, streamed);
       }
     for (; i < last; ++i) args.codes[i] = search_code(encoder.search, to_float(x[i]) * scale.inverse);
   }

@@ -14,6 +14,13 @@
 
 #define NIBBLE_SIMD [[gnu::always_inline]] static inline
 
+/// In front of loops over arrays of vectors: g++ 12 keeps an array in memory whose loops it unrolls late.
+#if defined(__clang__)
+#define NIBBLE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define NIBBLE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 
 NIBBLE_SIMD int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -97,21 +104,21 @@ NIBBLE_SIMD F32 power_of_two(F32 n) {
 }
 NIBBLE_SIMD float reduce_add(F32 x) { return _mm512_reduce_add_ps(x); }
 NIBBLE_SIMD float reduce_max(F32 x) { return _mm512_reduce_max_ps(x); }
-/// Lane i is the sum of the lanes of rows[i].
-NIBBLE_SIMD F32 sum_rows(const F32 (&rows)[kLanes]) {
+/// Lane i is all lanes of rows[i] combined by `op`.
+template <typename Op>
+NIBBLE_SIMD F32 fold_rows(const F32 (&rows)[kLanes], Op op) {
   F32 quads[4];
+  NIBBLE_UNROLL
   for (int i = 0; i < 4; ++i) {
     const F32* a = rows + 4 * i;
-    const F32 low = _mm512_add_ps(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1]));
-    const F32 high = _mm512_add_ps(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3]));
+    const F32 low = op(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1]));
+    const F32 high = op(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3]));
     const __m512d l = _mm512_castps_pd(low), h = _mm512_castps_pd(high);
-    quads[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(l, h)), _mm512_castpd_ps(_mm512_unpackhi_pd(l, h)));
+    quads[i] = op(_mm512_castpd_ps(_mm512_unpacklo_pd(l, h)), _mm512_castpd_ps(_mm512_unpackhi_pd(l, h)));
   }
-  const F32 low =
-      _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
-  const F32 high =
-      _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
-  return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+  const F32 low = op(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
+  const F32 high = op(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
+  return op(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
 }
 
 /// rows[i][j] becomes rows[j][i].
@@ -219,10 +226,18 @@ NIBBLE_SIMD float reduce_max(F32 x) {
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
-NIBBLE_SIMD F32 sum_rows(const F32 (&rows)[kLanes]) {
-  const F32 low = _mm256_hadd_ps(_mm256_hadd_ps(rows[0], rows[1]), _mm256_hadd_ps(rows[2], rows[3]));
-  const F32 high = _mm256_hadd_ps(_mm256_hadd_ps(rows[4], rows[5]), _mm256_hadd_ps(rows[6], rows[7]));
-  return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+template <typename Op>
+NIBBLE_SIMD F32 fold_rows(const F32 (&rows)[kLanes], Op op) {
+  F32 halves[2];
+  NIBBLE_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const F32* a = rows + 4 * i;
+    const F32 low = op(_mm256_unpacklo_ps(a[0], a[1]), _mm256_unpackhi_ps(a[0], a[1]));
+    const F32 high = op(_mm256_unpacklo_ps(a[2], a[3]), _mm256_unpackhi_ps(a[2], a[3]));
+    const __m256d l = _mm256_castps_pd(low), h = _mm256_castps_pd(high);
+    halves[i] = op(_mm256_castpd_ps(_mm256_unpacklo_pd(l, h)), _mm256_castpd_ps(_mm256_unpackhi_pd(l, h)));
+  }
+  return op(_mm256_permute2f128_ps(halves[0], halves[1], 0x20), _mm256_permute2f128_ps(halves[0], halves[1], 0x31));
 }
 
 NIBBLE_SIMD void transpose(F32 (&rows)[kLanes]) {
@@ -299,8 +314,11 @@ NIBBLE_SIMD float reduce_max(F32 x) {
   const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
   return a > b ? a : b;
 }
-NIBBLE_SIMD F32 sum_rows(const F32 (&rows)[kLanes]) {
-  return F32{reduce_add(rows[0]), reduce_add(rows[1]), reduce_add(rows[2]), reduce_add(rows[3])};
+template <typename Op>
+NIBBLE_SIMD F32 fold_rows(const F32 (&rows)[kLanes], Op op) {
+  F32 folded{};
+  for (int i = 0; i < kLanes; ++i) folded[i] = op(op(rows[i][0], rows[i][2]), op(rows[i][1], rows[i][3]));
+  return folded;
 }
 NIBBLE_SIMD void transpose(F32 (&rows)[kLanes]) {
   for (int i = 0; i < kLanes; ++i)
@@ -312,6 +330,11 @@ NIBBLE_SIMD void transpose(F32 (&rows)[kLanes]) {
 }
 
 #endif
+
+/// Lane i is the sum of the lanes of rows[i].
+NIBBLE_SIMD F32 sum_rows(const F32 (&rows)[kLanes]) {
+  return fold_rows(rows, [](auto a, auto b) { return a + b; });
+}
 
 /// From here on a call's output goes around the caches: it would only push out what is still needed.
 inline constexpr int64_t kStreamedBytes = int64_t{8} << 20;

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "base/half.h"
+#include "kernels/cpu/isa/simd.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -14,28 +14,18 @@ namespace nibble::kernels::cpu::NIBBLE_ISA {
 
 #if defined(__AVX512BF16__)
 #define NIBBLE_AVX512 1
-inline constexpr int kLanes = 16;
 inline constexpr int kTileRows = 12;  // rows of x that a tile holds: 24 of the 32 registers accumulate
 using VecF = __m512;
 using VecI = __m512i;
 #elif defined(__AVX2__)
 #define NIBBLE_AVX2 1
-inline constexpr int kLanes = 8;
 inline constexpr int kTileRows = 6;
 using VecF = __m256;
 using VecI = __m256i;
 #else
-inline constexpr int kLanes = 4;
 inline constexpr int kTileRows = 6;
 using VecF = float __attribute__((vector_size(16)));
 using VecI = int32_t __attribute__((vector_size(16)));
-#endif
-
-/// In front of loops over arrays of vectors: g++ 12 keeps an array in memory whose loops it unrolls late.
-#if defined(__clang__)
-#define NIBBLE_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define NIBBLE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 /// What x, and dense weights, are rounded to before they are multiplied.

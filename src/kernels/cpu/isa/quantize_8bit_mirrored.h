@@ -1,0 +1,148 @@
+// The inner loop of quantize_8bit for maps that are the same on both sides of zero, as the signed dynamic map is: half
+// the cells, found by magnitude, so that all tables are bytes.
+#pragma once
+
+#include "kernels/cpu/isa/byte_tables.h"
+#include "kernels/cpu/isa/code_search.h"
+
+#if defined(__AVX512F__)
+
+namespace nibble::kernels::cpu::NIBBLE_ISA {
+
+/// An octave of |y| has 128 >> shift cells, each with one threshold at most. A threshold is known by the upper 16 bits
+/// of its mantissa: a y that agrees with it in those is left to the exact search.
+struct MirroredLanes {
+  __m512i shift, base;                    // words by octave; cell = base + (key >> shift)
+  ByteTable first;                        // by cell: steps from zero to the least |y| in it
+  ByteTable mantissa_low, mantissa_high;  // by cell: of the threshold inside; the largest if there is none
+};
+
+inline constexpr int kZeroCode = 127;
+
+/// Key of a magnitude, as in search_cell.
+NIBBLE_SIMD int magnitude_key(float size) {
+  return static_cast<int>(__builtin_bit_cast(uint32_t, size) >> 16) - kLowestKey;
+}
+
+/// The largest shift that leaves one threshold in each cell of the octave; -1 if there is none.
+NIBBLE_SIMD int widest_shift(const float (&thresholds)[128], int octave) {
+  for (int shift = 7; shift >= 0; --shift) {
+    int previous = -1;
+    bool fits = true;
+    for (const float threshold : thresholds) {
+      const int key = magnitude_key(threshold);
+      if (key >> 7 != octave) continue;
+      if (key >> shift == previous) fits = false;
+      previous = key >> shift;
+    }
+    if (fits) return shift;
+  }
+  return -1;
+}
+
+/// False if the map does not suit.
+NIBBLE_SIMD bool make_mirrored_lanes(const float* book, MirroredLanes& lanes) {
+  float thresholds[128];
+  if (book[kZeroCode] != 0) return false;
+  for (int i = 1; i <= kZeroCode; ++i)
+    if (book[kZeroCode + i] != -book[kZeroCode - i]) return false;
+  for (int i = 0; i < 128; ++i) thresholds[i] = (book[kZeroCode + i] + book[kZeroCode + i + 1]) * 0.5f;
+  // Values below the lowest octave take its first cell.
+  if (!(magnitude_key(thresholds[0]) >= 128 && magnitude_key(thresholds[127]) < kKeys)) return false;
+
+  uint16_t shift[32] = {}, base[32] = {};
+  uint8_t first[256] = {}, low[256] = {}, high[256] = {};
+  int cells = 0, steps = 0;
+  for (int octave = 0; octave <= kOctaves; ++octave) {  // the last one holds 1 alone
+    const int width = octave == kOctaves ? 7 : widest_shift(thresholds, octave);
+    if (width < 0 || cells + (128 >> width) > 256) return false;
+    shift[octave] = static_cast<uint16_t>(width);
+    base[octave] = static_cast<uint16_t>(cells - ((octave * 128) >> width));
+    for (int i = 0; i < 128 >> width; ++i, ++cells) {
+      first[cells] = static_cast<uint8_t>(steps);
+      low[cells] = high[cells] = 255;
+      if (steps == 128 || magnitude_key(thresholds[steps]) >> width != (octave * 128 >> width) + i) continue;
+      const uint32_t bits = __builtin_bit_cast(uint32_t, thresholds[steps++]);
+      low[cells] = static_cast<uint8_t>(bits >> 7);
+      high[cells] = static_cast<uint8_t>(bits >> 15);
+    }
+  }
+  lanes.shift = _mm512_loadu_si512(shift);
+  lanes.base = _mm512_loadu_si512(base);
+  lanes.first = load_byte_table(first);
+  lanes.mantissa_low = load_byte_table(low);
+  lanes.mantissa_high = load_byte_table(high);
+  return true;
+}
+
+/// Cells of 32 values whose upper halves are the words.
+NIBBLE_SIMD __m512i cells_of(const MirroredLanes& lanes, __m512i words) {
+  const __m512i size = _mm512_and_si512(words, _mm512_set1_epi16(0x7fff));
+  const __m512i key = _mm512_subs_epu16(size, _mm512_set1_epi16(kLowestKey));
+  const __m512i octave = _mm512_srli_epi16(key, 7);
+  const __m512i shift = _mm512_permutexvar_epi16(octave, lanes.shift);
+  return _mm512_add_epi16(_mm512_permutexvar_epi16(octave, lanes.base), _mm512_srlv_epi16(key, shift));
+}
+
+/// The upper 16 bits of the mantissas of a in the even words, of b in the odd ones.
+NIBBLE_SIMD __m512i mantissas_of(F32 a, F32 b) {
+  const __m512i even = _mm512_srli_epi32(_mm512_castps_si512(a), 7);
+  return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(_mm512_castps_si512(b), 9));
+}
+
+/// Bytes 16 l .. 16 l + 7 of `codes` belong to lanes 4 l .. of y[0] and y[1] in turn, the next 8 to y[2] and y[3].
+/// False if the exact search must decide.
+NIBBLE_SIMD bool encode_vectors(const MirroredLanes& lanes, const F32 (&y)[4], __m512i& codes) {
+  const __m512i words[2] = {upper_halves(y[0], y[1]), upper_halves(y[2], y[3])};
+  const __m512i mantissas[2] = {mantissas_of(y[0], y[1]), mantissas_of(y[2], y[3])};
+  const __m512i cells = _mm512_packus_epi16(cells_of(lanes, words[0]), cells_of(lanes, words[1]));
+  const __mmask64 upper = _mm512_movepi8_mask(cells);
+  const __m512i low = look_up(lanes.mantissa_low, cells, upper), high = look_up(lanes.mantissa_high, cells, upper);
+  const __m512i thresholds[2] = {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+  const __m512i one = _mm512_set1_epi16(1);
+  const __m512i past[2] = {_mm512_min_epu16(_mm512_subs_epu16(mantissas[0], thresholds[0]), one),
+                           _mm512_min_epu16(_mm512_subs_epu16(mantissas[1], thresholds[1]), one)};
+  const __m512i steps = _mm512_add_epi8(look_up(lanes.first, cells, upper), _mm512_packus_epi16(past[0], past[1]));
+  const __m512i zero = _mm512_set1_epi8(kZeroCode);
+  const __mmask64 negative = _mm512_movepi8_mask(_mm512_packs_epi16(words[0], words[1]));
+  // There is no code below -1: 128 steps down saturate.
+  codes = _mm512_mask_subs_epu8(_mm512_add_epi8(zero, steps), negative, zero, steps);
+  return (_mm512_cmpeq_epi16_mask(mantissas[0], thresholds[0]) |
+          _mm512_cmpeq_epi16_mask(mantissas[1], thresholds[1])) == 0;
+}
+
+/// Codes of 64 finite elements; false, with nothing written, if the exact search must decide.
+template <typename T>
+NIBBLE_SIMD bool encode_64(const MirroredLanes& lanes, const T* x, float inverse, uint8_t* codes, bool streamed) {
+  alignas(64) static constexpr uint8_t kOrder[64] = {0, 2,  4,  6,  16, 18, 20, 22, 32, 34, 36, 38, 48, 50, 52, 54,
+                                                     1, 3,  5,  7,  17, 19, 21, 23, 33, 35, 37, 39, 49, 51, 53, 55,
+                                                     8, 10, 12, 14, 24, 26, 28, 30, 40, 42, 44, 46, 56, 58, 60, 62,
+                                                     9, 11, 13, 15, 25, 27, 29, 31, 41, 43, 45, 47, 57, 59, 61, 63};
+  const F32 scale = set1(inverse);
+  const F32 y[4] = {load(x) * scale, load(x + 16) * scale, load(x + 32) * scale, load(x + 48) * scale};
+  __m512i bytes;
+  if (!encode_vectors(lanes, y, bytes)) return false;
+  store_bytes(codes, _mm512_permutexvar_epi8(_mm512_load_si512(kOrder), bytes), streamed);
+  return true;
+}
+
+/// Even elements lie in the low halves of the dwords, odd ones in the high halves: no unpacking.
+NIBBLE_SIMD bool encode_64(const MirroredLanes& lanes, const bf16_t* x, float inverse, uint8_t* codes, bool streamed) {
+  const F32 scale = set1(inverse);
+  F32 y[4];
+  NIBBLE_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const __m512i pairs = _mm512_loadu_si512(x + 32 * i);
+    y[2 * i] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)) * scale;
+    y[2 * i + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536))) * scale;
+  }
+  __m512i bytes;
+  if (!encode_vectors(lanes, y, bytes)) return false;
+  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  store_bytes(codes, _mm512_permutexvar_epi64(order, bytes), streamed);
+  return true;
+}
+
+}  // namespace nibble::kernels::cpu::NIBBLE_ISA
+
+#endif
