@@ -31,33 +31,33 @@ const Encoder& encoder_for(const float* code_book) {
   return encoder;
 }
 
-/// 64 finite elements.
+/// Finite elements, 64 at a time; returns how many.
 template <typename T>
-NIBBLE_SIMD void encode_64(const Encoder& encoder, const T* x, float inverse, uint8_t* codes, bool streamed) {
+NIBBLE_SIMD int64_t encode_run(const Encoder& encoder, const T* x, int64_t count, float inverse, uint8_t* codes,
+                               bool streamed) {
 #if defined(__AVX512F__)
-  if (encoder.is_mirrored) {
-    if (!encode_64(encoder.mirrored, x, inverse, codes, streamed)) encode_64(encoder.lanes, x, inverse, codes, false);
-    return;
-  }
+  if (encoder.is_mirrored) return encode_run(encoder.mirrored, x, count, inverse, codes, streamed);
 #endif
-  encode_64(encoder.lanes, x, inverse, codes, streamed);
+  const int64_t ahead = prefetch_distance(count * int64_t{sizeof(T)});
+  int64_t i = 0;
+  if (!encoder.has_lanes) return 0;
+  for (; i + 64 <= count; i += 64) {
+    prefetch_ahead(x + i, 64 * int64_t{sizeof(T)}, ahead);
+    encode_64(encoder.lanes, x + i, inverse, codes + i, streamed);
+  }
+  return i;
 }
 
 template <typename T>
 void quantize_blocks(const Quantize8BitArgs& args, const Encoder& encoder, const T* x, int64_t begin, int64_t end) {
   const bool streamed = args.block % 64 == 0 && is_streamed(args.codes, args.count);
-  const int64_t ahead = prefetch_distance(args.block * int64_t{sizeof(T)});
   for (int64_t b = begin; b < end; ++b) {
     const int64_t first = b * args.block;
     const int64_t last = min_of(args.count, first + args.block);
     const BlockScale scale = block_scale(x + first, last - first);
     args.absmax[b] = scale.absmax;
     int64_t i = first;
-    if (encoder.has_lanes && !scale.is_special)
-      for (; i + 64 <= last; i += 64) {
-        prefetch_ahead(x + i, 64 * int64_t{sizeof(T)}, ahead);
-        encode_64(encoder, x + i, scale.inverse, args.codes + i, streamed);
-      }
+    if (!scale.is_special) i += encode_run(encoder, x + i, last - i, scale.inverse, args.codes + i, streamed);
     for (; i < last; ++i) args.codes[i] = search_code(encoder.search, to_float(x[i]) * scale.inverse);
   }
   finish_stream(streamed);
