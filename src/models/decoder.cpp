@@ -25,6 +25,9 @@ Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> back
     return path.empty() ? nn::Linear{} : bind_linear(spec_, *weights_, path);
   };
   embed_ = weights_->dense(spec_.embed + ".weight");
+  Tensor scale(DType::f32, {1});
+  *scale.as<float>() = spec_.embed_scale;
+  spec_.embed_scale = *scale.to(weights_->dtype()).to(DType::f32).as<float>();
   project_in_ = linear(spec_.project_in);
   if (!spec_.positions.embed.empty()) positions_ = weights_->dense(spec_.positions.embed + ".weight");
   embed_norm_ = bind_norm(*weights_, "", spec_.embed_norm);

@@ -69,8 +69,13 @@ void read_longrope(const ConfigReader& rope, nn::RopeSpec& spec) {
 
 nn::RopeSpec read_rope(const ConfigReader& config, int64_t head_dim, int64_t max_positions,
                        const RopeDefaults& defaults) {
-  const Json* object = config.find_object("rope_scaling");
+  const Json* object = defaults.scaling_key.empty() ? nullptr : config.find_object(defaults.scaling_key);
   if (!object) object = config.find_object("rope_parameters");
+  if (object && !defaults.layer_type.empty() && object == config.find_object("rope_parameters")) {
+    if (object->contains("rope_type"))
+      config.refuse("rope_parameters", "one for all layers", "one for each layer type");
+    object = ConfigReader(*object, config.source()).find_object(defaults.layer_type);
+  }
   static const Json kNone = Json::object();
   const ConfigReader rope(object ? *object : kNone, config.source());
 

@@ -12,6 +12,8 @@ struct RopeDefaults {
   double share = 1;  // of head_dim that rotates
   std::string_view theta_key = "rope_theta";
   std::string_view share_key = "partial_rotary_factor";
+  std::string_view scaling_key = "rope_scaling";  // empty: none
+  std::string_view layer_type = {};               // its entry of rope_parameters, where those differ between layers
 };
 
 /// Errors: corrupt_file (a key), unsupported (a rope_type).

@@ -26,7 +26,7 @@ struct ParameterSpec {
 struct BufferSpec {
   std::string name;
   int64_t count = 0;
-  DType dtype = DType::f32;
+  std::optional<DType> dtype = DType::f32;  // nullopt: the model's
 };
 
 /// A node of the module tree, in torch's registration order.
@@ -124,8 +124,8 @@ struct ModelSpec {
   ModuleSpec root;
   std::string base_prefix;  // "model.": hub files may lack it
   std::string embed;        // path of the token embedding: "model.embed_tokens"
-  float embed_scale = 1;
-  std::string project_in;  // linear layer from the embedding's width to hidden_size; empty: none
+  float embed_scale = 1;    // rounded to the weights' dtype
+  std::string project_in;   // linear layer from the embedding's width to hidden_size; empty: none
   PositionSpec positions;
   NormSpec embed_norm;        // of the sum
   std::string layers_prefix;  // "model.layers."

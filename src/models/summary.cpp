@@ -74,8 +74,9 @@ ModelSummary summarize(const ModelSpec& spec, const QuantizationPlan& plan, DTyp
     const bool is_head = resolve_tied(spec, spec.head + ".weight") == path + ".weight";
     if (module.kind != ModuleKind::embedding || is_head) summary.decode_bytes += info.size_bytes;
     for (const BufferSpec& buffer : module.buffers) {
-      info.size_bytes += buffer.count * size_of(buffer.dtype);
-      summary.memory_footprint_bytes += buffer.count * size_of(buffer.dtype);
+      const int64_t bytes = buffer.count * size_of(buffer.dtype.value_or(dtype));
+      info.size_bytes += bytes;
+      summary.memory_footprint_bytes += bytes;
     }
     summary.modules.push_back(std::move(info));
   });

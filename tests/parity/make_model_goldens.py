@@ -12,6 +12,7 @@ import json
 import pathlib
 import shutil
 import sys
+import zlib
 
 import bitsandbytes.functional as F
 import torch
@@ -29,6 +30,7 @@ GPT2_NAMES = dict(hidden_size="n_embd", num_hidden_layers="n_layer", num_attenti
 NAMES = {"GPT2": GPT2_NAMES, "Bloom": dict(num_hidden_layers="n_layer", num_attention_heads="n_head"),
          "OPT": dict(intermediate_size="ffn_dim")}
 CLASSES = {"GPT2": "GPT2LMHeadModel"}
+CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 BASE = dict(vocab_size=160, hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=128, pad_token_id=None, bos_token_id=1, eos_token_id=None,
             rope_parameters=dict(rope_type="default", rope_theta=10000.0))
@@ -61,6 +63,15 @@ MODELS = {
     "opt": ("OPT", {}),
     "opt-350m": ("OPT", dict(word_embed_proj_dim=32, do_layer_norm_before=False)),
     "opt-plain": ("OPT", dict(enable_bias=False, layer_norm_elementwise_affine=False)),
+    "gemma": ("Gemma", dict(head_dim=24, pad_token_id=0, num_key_value_heads=1)),
+    "gemma2": ("Gemma2", dict(head_dim=24, query_pre_attn_scalar=16, sliding_window=8, attn_logit_softcapping=1.5,
+                              final_logit_softcapping=5.0, intermediate_size=52)),
+    "gemma3": ("Gemma3", dict(head_dim=20, query_pre_attn_scalar=16, sliding_window=8, num_hidden_layers=3,
+                              intermediate_size=44, layer_types=["sliding_attention", "full_attention",
+                                                                 "sliding_attention"],
+                              rope_parameters=dict(
+                                  full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1000000.0),
+                                  sliding_attention=dict(rope_type="default", rope_theta=10000.0)))),
 }
 FP4_BOUNDARIES = torch.tensor([0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333])
 SMALL = {"llama", "llama-odd", "qwen2"} | set(list(MODELS)[11:])  # of these, logits with quantized weights as well
@@ -69,7 +80,7 @@ SMALL = {"llama", "llama-odd", "qwen2"} | set(list(MODELS)[11:])  # of these, lo
 def build(family, overrides, seed):
     torch.manual_seed(seed)
     names = NAMES.get(family, {})
-    config_class = getattr(transformers, family + "Config")
+    config_class = getattr(transformers, CONFIGS.get(family, family + "Config"))
     base = {names.get(key, key): value for key, value in BASE.items()}
     known = set(inspect.signature(config_class.__init__).parameters) | {"bos_token_id", "eos_token_id", "pad_token_id"}
     config = config_class(**{**{key: value for key, value in base.items() if key in known}, **overrides})
@@ -77,7 +88,7 @@ def build(family, overrides, seed):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("weight") and ("norm" in name or "ln_" in name):
-                parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+                parameter.copy_((0 if family.startswith("Gemma") else 1) + 0.2 * torch.randn_like(parameter))
             else:
                 parameter.copy_((0.1 if name.endswith("bias") else 0.15) * torch.randn_like(parameter))
     return model
@@ -238,7 +249,8 @@ def main(out, only):
             continue
         path = out / name
         shutil.rmtree(path, ignore_errors=True)
-        model = build(family, overrides, seed=index).to(torch.bfloat16)
+        # Seeds of later models come from their names, so that an entry in between changes no other model.
+        model = build(family, overrides, index if index < 20 else zlib.crc32(name.encode())).to(torch.bfloat16)
         model.save_pretrained(path)
         (path / "generation_config.json").unlink()
         goldens(name, path, model.config.vocab_size)

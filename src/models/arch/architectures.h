@@ -7,6 +7,9 @@
 namespace nibble::models {
 
 ModelSpec bloom(const ConfigReader& config);
+ModelSpec gemma(const ConfigReader& config);
+ModelSpec gemma2(const ConfigReader& config);
+ModelSpec gemma3(const ConfigReader& config);
 ModelSpec gpt2(const ConfigReader& config);
 ModelSpec gpt_neox(const ConfigReader& config);
 ModelSpec llama(const ConfigReader& config);

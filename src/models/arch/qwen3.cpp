@@ -9,7 +9,7 @@ ModelSpec qwen3(const ConfigReader& config) {
   LlamaFamily family{.name = "Qwen3",
                      .has_qkv_bias = has_bias,
                      .has_out_bias = has_bias,
-                     .has_qk_norm = true,
+                     .qk_norm = QkNorm::head,
                      .default_head_dim = 128,
                      .default_max_positions = 32768};
   family.windows = read_qwen_windows(config);
