@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "base/thread_pool.h"
+#include "kernels/gradients.h"
 #include "nibble/types.h"
 #include "quant/format.h"
 
@@ -337,6 +338,16 @@ struct Kernels {
   Entry<SoftcapArgs> softcap = nullptr;
   Entry<RouteExpertsArgs> route_experts = nullptr;
   Entry<ScatterAddRowsArgs> scatter_add_rows = nullptr;
+  // Training (gradients.h).
+  Entry<InputGradientArgs> input_gradient = nullptr;
+  Entry<WeightGradientArgs> weight_gradient = nullptr;
+  Entry<RmsNormGradientArgs> rms_norm_gradient = nullptr;
+  Entry<LayerNormGradientArgs> layer_norm_gradient = nullptr;
+  Entry<ActivateGradientArgs> activate_gradient = nullptr;
+  Entry<AttentionGradientArgs> attention_gradient = nullptr;
+  Entry<CrossEntropyArgs> cross_entropy = nullptr;
+  Entry<DropoutArgs> dropout = nullptr;
+  Entry<AddScaledArgs> add_scaled = nullptr;
 };
 
 }  // namespace nibble::kernels

@@ -14,6 +14,8 @@ enum class Scratch : uint8_t {
   outliers,
   attention_tile,
   attention_partials,
+  gradient,
+  gradient_rows,
   count
 };
 

@@ -25,5 +25,14 @@ void split_heads(const Context&, const SplitHeadsArgs&);
 void softcap(const Context&, const SoftcapArgs&);
 void route_experts(const Context&, const RouteExpertsArgs&);
 void scatter_add_rows(const Context&, const ScatterAddRowsArgs&);
+void input_gradient(const Context&, const InputGradientArgs&);
+void weight_gradient(const Context&, const WeightGradientArgs&);
+void rms_norm_gradient(const Context&, const RmsNormGradientArgs&);
+void layer_norm_gradient(const Context&, const LayerNormGradientArgs&);
+void activate_gradient(const Context&, const ActivateGradientArgs&);
+void attention_gradient(const Context&, const AttentionGradientArgs&);
+void cross_entropy(const Context&, const CrossEntropyArgs&);
+void dropout(const Context&, const DropoutArgs&);
+void add_scaled(const Context&, const AddScaledArgs&);
 
 }  // namespace nibble::kernels::reference

@@ -28,6 +28,15 @@ const Kernels& table() {
       .softcap = softcap,
       .route_experts = route_experts,
       .scatter_add_rows = scatter_add_rows,
+      .input_gradient = input_gradient,
+      .weight_gradient = weight_gradient,
+      .rms_norm_gradient = rms_norm_gradient,
+      .layer_norm_gradient = layer_norm_gradient,
+      .activate_gradient = activate_gradient,
+      .attention_gradient = attention_gradient,
+      .cross_entropy = cross_entropy,
+      .dropout = dropout,
+      .add_scaled = add_scaled,
   };
   return kernels;
 }

@@ -52,14 +52,19 @@ NIBBLE_SIMD void multiply(const float* a, int64_t a_stride, int64_t rows, const 
   for (; n < cols; n += kLanes) multiply_panel<1>(a, a_stride, rows, b + n, b_stride, depth, c + n, c_stride, add);
 }
 
-/// `count` rows of `dim` elements as floats, each padded with zeros to `stride`.
+/// `count` rows of `dim` elements, `x_stride` apart, as floats, each padded with zeros to `stride`.
 template <typename T>
-NIBBLE_SIMD void unpack_rows(const T* x, int64_t count, int64_t dim, float* out, int64_t stride) {
+NIBBLE_SIMD void unpack_rows_strided(const T* x, int64_t x_stride, int64_t count, int64_t dim, float* out,
+                                     int64_t stride) {
   for (int64_t i = 0; i < count; ++i) {
     int64_t d = 0;
-    for (; d + kLanes <= dim; d += kLanes) store(out + i * stride + d, load(x + i * dim + d));
-    for (; d < stride; ++d) out[i * stride + d] = d < dim ? to_float(x[i * dim + d]) : 0;
+    for (; d + kLanes <= dim; d += kLanes) store(out + i * stride + d, load(x + i * x_stride + d));
+    for (; d < stride; ++d) out[i * stride + d] = d < dim ? to_float(x[i * x_stride + d]) : 0;
   }
+}
+template <typename T>
+NIBBLE_SIMD void unpack_rows(const T* x, int64_t count, int64_t dim, float* out, int64_t stride) {
+  unpack_rows_strided(x, dim, count, dim, out, stride);
 }
 
 /// scores of keys first .. += the bias of their distances to the query at `position`.

@@ -34,5 +34,14 @@ void split_heads(const Context& context, const SplitHeadsArgs& args);
 void softcap(const Context& context, const SoftcapArgs& args);
 void route_experts(const Context& context, const RouteExpertsArgs& args);
 void scatter_add_rows(const Context& context, const ScatterAddRowsArgs& args);
+void input_gradient(const Context& context, const InputGradientArgs& args);
+void weight_gradient(const Context& context, const WeightGradientArgs& args);
+void rms_norm_gradient(const Context& context, const RmsNormGradientArgs& args);
+void layer_norm_gradient(const Context& context, const LayerNormGradientArgs& args);
+void activate_gradient(const Context& context, const ActivateGradientArgs& args);
+void attention_gradient(const Context& context, const AttentionGradientArgs& args);
+void cross_entropy(const Context& context, const CrossEntropyArgs& args);
+void dropout(const Context& context, const DropoutArgs& args);
+void add_scaled(const Context& context, const AddScaledArgs& args);
 
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

@@ -30,6 +30,15 @@ const Kernels& table() {
     k.softcap = softcap;
     k.route_experts = route_experts;
     k.scatter_add_rows = scatter_add_rows;
+    k.input_gradient = input_gradient;
+    k.weight_gradient = weight_gradient;
+    k.rms_norm_gradient = rms_norm_gradient;
+    k.layer_norm_gradient = layer_norm_gradient;
+    k.activate_gradient = activate_gradient;
+    k.attention_gradient = attention_gradient;
+    k.cross_entropy = cross_entropy;
+    k.dropout = dropout;
+    k.add_scaled = add_scaled;
     return k;
   }();
   return kernels;

@@ -1,0 +1,141 @@
+// attention_gradient: one task a sequence and kv head; blocks of queries against all keys that they see.
+#include "kernels/cpu/isa/attention_tile.h"
+#include "kernels/cpu/scratch.h"
+
+namespace nibble::kernels::cpu::NIBBLE_ISA {
+namespace {
+
+constexpr int64_t kQueries = 48;  // a multiple of the register tile's six
+
+/// Working memory of one task. Widths are padded to whole vectors with zeros.
+struct Work {
+  int64_t dim, tokens;       // padded
+  float *keys, *values;      // (tokens, dim)
+  float *keys_t, *values_t;  // (dim, tokens)
+  float *dkeys, *dvalues;    // (tokens, dim)
+  float *q, *dout;           // (kQueries, dim)
+  float* dq;                 // (kQueries, dim)
+  float *p, *ds;             // (kQueries, tokens): probabilities, gradients of the scores
+  float* turned;             // (tokens, kQueries)
+  float* mean;               // (kQueries)
+};
+
+Work make_work(int64_t head_dim, int64_t token_count) {
+  Work w;
+  w.dim = padded(head_dim);
+  w.tokens = padded(token_count);
+  const int64_t rows = w.tokens * w.dim, block = kQueries * w.dim, scores = kQueries * w.tokens;
+  auto* memory = static_cast<float*>(
+      scratch(Scratch::gradient, (6 * rows + 3 * block + 3 * scores + kQueries) * int64_t{sizeof(float)}));
+  const auto take = [&](int64_t count) {
+    float* taken = memory;
+    memory += count;
+    return taken;
+  };
+  w.keys = take(rows), w.values = take(rows), w.keys_t = take(rows), w.values_t = take(rows);
+  w.dkeys = take(rows), w.dvalues = take(rows);
+  w.q = take(block), w.dout = take(block), w.dq = take(block);
+  w.p = take(scores), w.ds = take(scores), w.turned = take(scores);
+  w.mean = take(kQueries);
+  return w;
+}
+
+/// (rows, cols) to (cols, rows), both dense with the given strides.
+void turn(const float* x, int64_t stride, int64_t rows, int64_t cols, float* out, int64_t out_stride) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < cols; ++c) out[c * out_stride + r] = x[r * stride + c];
+}
+
+void fill_zero(float* x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] = 0;
+}
+
+void load_keys(const AttentionGradientArgs& args, const AttentionGradientSequence& s, int64_t kv_head, const Work& w) {
+  const int64_t stride = args.kv_heads * args.head_dim, at = kv_head * args.head_dim;
+  unpack_rows_strided(s.k + at, stride, s.tokens, args.head_dim, w.keys, w.dim);
+  unpack_rows_strided(s.v + at, stride, s.tokens, args.head_dim, w.values, w.dim);
+  fill_zero(w.keys_t, w.dim * w.tokens);
+  fill_zero(w.values_t, w.dim * w.tokens);
+  turn(w.keys, w.dim, s.tokens, w.dim, w.keys_t, w.tokens);
+  turn(w.values, w.dim, s.tokens, w.dim, w.values_t, w.tokens);
+  fill_zero(w.dkeys, w.dim * w.tokens);
+  fill_zero(w.dvalues, w.dim * w.tokens);
+}
+
+/// Scores to probabilities, and their gradients to those of the scores: row i is the query at `position` + i.
+void softmax_rows(const AttentionGradientArgs& args, const Work& w, int64_t head, int64_t position, int64_t count,
+                  int64_t low, int64_t width) {
+  for (int64_t i = 0; i < count; ++i) {
+    float *p = w.p + i * w.tokens, *ds = w.ds + i * w.tokens;
+    for (int64_t j = 0; j < width; j += kLanes) {
+      F32 score = load(p + j) * set1(args.scale);
+      if (args.alibi_slopes)
+        score = fma(set1(args.alibi_slopes[head]), lane_numbers() + set1(static_cast<float>(low + j)), score);
+      store(p + j, score);
+    }
+    const int64_t first = args.window > 0 ? max_of(0, position + i + 1 - args.window) : 0;
+    for (int64_t j = 0; j < first - low; ++j) p[j] = -__builtin_inff();
+    for (int64_t j = position + i + 1 - low; j < width; ++j) p[j] = -__builtin_inff();
+    const float total = exponentiate(p, width, largest_score(p, width));
+    const F32 share = set1(1.0f / total), mean = set1(w.mean[i]), scale = set1(args.scale);
+    for (int64_t j = 0; j < width; j += kLanes) {
+      const F32 probability = load(p + j) * share;
+      store(p + j, probability);
+      store(ds + j, probability * (load(ds + j) - mean) * scale);
+    }
+  }
+}
+
+/// Queries [position, position + count) of one head.
+void gradient_block(const AttentionGradientArgs& args, const AttentionGradientSequence& s, const Work& w, int64_t head,
+                    int64_t position, int64_t count) {
+  const int64_t stride = args.heads * args.head_dim, at = position * stride + head * args.head_dim;
+  unpack_rows_strided(s.q + at, stride, count, args.head_dim, w.q, w.dim);
+  unpack_rows_strided(s.dout + at, stride, count, args.head_dim, w.dout, w.dim);
+  for (int64_t i = 0; i < count; ++i) {
+    float sum = 0;
+    for (int64_t d = 0; d < args.head_dim; ++d) sum += s.out[at + i * stride + d] * s.dout[at + i * stride + d];
+    w.mean[i] = sum;
+  }
+  // Keys before the first that any of these queries sees are left out, in whole vectors.
+  const int64_t low = args.window > 0 ? max_of(0, position + 1 - args.window) / kLanes * kLanes : 0;
+  const int64_t width = padded(position + count - low);
+  multiply(w.q, w.dim, count, w.keys_t + low, w.tokens, w.dim, width, w.p, w.tokens, false);
+  multiply(w.dout, w.dim, count, w.values_t + low, w.tokens, w.dim, width, w.ds, w.tokens, false);
+  softmax_rows(args, w, head, position, count, low, width);
+  multiply(w.ds, w.tokens, count, w.keys + low * w.dim, w.dim, min_of(width, s.tokens - low), w.dim, w.dq, w.dim,
+           false);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t d = 0; d < args.head_dim; ++d) s.dq[at + i * stride + d] = w.dq[i * w.dim + d];
+  const int64_t keys = min_of(width, s.tokens - low);
+  turn(w.ds, w.tokens, count, keys, w.turned, kQueries);
+  multiply(w.turned, kQueries, keys, w.q, w.dim, count, w.dim, w.dkeys + low * w.dim, w.dim, true);
+  turn(w.p, w.tokens, count, keys, w.turned, kQueries);
+  multiply(w.turned, kQueries, keys, w.dout, w.dim, count, w.dim, w.dvalues + low * w.dim, w.dim, true);
+}
+
+void gradient_task(const AttentionGradientArgs& args, const AttentionGradientSequence& s, int64_t kv_head) {
+  const Work w = make_work(args.head_dim, s.tokens);
+  load_keys(args, s, kv_head, w);
+  const int64_t group = args.heads / args.kv_heads;
+  for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
+    for (int64_t position = 0; position < s.tokens; position += kQueries)
+      gradient_block(args, s, w, head, position, min_of(kQueries, s.tokens - position));
+  for (int64_t t = 0; t < s.tokens; ++t)
+    for (int64_t d = 0; d < args.head_dim; ++d) {
+      const int64_t to = (t * args.kv_heads + kv_head) * args.head_dim + d;
+      s.dk[to] = w.dkeys[t * w.dim + d];
+      s.dv[to] = w.dvalues[t * w.dim + d];
+    }
+}
+
+}  // namespace
+
+void attention_gradient(const Context& context, const AttentionGradientArgs& args) {
+  for_ranges(context, args.sequence_count * args.kv_heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item)
+      gradient_task(args, args.sequences[item / args.kv_heads], item % args.kv_heads);
+  });
+}
+
+}  // namespace nibble::kernels::cpu::NIBBLE_ISA

@@ -1,0 +1,77 @@
+// attention_gradient: one query at a time, in double.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels/reference/element.h"
+#include "kernels/reference/entries.h"
+
+namespace nibble::kernels::reference {
+namespace {
+
+using Rows = std::vector<double>;
+
+double dot(const float* a, const float* b, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  return sum;
+}
+
+/// Probabilities of the keys [begin, position] for one query head.
+Rows probabilities(const AttentionGradientArgs& args, const AttentionGradientSequence& s, int64_t position,
+                   int64_t head, int64_t begin) {
+  const int64_t kv_head = head / (args.heads / args.kv_heads), dim = args.head_dim;
+  Rows p;
+  for (int64_t key = begin; key <= position; ++key) {
+    double score = static_cast<double>(args.scale) *
+                   dot(s.q + (position * args.heads + head) * dim, s.k + (key * args.kv_heads + kv_head) * dim, dim);
+    if (args.alibi_slopes) score += static_cast<double>(args.alibi_slopes[head]) * static_cast<double>(key);
+    p.push_back(score);
+  }
+  const double largest = *std::max_element(p.begin(), p.end());
+  double total = 0;
+  for (double& score : p) total += score = std::exp(score - largest);
+  for (double& score : p) score /= total;
+  return p;
+}
+
+void sequence_gradient(const AttentionGradientArgs& args, const AttentionGradientSequence& s, int64_t kv_head) {
+  const int64_t group = args.heads / args.kv_heads, dim = args.head_dim;
+  const auto size = static_cast<size_t>(s.tokens * dim);
+  Rows dk(size), dv(size);
+  for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+    for (int64_t position = 0; position < s.tokens; ++position) {
+      const int64_t begin = args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
+      const Rows p = probabilities(args, s, position, head, begin);
+      const int64_t row = (position * args.heads + head) * dim;
+      const double mean = dot(s.out + row, s.dout + row, dim);
+      Rows dq(static_cast<size_t>(dim));
+      for (int64_t key = begin; key <= position; ++key) {
+        const int64_t at = (key * args.kv_heads + kv_head) * dim;
+        const double probability = p[static_cast<size_t>(key - begin)];
+        const double ds = probability * (dot(s.dout + row, s.v + at, dim) - mean) * static_cast<double>(args.scale);
+        for (int64_t d = 0; d < dim; ++d) {
+          dq[static_cast<size_t>(d)] += ds * static_cast<double>(s.k[at + d]);
+          dk[static_cast<size_t>(key * dim + d)] += ds * static_cast<double>(s.q[row + d]);
+          dv[static_cast<size_t>(key * dim + d)] += probability * static_cast<double>(s.dout[row + d]);
+        }
+      }
+      for (int64_t d = 0; d < dim; ++d) s.dq[row + d] = static_cast<float>(dq[static_cast<size_t>(d)]);
+    }
+  }
+  for (int64_t key = 0; key < s.tokens; ++key)
+    for (int64_t d = 0; d < dim; ++d) {
+      const int64_t at = (key * args.kv_heads + kv_head) * dim + d;
+      s.dk[at] = static_cast<float>(dk[static_cast<size_t>(key * dim + d)]);
+      s.dv[at] = static_cast<float>(dv[static_cast<size_t>(key * dim + d)]);
+    }
+}
+
+}  // namespace
+
+void attention_gradient(const Context& context, const AttentionGradientArgs& args) {
+  for_each(context, args.sequence_count * args.kv_heads, 1,
+           [&](int64_t item) { sequence_gradient(args, args.sequences[item / args.kv_heads], item % args.kv_heads); });
+}
+
+}  // namespace nibble::kernels::reference
