@@ -47,7 +47,7 @@ TEST(Gradient, InputGradientAgrees) {
                    k.input_gradient(c, {dy.as<float>(), rows + 3, m, rows, cols, view, out[0].as<float>(), accumulate});
                    return out;
                  },
-                 kTolerance});
+                 5e-5});
       }
 }
 
