@@ -109,6 +109,19 @@ TEST(ChatTemplate, LookUpsInManyVariablesAreCharged) {
   EXPECT_THROW(jinja::render_template(body, Json::object(), {.steps = 5'000'000}), Error);
 }
 
+// What takes microseconds costs steps: each of these rendered a thousand times for a few thousand.
+TEST(ChatTemplate, SlowOperationsAreCharged) {
+  const std::string text = "{% set s = 'aB c' * 1000 %}";
+  for (const std::string operation :
+       {"'%.400f' % 1e308", "'%.400e' % 1e308", "'%f' % 1e308", "'%400.2f' % 1e308", "1e308 | round(300)",
+        "strftime_now('%c')", "strftime_now('%c' * 400)", "s | title", "s | int", "s.split()", "s.rsplit(' ')",
+        "s | wordcount", "s | upper", "s.isalpha()", "s == s + 'x'", "'y' in s"}) {
+    const jinja::Body body =
+        jinja::parse_template(text + "{% for i in range(1000) %}{% set x = " + operation + " %}{% endfor %}");
+    EXPECT_THROW(jinja::render_template(body, Json::object(), {.steps = 100'000}), Error) << operation;
+  }
+}
+
 TEST(ChatTemplate, RightSidedSearchesMatchPython) {
   EXPECT_EQ(render("{{ 'aaa'.rsplit('aa') }} {{ 'a--b--c'.rsplit('--', 1) }} {{ '--'.rsplit('--') }}"),
             "['a', ''] ['a--b', 'c'] ['', '']");

@@ -244,7 +244,11 @@ Value round_number(Runtime& runtime, const Value& self, const Bound& arguments) 
   if (method == "common") {
     if (self.is_integral()) return integer(precision >= 0 ? self.integer() : round_to_ten(self.integer(), -precision));
     if (!std::isfinite(self.real())) return self;
-    if (precision >= 0) return real(std::strtod(fmt::format("{:.{}f}", self.real(), precision).c_str(), nullptr));
+    if (precision >= 0) {
+      const std::string digits = fmt::format("{:.{}f}", self.real(), precision);
+      runtime.charge_steps(2 * static_cast<int64_t>(digits.size()));
+      return real(std::strtod(digits.c_str(), nullptr));
+    }
   } else if (method != "ceil" && method != "floor") {
     runtime.fail_type("round: method '{}' is not common, ceil or floor", method);
   }

@@ -44,6 +44,7 @@ std::string format_number(Runtime& runtime, const Value& value, const Field& fie
                        : type == 'E'              ? fmt::format("{:.{}E}", wide, precision)
                        : type == 'g'              ? fmt::format("{:.{}g}", wide, precision)
                                                   : fmt::format("{:.{}G}", wide, precision);
+  runtime.charge_steps(2 * static_cast<int64_t>(digits.size()));  // exact digits of large numbers are long division
   return std::signbit(wide) ? digits : sign + digits;
 }
 

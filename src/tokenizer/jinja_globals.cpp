@@ -75,10 +75,12 @@ Value strftime_now(Runtime& runtime, Arguments& arguments) {
   const std::string form(text_argument(runtime, &arguments.positional[0], "strftime_now"));
   if (form.empty()) return runtime.text("");
   if (form.size() > 1000) runtime.fail_type("strftime_now(): a format of {} bytes", form.size());
+  std::string out(form.size() * 64 + 64, '\0');
+  runtime.charge_bytes(out.size());
+  runtime.charge_steps(100 + 2 * static_cast<int64_t>(form.size()));
   const std::time_t now = std::time(nullptr);
   std::tm local{};
   localtime_r(&now, &local);
-  std::string out(form.size() * 64 + 64, '\0');
   out.resize(std::strftime(out.data(), out.size(), form.c_str(), &local));
   return runtime.text(std::move(out));
 }

@@ -16,8 +16,8 @@ class Runtime {
   /// Throws invalid_argument when a limit is passed.
   void charge_steps(int64_t count);
   void charge_bytes(size_t count);
-  /// Steps for reading through `text`.
-  void charge_scan(std::string_view text) { charge_steps(1 + static_cast<int64_t>(text.size() / 64)); }
+  /// Steps for going through `text` character by character.
+  void charge_scan(std::string_view text) { charge_steps(1 + static_cast<int64_t>(text.size() / 4)); }
 
   /// Throws Error{code} with the current line in front.
   template <typename... Args>

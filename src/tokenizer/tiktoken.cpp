@@ -46,6 +46,9 @@ void add_ranked(RankedVocabulary& ranked, std::string_view bytes, int64_t id, in
   ranked.ranks[static_cast<size_t>(id)] = static_cast<int32_t>(rank);
 }
 
+// Published files have 1000; the tokens are made from the number alone, so it must not be large.
+constexpr int64_t kMaxTekkenSpecials = 16'384;
+
 // What files before version 7 leave out; the rest up to the number of special tokens is <SPECIAL_n>.
 constexpr std::string_view kOldTekkenSpecials[] = {"<unk>",
                                                    "<s>",
@@ -171,7 +174,7 @@ PipelineSteps read_tekken(std::string_view text, std::string_view source) {
   if (special_count < 0 || size < special_count || size > kMaxTokenId || vocab.empty()) {
     fail(ErrorCode::corrupt_file, "{}: a vocabulary of {} with {} special tokens", source, size, special_count);
   }
-  if (special_count > 1'000'000) fail(ErrorCode::corrupt_file, "{}: {} special tokens", source, special_count);
+  if (special_count > kMaxTekkenSpecials) fail(ErrorCode::corrupt_file, "{}: {} special tokens", source, special_count);
   RankedVocabulary ranked;
   const auto specials = tekken_specials(root, special_count, source);
   for (size_t i = 0; i < specials.size(); ++i) ranked.vocabulary.insert(specials[i], static_cast<int64_t>(i), source);

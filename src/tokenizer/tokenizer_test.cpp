@@ -11,6 +11,8 @@
 #include "base/error.h"
 #include "base/output.h"
 #include "tokenizer/incremental_decoder.h"
+#include "tokenizer/pipeline.h"
+#include "tokenizer/tiktoken.h"
 
 namespace nibble {
 namespace {
@@ -160,6 +162,27 @@ TEST(Tokenizer, StopsCatastrophicPatterns) {
       "pattern":{"Regex":"(a+)+c"},"behavior":"Isolated"}})";
   const auto tokenizer = Tokenizer::from_json(text, "test");
   EXPECT_THROW(tokenizer->encode(std::string(60, 'a') + "bc", {}), Error);
+}
+
+std::string tekken_json(const std::string& size, const std::string& specials) {
+  return R"({"config":{"pattern":"\\S+|\\s+","default_vocab_size":)" + size + R"(,"default_num_special_tokens":)" +
+         specials +
+         R"(},"vocab":[{"rank":0,"token_bytes":"YQ=="},{"rank":1,"token_bytes":"Yg=="},{"rank":2,"token_bytes":"YWI="}]})";
+}
+
+TEST(Tekken, ReadsRanksBehindTheSpecialTokens) {
+  const Pipeline tokenizer(read_tekken(tekken_json("23", "20"), "test"));
+  const auto ids = tokenizer.encode("abba<s>", {});
+  EXPECT_EQ(ids, (std::vector<int32_t>{1, 22, 21, 20, 1}));
+  EXPECT_EQ(tokenizer.decode(ids, {}), "<s>abba<s>");
+}
+
+// Special tokens are made from their number alone: a file of 200 bytes took half a second and 250 MB.
+TEST(Tekken, RefusesMoreTokensThanItsBytesCanMean) {
+  EXPECT_THROW((void)read_tekken(tekken_json("1000000", "999990"), "test"), Error);
+  EXPECT_THROW((void)read_tekken(tekken_json("8000000", "1000"), "test"), Error);
+  EXPECT_THROW((void)read_tekken(tekken_json("10", "20"), "test"), Error);
+  EXPECT_THROW((void)read_tekken(tekken_json("-1", "-2"), "test"), Error);
 }
 
 TEST(Tokenizer, FindsNoFile) {

@@ -9,8 +9,9 @@
 
 namespace nibble {
 
-/// Ids above this are refused: real vocabularies have fewer than a million tokens.
-constexpr int64_t kMaxTokenId = (int64_t{1} << 23) - 1;
+/// Ids above this are refused: real vocabularies have fewer than a million tokens, and tables by id are as long as the
+/// largest id however few tokens there are.
+constexpr int64_t kMaxTokenId = (int64_t{1} << 21) - 1;
 
 class Vocabulary {
  public:
