@@ -1,0 +1,66 @@
+// The tape, and recomputation on a tape of its own.
+#include "autograd/tape.h"
+
+#include <utility>
+
+namespace nibble::autograd {
+
+Var constant(Tensor value) {
+  auto variable = std::make_shared<Variable>();
+  variable->value = std::move(value);
+  return variable;
+}
+
+Var parameter(Tensor value) {
+  Var variable = constant(std::move(value));
+  variable->requires_grad = true;
+  return variable;
+}
+
+GradientTarget gradient_of(Variable& variable) {
+  const bool has_gradient = static_cast<bool>(variable.grad);
+  if (!has_gradient) variable.grad = Tensor(DType::f32, variable.value.shape());
+  return {variable.grad.as<float>(), has_gradient};
+}
+
+void Tape::record(std::function<void()> backward) {
+  if (is_recording_) steps_.push_back(std::move(backward));
+}
+
+void Tape::backward() {
+  while (!steps_.empty()) {
+    const std::function<void()> step = std::move(steps_.back());
+    steps_.pop_back();
+    step();
+  }
+}
+
+Var result_of(const Tape& tape, Tensor value, std::initializer_list<const Variable*> inputs) {
+  Var result = constant(std::move(value));
+  for (const Variable* input : inputs)
+    if (input && input->requires_grad) result->requires_grad = tape.is_recording();
+  return result;
+}
+
+Var checkpoint(Tape& tape, const Var& x, std::function<Var(Tape&, const Var&)> f) {
+  Tape silent(false);
+  Var y = constant(f(silent, x)->value);
+  y->requires_grad = tape.is_recording();
+  tape.record([x, y, f = std::move(f)] {
+    if (!y->grad) return;
+    Tape again;
+    Var input = constant(x->value);
+    input->requires_grad = x->requires_grad;
+    Var output = f(again, input);
+    output->grad = std::move(y->grad);
+    again.backward();
+    if (!x->requires_grad || !input->grad) return;
+    const GradientTarget target = gradient_of(*x);
+    const float* from = input->grad.as<float>();
+    for (int64_t i = 0; i < input->grad.count(); ++i)
+      target.data[i] = target.accumulate ? target.data[i] + from[i] : from[i];
+  });
+  return y;
+}
+
+}  // namespace nibble::autograd

@@ -1,0 +1,56 @@
+// Reverse-mode differentiation: a tape of steps that are run backwards. It knows no op; ops record their gradients.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "tensor/tensor.h"
+
+namespace nibble::autograd {
+
+/// A value of a computation, and its gradient once something has flowed back into it.
+struct Variable {
+  Tensor value;  // f32
+  Tensor grad;   // f32 of the same shape, or empty
+  bool requires_grad = false;
+};
+using Var = std::shared_ptr<Variable>;
+
+/// A value that no gradient flows into.
+Var constant(Tensor value);
+/// A value that collects a gradient.
+Var parameter(Tensor value);
+
+/// Where a gradient of `variable` goes: written if nothing has flowed in yet, else added to.
+struct GradientTarget {
+  float* data;
+  bool accumulate;
+};
+GradientTarget gradient_of(Variable& variable);
+
+/// What a pass did, to be run backwards. One thread at a time.
+class Tape {
+ public:
+  /// A tape that is not recording drops every step: for evaluation, and for what will be computed anew.
+  explicit Tape(bool is_recording = true) : is_recording_(is_recording) {}
+  bool is_recording() const { return is_recording_; }
+  /// `backward` reads the gradient of its op's result and adds to those of its inputs.
+  void record(std::function<void()> backward);
+  /// Runs the steps, the last first; each is freed, with what it kept, as soon as it has run.
+  void backward();
+
+ private:
+  bool is_recording_;
+  std::vector<std::function<void()>> steps_;
+};
+
+/// A new variable for an op's result: it requires a gradient if the tape records and any input does.
+Var result_of(const Tape& tape, Tensor value, std::initializer_list<const Variable*> inputs);
+
+/// y = f(tape, x), keeping x alone: backward runs f again. f must give the same result each time; `parameters` of it
+/// may collect gradients. (Chen et al., 2016, https://arxiv.org/abs/1604.06174)
+Var checkpoint(Tape& tape, const Var& x, std::function<Var(Tape&, const Var&)> f);
+
+}  // namespace nibble::autograd

@@ -1,0 +1,27 @@
+// A linear layer whose weight is frozen, with a trained update of low rank beside it (Hu et al., 2021,
+// https://arxiv.org/abs/2106.09685; over 4-bit weights: Dettmers et al., 2023, https://arxiv.org/abs/2305.14314).
+#pragma once
+
+#include "autograd/tape.h"
+#include "nn/linear.h"
+
+namespace nibble::nn {
+
+/// y += scale * B (A dropout(x)).
+struct Lora {
+  autograd::Var a;  // (r, cols)
+  autograd::Var b;  // (rows, r)
+  float scale = 1;
+  float dropout = 0;
+};
+
+/// y (m, rows) = x w^T + bias, and `lora` of it unless null. The gradient goes to x and to the lora's a and b; that of
+/// the frozen weight is never formed. `seed` chooses what dropout leaves out. `layer` and `lora` must outlive the
+/// backward pass.
+autograd::Var linear(autograd::Tape& tape, const ops::Backend& backend, const autograd::Var& x, const Linear& layer,
+                     const Lora* lora = nullptr, uint64_t seed = 0);
+
+/// The weight as the gradient kernels take it; valid as long as `layer` and `absmax`, which 4-bit weights point to.
+kernels::WeightView view_of(const Linear& layer, kernels::Absmax& absmax);
+
+}  // namespace nibble::nn

@@ -1,0 +1,24 @@
+// Ops on elements, with gradients: activations, sums, dropout.
+#pragma once
+
+#include <cstdint>
+
+#include "autograd/tape.h"
+#include "ops/backend.h"
+
+namespace nibble::ops {
+
+/// out (rows, cols) = act(gate) * up from x (rows, [gate | up]); Contract: kernels::ActivateArgs.
+autograd::Var activate_gated(autograd::Tape& tape, const Backend& backend, const autograd::Var& x,
+                             kernels::Activation activation);
+/// out = act(x), of the same shape.
+autograd::Var activate(autograd::Tape& tape, const Backend& backend, const autograd::Var& x,
+                       kernels::Activation activation);
+
+/// a + b, of the same shape.
+autograd::Var add(autograd::Tape& tape, const Backend& backend, const autograd::Var& a, const autograd::Var& b);
+
+/// Contract: kernels::DropoutArgs; p = 0 gives x itself.
+autograd::Var dropout(autograd::Tape& tape, const Backend& backend, const autograd::Var& x, float p, uint64_t seed);
+
+}  // namespace nibble::ops
