@@ -20,15 +20,21 @@ struct Source4Bit {
 
   void fill(int64_t job, int64_t row, int64_t begin, int64_t count, Element* out) const {
     const auto& j = jobs[job];
+    const bool is_power = (j.block & (j.block - 1)) == 0;
+    const int shift = __builtin_ctzll(static_cast<uint64_t>(j.block));
     int64_t at = row * cols + begin;
     const int64_t end = at + count;
     while (at < end) {
-      const int64_t block = at / j.block;
+      const int64_t block = is_power ? at >> shift : at / j.block;
       const int64_t stop = smaller(end, (block + 1) * j.block);
       decode_run(j.packed, at, stop - at, j.code_book, absmax_of(j.absmax, block), rounding, out);
       out += stop - at;
       at = stop;
     }
+  }
+
+  NIBBLE_INLINE void prefetch(int64_t job, int64_t row, int64_t begin, int64_t count) const {
+    prefetch_bytes(jobs[job].packed + (row * cols + begin) / 2, count / 2);
   }
 
   void finish(int64_t job, int64_t row, int64_t count, int64_t first_x, int64_t m, const float* c) const {

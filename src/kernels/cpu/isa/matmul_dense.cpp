@@ -39,6 +39,11 @@ struct DenseSource {
       convert_row<bf16_t>(j.w, at, count, Rounding::none, out);
   }
 
+  NIBBLE_INLINE void prefetch(int64_t job, int64_t row, int64_t begin, int64_t count) const {
+    const int64_t size = jobs[job].dtype == DType::f32 ? 4 : 2;
+    prefetch_bytes(static_cast<const char*>(jobs[job].w) + (row * cols + begin) * size, count * size);
+  }
+
   void finish(int64_t job, int64_t row, int64_t count, int64_t first_x, int64_t m, const float* c) const {
     store_float(jobs[job].out, row, count, first_x, m, c);
   }

@@ -128,6 +128,10 @@ struct SourceInt8 {
     for (; i < count; ++i) out[i] = static_cast<Element>(Step::kOffset ? w[i] ^ -128 : w[i]);
   }
 
+  NIBBLE_INLINE void prefetch(int64_t job, int64_t row, int64_t begin, int64_t count) const {
+    prefetch_bytes(jobs[job].w + row * x->input->cols + begin, count);
+  }
+
   void finish(int64_t job, int64_t row, int64_t count, int64_t first_x, int64_t m, const int32_t* c) const {
     const auto& j = jobs[job];
     auto* outlier_w = static_cast<float*>(scratch(Scratch::outliers, (x->outliers + 2) * kPanelRows * 4));

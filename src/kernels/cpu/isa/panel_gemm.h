@@ -13,6 +13,7 @@
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 
 inline constexpr int64_t kDepthChunk = 512;  // dwords of a panel that are packed at a time: 64 KB, in the L2 cache
+inline constexpr int64_t kStageDepth = 64;   // dwords of its rows that are decoded at a time
 inline constexpr int64_t kSlabRows = 512;    // rows of x that are packed at a time
 
 NIBBLE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -68,6 +69,7 @@ static void multiply_tile(int64_t rows, const uint32_t* x, const uint32_t* panel
 /// One call. Source says what a row of w is:
 ///   using Step; int64_t rows(int64_t job);
 ///   void fill(job, row, begin, count, Step::Element* out): elements [begin, begin + count) of a row of w
+///   void prefetch(job, row, begin, count): asks for the same
 ///   void finish(job, first_row, row_count, first_x, m, const Step::Lane* c): c (m, kPanelRows) to y
 template <class Source>
 struct PanelGemm {
@@ -91,35 +93,51 @@ struct PanelGemm {
     return count;
   }
 
+  /// Decodes dwords [k, k + count) of kPanelRows rows, kStageDepth at a time: what is transposed lies in the L1 cache.
   void fill_panel(int64_t job, int64_t row, int64_t row_count, int64_t k, int64_t count, uint32_t* stage,
                   uint32_t* panel) const {
-    const int64_t begin = k * Step::kPerDword;
-    const int64_t elements = smaller(count * Step::kPerDword, cols - begin);
-    for (int64_t r = 0; r < kPanelRows; ++r) {
-      auto* out = reinterpret_cast<Element*>(stage + r * kDepthChunk);
-      if (r < row_count) source->fill(job, row + r, begin, elements, out);
-      const int64_t filled = r < row_count ? elements : 0;
-      std::memset(out + filled, 0, static_cast<size_t>(count * Step::kPerDword - filled) * sizeof(Element));
+    for (int64_t done = 0; done < count; done += kStageDepth) {
+      const int64_t begin = (k + done) * Step::kPerDword, depth = smaller(kStageDepth, count - done);
+      const int64_t elements = smaller(depth * Step::kPerDword, cols - begin);
+      const int64_t next = smaller(elements, cols - begin - elements);
+      for (int64_t r = 0; r < row_count; ++r) source->prefetch(job, row + r, begin + elements, next);
+      for (int64_t r = 0; r < kPanelRows; ++r) {
+        auto* out = reinterpret_cast<Element*>(stage + r * kStageDepth);
+        if (r < row_count) source->fill(job, row + r, begin, elements, out);
+        const int64_t filled = r < row_count ? elements : 0;
+        std::memset(out + filled, 0, static_cast<size_t>(depth * Step::kPerDword - filled) * sizeof(Element));
+      }
+      transpose_panel(stage, kStageDepth, depth, panel + done * kPanelRows);
     }
-    transpose_panel(stage, kDepthChunk, count, panel);
   }
 
   void run_panel(int64_t job, int64_t row) const {
     const int64_t row_count = smaller(kPanelRows, source->rows(job) - row);
-    const int64_t chunk = kPanelRows * kDepthChunk;
-    auto* stage = static_cast<uint32_t*>(scratch(Scratch::panel, (2 * chunk + m * kPanelRows) * 4));
-    uint32_t* panel = stage + chunk;
+    const int64_t stage_size = kPanelRows * kStageDepth, chunk = kPanelRows * kDepthChunk;
+    auto* stage = static_cast<uint32_t*>(scratch(Scratch::panel, (stage_size + chunk + m * kPanelRows) * 4));
+    uint32_t* panel = stage + stage_size;
     auto* c = reinterpret_cast<Lane*>(panel + chunk);
     std::memset(c, 0, static_cast<size_t>(m * kPanelRows) * sizeof(Lane));
     for (int64_t k = 0; k < depth(); k += kDepthChunk) {
       const int64_t count = smaller(kDepthChunk, depth() - k);
       fill_panel(job, row, row_count, k, count, stage, panel);
+      const bool is_last = k + count == depth();
       for (int64_t t = 0; t < tile_count(m); ++t) {
+        prefetch_rows(job, is_last ? row + kPanelRows : row, is_last ? 0 : (k + count) * Step::kPerDword, t);
         const int64_t begin = tile_begin(m, t), rows = tile_begin(m, t + 1) - begin;
         multiply_tile<Step>(rows, x + begin * depth() + k * rows, panel, count, c + begin * kPanelRows);
       }
     }
     source->finish(job, row, row_count, first_x, m, c);
+  }
+
+  /// Asks for what is decoded next, a share with each tile: the rows of a chunk are too short for the processor to see
+  /// them coming.
+  NIBBLE_INLINE void prefetch_rows(int64_t job, int64_t row, int64_t begin, int64_t tile) const {
+    const int64_t share = (kPanelRows + tile_count(m) - 1) / tile_count(m);
+    const int64_t end = smaller(smaller((tile + 1) * share, kPanelRows), source->rows(job) - row);
+    const int64_t elements = smaller(kDepthChunk * Step::kPerDword, cols - begin);
+    for (int64_t r = tile * share; r < end; ++r) source->prefetch(job, row + r, begin, elements);
   }
 
   static void task(void* context, int64_t index, int) {
@@ -203,8 +221,17 @@ NIBBLE_INLINE void put(const MatmulOutput& out, int64_t i, int64_t n, float valu
 /// y (=, +=) c + bias for rows [first_x, first_x + m) and columns [row, row + count).
 [[maybe_unused]] static void store_float(const MatmulOutput& out, int64_t row, int64_t count, int64_t first_x,
                                          int64_t m, const float* c) {
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t n = 0; n < count; ++n) put(out, first_x + i, row + n, c[i * kPanelRows + n]);
+  for (int64_t i = 0; i < m; ++i) {
+    float* y = out.y + (first_x + i) * out.y_stride + row;
+    const float* values = c + i * kPanelRows;
+    int64_t n = 0;
+    for (; n + kLanes <= count; n += kLanes) {
+      F32 value = load(values + n);
+      if (out.bias) value += load(out.bias + row + n);
+      store(y + n, out.accumulate ? load(y + n) + value : value);
+    }
+    for (; n < count; ++n) put(out, first_x + i, row + n, values[n]);
+  }
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

@@ -231,6 +231,13 @@ NIBBLE_INLINE void prefetch_at(const void* position, int64_t bytes) {
       reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(position) + static_cast<uintptr_t>(bytes)));
 }
 
+/// Asks for all lines of `size_bytes` bytes. Forced inline down to here: g++ drops calls of functions that only
+/// prefetch.
+NIBBLE_INLINE void prefetch_bytes(const void* p, int64_t size_bytes) {
+  const auto* bytes = static_cast<const char*>(p);
+  for (int64_t i = 0; i < size_bytes; i += 64) __builtin_prefetch(bytes + i);
+}
+
 /// Asks for the cache line that a walk through the weights needs a little later: 4 KiB pages stop the processor's own
 /// prefetching, and a row is often shorter than one. `position` moves through each group of rows at the pace of the
 /// walk.
