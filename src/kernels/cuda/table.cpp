@@ -11,6 +11,13 @@ const Kernels* table() {
 #ifdef NIBBLE_HAS_CUDA
   static constexpr Kernels kernels{
       .name = "cuda",
+      .quantize_4bit = quantize_4bit,
+      .dequantize_4bit = dequantize_4bit,
+      .quantize_8bit = quantize_8bit,
+      .dequantize_8bit = dequantize_8bit,
+      .quantize_int8_rows = quantize_int8_rows,
+      .dequantize_int8_rows = dequantize_int8_rows,
+      .matmul_4bit = matmul_4bit,
       .embed = embed,
   };
   return &kernels;

@@ -1,0 +1,224 @@
+// GPU matmul and quantization, timed as CUDA graphs over rotating weight copies, beside what memory and tensor cores allow.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "device/cuda.h"
+#include "kernels/cuda/table.h"
+
+namespace nibble {
+namespace {
+
+using namespace kernels;
+
+constexpr double kGigabytes = 1e9;
+constexpr int64_t kRotated = 320 << 20;  // bytes of weights that a graph goes through: several times the L2 cache
+
+void require(cudaError_t status) {
+  if (status == cudaSuccess) return;
+  std::fprintf(stderr, "CUDA: %s\n", cudaGetErrorString(status));
+  std::exit(1);
+}
+
+class BenchScratch final : public Scratch {
+ public:
+  explicit BenchScratch(device::CudaStream& stream) : memory_(stream.allocate(kBytes)) {}
+  void* reserve(int64_t size_bytes) override {
+    if (size_bytes <= kBytes) return memory_.get();
+    std::fprintf(stderr, "scratch: %lld bytes wanted\n", static_cast<long long>(size_bytes));
+    std::exit(1);
+  }
+
+ private:
+  static constexpr int64_t kBytes = int64_t{1} << 30;
+  std::shared_ptr<void> memory_;
+};
+
+struct Gpu {
+  std::shared_ptr<device::CudaStream> stream = device::open_cuda(0);
+  BenchScratch scratch{*stream};
+  std::shared_ptr<void> counters = stream->allocate(kCounters * 4);
+  Context context;
+  double bandwidth = 0;  // bytes/s of a copy, read and written
+
+  Gpu() {
+    stream->fill_zero(counters.get(), kCounters * 4);
+    context = {nullptr, stream->handle(), &scratch, static_cast<uint32_t*>(counters.get()),
+               stream->description().capability, stream->description().multiprocessors};
+  }
+
+  /// Median seconds of one replay.
+  double time(const std::function<void()>& work) {
+    work();
+    stream->synchronize();
+    const auto graph = stream->capture(work);
+    auto* handle = static_cast<cudaStream_t>(stream->handle());
+    cudaEvent_t begin, end;
+    require(cudaEventCreate(&begin));
+    require(cudaEventCreate(&end));
+    for (int i = 0; i < 3; ++i) graph->launch();
+    std::vector<float> times;
+    for (int i = 0; i < 15; ++i) {
+      require(cudaEventRecord(begin, handle));
+      graph->launch();
+      require(cudaEventRecord(end, handle));
+      require(cudaEventSynchronize(end));
+      float milliseconds = 0;
+      require(cudaEventElapsedTime(&milliseconds, begin, end));
+      times.push_back(milliseconds);
+    }
+    std::nth_element(times.begin(), times.begin() + 7, times.end());
+    return times[7] * 1e-3;
+  }
+};
+
+template <typename T>
+std::shared_ptr<void> upload(Gpu& gpu, const std::vector<T>& values) {
+  auto memory = gpu.stream->allocate(static_cast<int64_t>(values.size() * sizeof(T)));
+  gpu.stream->upload(memory.get(), values.data(), static_cast<int64_t>(values.size() * sizeof(T)));
+  return memory;
+}
+
+std::shared_ptr<void> random_floats(Gpu& gpu, int64_t count, float scale) {
+  Random random(7);
+  std::vector<float> values(static_cast<size_t>(std::min<int64_t>(count, 1 << 20)));
+  for (float& value : values) value = static_cast<float>(random.normal()) * scale;
+  auto memory = gpu.stream->allocate(count * 4);
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(values.size()))
+    gpu.stream->upload(static_cast<float*>(memory.get()) + i, values.data(),
+                       std::min<int64_t>(static_cast<int64_t>(values.size()), count - i) * 4);
+  return memory;
+}
+
+std::shared_ptr<void> random_bytes(Gpu& gpu, int64_t count) {
+  Random random(8);
+  std::vector<uint64_t> values(static_cast<size_t>(count / 8 + 1));
+  for (uint64_t& value : values) value = random.next();
+  auto memory = gpu.stream->allocate(count);
+  gpu.stream->upload(memory.get(), values.data(), count);
+  return memory;
+}
+
+void measure_copy(Gpu& gpu) {
+  const int64_t size = int64_t{1} << 31;
+  const auto from = gpu.stream->allocate(size), to = gpu.stream->allocate(size);
+  const double seconds = gpu.time([&] { gpu.stream->copy(to.get(), from.get(), size); });
+  gpu.bandwidth = 2 * static_cast<double>(size) / seconds;
+  std::printf("copy, read + written: %.0f GB/s\n", gpu.bandwidth / kGigabytes);
+}
+
+void print_row(Gpu& gpu, const char* what, int64_t rows, int64_t cols, int64_t m, double seconds, double bytes) {
+  constexpr double kPeak = 750e12;
+  const double flops = 2.0 * static_cast<double>(rows) * static_cast<double>(cols) * static_cast<double>(m);
+  const double memory = bytes / gpu.bandwidth, compute = flops / kPeak;
+  std::printf("%-14s %6lld x %5lld  m %5lld  %8.1f us  %6.0f GB/s  %6.1f TFLOP/s  limit %6.1f us (%s)\n", what,
+              static_cast<long long>(rows), static_cast<long long>(cols), static_cast<long long>(m), seconds * 1e6,
+              bytes / seconds / kGigabytes, flops / seconds * 1e-12, std::max(memory, compute) * 1e6,
+              memory > compute ? "bytes" : "FLOPs");
+}
+
+void bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const std::vector<int64_t>& ms, bool invariant) {
+  const int64_t block = 64, count = rows * cols, blocks = count / block, packed_bytes = count / 2;
+  const int64_t copies = std::max<int64_t>(2, kRotated / packed_bytes + 1);
+  std::vector<std::shared_ptr<void>> packed, scales;
+  const auto codes = random_bytes(gpu, packed_bytes);
+  std::vector<float> absmax(static_cast<size_t>(blocks), 0.03f);
+  for (int64_t i = 0; i < copies; ++i) {
+    packed.push_back(gpu.stream->allocate(packed_bytes));
+    gpu.stream->copy(packed.back().get(), codes.get(), packed_bytes);
+    scales.push_back(nested ? random_bytes(gpu, blocks) : upload(gpu, absmax));
+  }
+  const auto groups = random_floats(gpu, blocks / 256 + 1, 0.01f);
+  const auto book = upload(gpu, std::vector<float>(quant::kDynamicSigned.begin(), quant::kDynamicSigned.end()));
+  for (const int64_t m : ms) {
+    const auto x = random_floats(gpu, m * cols, 1), y = gpu.stream->allocate(m * rows * 4);
+    MatmulInput input{static_cast<const float*>(x.get()), m, cols, DType::bf16};
+    input.batch_invariant = invariant;
+    const double seconds = gpu.time([&] {
+      for (int64_t i = 0; i < copies; ++i) {
+        const auto at = static_cast<size_t>(i);
+        Absmax a;
+        if (nested)
+          a = {nullptr, static_cast<const uint8_t*>(scales[at].get()), static_cast<const float*>(groups.get()),
+               static_cast<const float*>(book.get()), 0.03f};
+        else
+          a.values = static_cast<const float*>(scales[at].get());
+        const Matmul4BitJob job{static_cast<const uint8_t*>(packed[at].get()), a, block, quant::kNf4.values.data(), rows,
+                                {static_cast<float*>(y.get()), rows}};
+        kernels::cuda::table()->matmul_4bit(gpu.context, input, &job, 1);
+      }
+    }) / static_cast<double>(copies);
+    gpu.stream->check();
+    const double bytes = static_cast<double>(packed_bytes + (nested ? blocks : 4 * blocks) + 4 * m * (rows + cols));
+    print_row(gpu, nested ? (invariant ? "nf4+dq inv" : "nf4+dq") : "nf4", rows, cols, m, seconds, bytes);
+  }
+}
+
+void bench_quantize(Gpu& gpu) {
+  const int64_t count = int64_t{28672} * 8192, blocks = count / 64;
+  const auto floats = random_floats(gpu, count / 2, 1);  // read as bf16 pairs: any bits but those of NaN do
+  const auto packed = gpu.stream->allocate(count / 2), absmax = gpu.stream->allocate(blocks * 4);
+  const auto out = gpu.stream->allocate(count * 2);
+  const auto row = [&](const char* what, double seconds, int64_t bytes) {
+    std::printf("%-24s %9.1f us  %6.0f GB/s  limit %.1f us\n", what, seconds * 1e6, static_cast<double>(bytes) / seconds / kGigabytes,
+                static_cast<double>(bytes) / gpu.bandwidth * 1e6);
+  };
+  const auto& table = *kernels::cuda::table();
+  const std::pair<const char*, const quant::CodeBook4Bit*> books[] = {{"nf4", &quant::kNf4}, {"fp4", &quant::kFp4}};
+  for (const auto& [name, book] : books) {
+    const double seconds = gpu.time([&] {
+      table.quantize_4bit(gpu.context, {floats.get(), DType::bf16, count, 64, book, static_cast<uint8_t*>(packed.get()),
+                                        static_cast<float*>(absmax.get())});
+    });
+    row((std::string("quantize ") + name + " bf16").c_str(), seconds, 2 * count + count / 2 + 4 * blocks);
+    const Absmax a{.values = static_cast<const float*>(absmax.get())};
+    const double back = gpu.time([&] {
+      table.dequantize_4bit(gpu.context, {static_cast<const uint8_t*>(packed.get()), a, count, 64, book->values.data(),
+                                          out.get(), DType::bf16});
+    });
+    row((std::string("dequantize ") + name + " bf16").c_str(), back, 2 * count + count / 2 + 4 * blocks);
+  }
+  const auto codes = gpu.stream->allocate(count);
+  const double seconds = gpu.time([&] {
+    table.quantize_8bit(gpu.context, {floats.get(), DType::bf16, count, 256, quant::kDynamicSigned.data(),
+                                      static_cast<uint8_t*>(codes.get()), static_cast<float*>(absmax.get())});
+  });
+  row("quantize 8-bit bf16", seconds, 3 * count + count / 64);
+  const double back = gpu.time([&] {
+    table.dequantize_8bit(gpu.context, {static_cast<const uint8_t*>(codes.get()), static_cast<const float*>(absmax.get()),
+                                        count, 256, quant::kDynamicSigned.data(), out.get(), DType::bf16});
+  });
+  row("dequantize 8-bit bf16", back, 3 * count + count / 64);
+}
+
+int run(int count, char** arguments) {
+  Gpu gpu;
+  if (count == 4) {  // one shape, for a profiler: rows, cols, m
+    gpu.bandwidth = 3e12;
+    bench_matmul_4bit(gpu, std::atoll(arguments[1]), std::atoll(arguments[2]), true, {std::atoll(arguments[3])}, false);
+    return 0;
+  }
+  std::printf("%s\n", gpu.stream->description().name.c_str());
+  measure_copy(gpu);
+  bench_quantize(gpu);
+  bench_matmul_4bit(gpu, 11008, 4096, false, {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096}, false);
+  bench_matmul_4bit(gpu, 11008, 4096, true, {1, 4, 8, 16, 64, 512, 2048}, false);
+  bench_matmul_4bit(gpu, 4096, 4096, true, {1, 4, 16, 64, 512, 2048}, false);
+  bench_matmul_4bit(gpu, 4096, 11008, true, {1, 4, 16, 64, 512, 2048}, false);
+  bench_matmul_4bit(gpu, 12288, 4096, true, {1, 16}, false);
+  bench_matmul_4bit(gpu, 22016, 4096, true, {1, 16, 512, 2048}, false);
+  bench_matmul_4bit(gpu, 28672, 8192, true, {1, 16, 64}, false);
+  gpu.stream->synchronize();
+  return 0;
+}
+
+}  // namespace
+}  // namespace nibble
+
+int main(int count, char** arguments) { return nibble::run(count, arguments); }

@@ -1,0 +1,28 @@
+// LLM.int8() on one element: the code of x, as quant/int8_vectorwise.h defines it.
+#pragma once
+
+#include "kernels/cuda/device/element.cuh"
+
+namespace nibble::kernels::cuda {
+
+__device__ __forceinline__ float int8_scale(float absmax) { return __fmul_rn(127.0f, __frcp_rn(absmax)); }
+
+/// rint(x * scale) within 127 of zero; NaN is 0.
+__device__ __forceinline__ int encode_int8(float x, float scale) {
+  const float q = rintf(__fmul_rn(x, scale));
+  if (q != q) return 0;
+  return static_cast<int>(fminf(fmaxf(q, -127.0f), 127.0f));
+}
+
+__device__ __forceinline__ bool is_outlier(float x, float threshold) { return threshold > 0 && fabsf(x) >= threshold; }
+
+__device__ __forceinline__ float block_max(float x, float* shared) {
+  x = warp_max(x);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = (blockDim.x + 31) / 32;
+  __syncthreads();
+  if (lane == 0) shared[warp] = x;
+  __syncthreads();
+  return warp_max(lane < warps ? shared[lane] : 0.0f);
+}
+
+}  // namespace nibble::kernels::cuda

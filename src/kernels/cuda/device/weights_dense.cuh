@@ -1,0 +1,78 @@
+// Weights that need no decoding, for few rows of x: bf16 and f16 as they lie, and LLM.int8().
+#pragma once
+
+#include "kernels/cuda/device/few_rows.cuh"
+
+namespace nibble::kernels::cuda {
+
+/// How 16 bytes a lane of sixteen rows become two products; rows of a multiple of 16 bytes.
+template <int kElementBytes>
+class FewRowsPlain {
+ public:
+  static constexpr int kRowBytes = 128;  // of one piece
+  static constexpr int kChunk = kRowBytes / kElementBytes;
+  static constexpr int kXPadding = 64 / kElementBytes;  // rows of x start 64 bytes apart, modulo all banks
+  static constexpr int kSlotBytes = 16 * kRowBytes;
+
+  __device__ explicit FewRowsPlain(int lane) : lane_(lane), group_(lane / 4), quad_(lane % 4) {}
+
+  __device__ __forceinline__ void prefetch(const FewRowsArgs& args, uint32_t slot, int tile, int chunk) {
+    const DeviceJob& job = args.jobs.of_tile(tile);
+    const int first = (tile - job.first_tile) * kFewRowsTile, last = job.rows - 1;
+    const int64_t row_bytes = int64_t{args.cols} * kElementBytes;
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      const int64_t at = int64_t{chunk} * kRowBytes + part * 64 + quad_ * 16;
+      const int valid = at < row_bytes ? 16 : 0;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = min(first + group_ + 8 * half, last);
+        copy_async_16(slot + (part * 2 + half) * 512 + lane_ * 16, job.weight.data + row * row_bytes + (valid ? at : 0),
+                      valid);
+      }
+    }
+  }
+
+ protected:
+  /// This lane's 16 bytes: columns part * kChunk / 2 + quad * 16 / kElementBytes and on, of row group + 8 * half.
+  __device__ __forceinline__ uint4 load(uint32_t slot, int part, int half) const {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(slot + (part * 2 + half) * 512 + lane_ * 16));
+    return v;
+  }
+
+  int lane_, group_, quad_;
+};
+
+template <typename T>
+class FewRowsDense : public FewRowsPlain<2> {
+ public:
+  using X = T;
+  static constexpr int kTableBytes = 0;
+
+  __device__ FewRowsDense(const uint8_t*, int lane) : FewRowsPlain<2>(lane) {}
+  __device__ static void fill_table(const FewRowsArgs&, uint8_t*) {}
+  __device__ static void stage_x(const FewRowsArgs& args, T* x, int padded) { stage_rounded(args, x, padded); }
+  __device__ __forceinline__ void begin(const FewRowsArgs&, int) {
+#pragma unroll
+    for (float& value : total_) value = 0;
+  }
+  __device__ __forceinline__ void multiply(const FewRowsArgs&, uint32_t slot, const T* x, int chunk) {
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      const uint4 xs = *reinterpret_cast<const uint4*>(x + chunk * kChunk + part * (kChunk / 2) + quad_ * 8);
+      const uint4 upper = load(slot, part, 0), lower = load(slot, part, 1);
+      mma_16<T>(total_, upper.x, lower.x, upper.y, lower.y, xs.x, xs.y);
+      mma_16<T>(total_, upper.z, lower.z, upper.w, lower.w, xs.z, xs.w);
+    }
+  }
+  __device__ __forceinline__ float sum(int i) const { return total_[i]; }
+  __device__ __forceinline__ float finish(const FewRowsArgs&, const DeviceJob&, int, int, float sum) const { return sum; }
+
+ private:
+  float total_[4] = {0, 0, 0, 0};
+};
+
+}  // namespace nibble::kernels::cuda

@@ -1,0 +1,129 @@
+// matmul_4bit: which kernel takes a call.
+#include <bit>
+
+#include "kernels/cuda/device/any_shape.cuh"
+#include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/vector.cuh"
+#include "kernels/cuda/device/weights_4bit.cuh"
+#include "kernels/cuda/device/weights_tile.cuh"
+#include "kernels/cuda/entries.h"
+
+namespace nibble::kernels::cuda {
+namespace {
+
+/// One element at a time.
+struct Decode4Bit {
+  const uint8_t* packed;
+  Absmax absmax;
+  int64_t cols, block;
+  float book[16];
+
+  __device__ float operator()(int64_t row, int64_t column) const {
+    const int64_t i = row * cols + column;
+    return __fmul_rn(book[packed[i / 2] >> (i % 2 == 0 ? 4 : 0) & 15], absmax_at(absmax, i / block));
+  }
+};
+
+void multiply_slowly(const Context& context, const MatmulInput& input, const Matmul4BitJob& job) {
+  Decode4Bit decode{job.packed, job.absmax, input.cols, job.block, {}};
+  std::copy_n(job.code_book, 16, decode.book);
+  multiply_any_shape(context, input, job.rows, decode, job.out);
+}
+
+bool is_nested(const Matmul4BitJob& job) { return job.absmax.values == nullptr; }
+
+/// What every job of a call must be for the tensor core kernels, and alike in what a launch has one of.
+bool is_regular(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count, int64_t min_block) {
+  if (context.capability < 80 || input.compute == DType::f32 || input.cols % min_block != 0 || input.cols > 0x7fffff00 ||
+      input.m > 0x7fffff00)
+    return false;
+  for (int64_t j = 0; j < count; ++j) {
+    const Matmul4BitJob& job = jobs[j];
+    if (job.block < min_block || !std::has_single_bit(static_cast<uint64_t>(job.block)) || !is_aligned(job.packed, 16) ||
+        !is_aligned(job.absmax.codes, 4) || is_nested(job) != is_nested(jobs[0]) || job.rows > 0x7fffff00 ||
+        !std::equal(job.code_book, job.code_book + 16, jobs[0].code_book))
+      return false;
+  }
+  return true;
+}
+
+DeviceJobs with_weights(const Matmul4BitJob* jobs, int64_t count, int tile_rows) {
+  DeviceJobs all = device_jobs(jobs, count, tile_rows);
+  for (int64_t j = 0; j < count; ++j)
+    all.jobs[j].weight = {jobs[j].packed, jobs[j].absmax, std::countr_zero(static_cast<uint64_t>(jobs[j].block))};
+  return all;
+}
+
+/// A factor that brings the code book's values near bf16 ones, so that rounding them costs half of what rounding each
+/// weight would; FP4's become exact.
+float book_scale(const float* code_book, DType compute) {
+  if (compute != DType::bf16) return 1.0f;
+  if (code_book[1] == -0.6961928009986877f) return 1.436715f;
+  if (code_book[1] == 0.0052083334885537624f) return 12.0f;
+  return 1.0f;
+}
+
+template <typename T, bool kNested>
+void multiply_few_rows(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  FewRowsArgs args{};
+  args.jobs = with_weights(jobs, count, kFewRowsTile);
+  const float scale = book_scale(jobs[0].code_book, input.compute);
+  for (int i = 0; i < 16; ++i) args.book[i] = jobs[0].code_book[i] * scale;
+  args.book_scale = 1.0f / scale;
+  launch_few_rows<FewRows4Bit<T, kNested>>(context, input, args);
+}
+
+template <typename T, bool kNested>
+void multiply_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  with_tile_shape(input.m, [&](auto columns, auto groups) {
+    using Launch = TileLaunch<Tile4Bit<T, kNested>, columns, groups>;
+    TileArgs args{};
+    args.jobs = with_weights(jobs, count, Launch::kRows);
+    std::copy_n(jobs[0].code_book, 16, args.book);
+    const TileScratch scratch = Launch::reserve(context, input);
+    Launch::template prepare<T, ColumnOrder::runs_of_32>(context, input, scratch);
+    Launch::run(context, input, scratch, args);
+  });
+}
+
+/// body(T, nested) for the compute type and the kind of absmax.
+template <typename Body>
+void with_kind(DType compute, bool nested, const Body& body) {
+  const auto with_type = [&](auto element) {
+    if (nested)
+      body(element, std::true_type{});
+    else
+      body(element, std::false_type{});
+  };
+  if (compute == DType::bf16)
+    with_type(__nv_bfloat16{});
+  else
+    with_type(__half{});
+}
+
+void multiply(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  const bool nested = is_nested(jobs[0]);
+  bool is_done = false;
+  with_kind(input.compute, nested, [&](auto element, auto is_nested) {
+    using T = decltype(element);
+    if (is_regular(context, input, jobs, count, 64) && fits_few_rows<FewRows4Bit<T, is_nested>>(context, input)) {
+      multiply_few_rows<T, is_nested>(context, input, jobs, count);
+      is_done = true;
+    } else if (context.capability == 90 && is_regular(context, input, jobs, count, 32)) {
+      multiply_tiles<T, is_nested>(context, input, jobs, count);
+      is_done = true;
+    }
+  });
+  if (is_done) return;
+  for (int64_t j = 0; j < count; ++j) multiply_slowly(context, input, jobs[j]);
+}
+
+}  // namespace
+
+void matmul_4bit(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  if (input.m == 0) return;
+  for (int64_t first = 0; first < count; first += kMaxJobs)
+    multiply(context, input, jobs + first, std::min<int64_t>(kMaxJobs, count - first));
+}
+
+}  // namespace nibble::kernels::cuda

@@ -1,0 +1,176 @@
+// The matmul entries on the GPU against exact sums, in every shape that a kernel of its own takes, and their bits from run
+// to run.
+#include "kernels/cuda/device_case.h"
+
+namespace nibble::kernels::cuda::testing {
+namespace {
+
+struct Shape {
+  int64_t m, rows, cols, block;
+};
+
+/// A 4-bit weight on both sides, and its decoded values.
+struct Weight4Bit {
+  Weight4Bit(Random& random, const Shape& shape, bool nested_, const quant::CodeBook4Bit& b, int64_t offset)
+      : rows(shape.rows), cols(shape.cols), block(shape.block), nested(nested_), book(&b) {
+    const int64_t count = rows * cols, blocks = quant::block_count(count, block);
+    packed = Array(DType::u8, quant::packed_size_bytes(count), offset);
+    for (int64_t i = 0; i < packed.count(); ++i) packed.set(i, static_cast<float>(random.next() % 256));
+    absmax = Array(DType::f32, blocks, offset);
+    codes = Array(DType::u8, blocks, offset);
+    groups = random_array(random, DType::f32, quant::block_count(blocks, quant::kNestedBlock), 1, offset);
+    nested_book = Array(DType::f32, 256, offset);
+    for (int64_t i = 0; i < 256; ++i) nested_book.set(i, quant::kDynamicSigned[static_cast<size_t>(i)]);
+    for (int64_t i = 0; i < blocks; ++i) {
+      absmax.set(i, static_cast<float>(0.02 + 0.05 * random.uniform()));
+      codes.set(i, static_cast<float>(random.next() % 256));
+      if (nested) absmax.set(i, nested_book.get(static_cast<int64_t>(codes.get(i))) * groups.get(i / quant::kNestedBlock) + kOffset);
+    }
+    for (int64_t i = 0; i < count; ++i)
+      decoded.push_back(book->values[static_cast<size_t>(packed.host<uint8_t>()[i / 2] >> (i % 2 ? 0 : 4) & 15)] *
+                        absmax.host<float>()[i / block]);
+    bias = random_array(random, DType::f32, rows);
+  }
+
+  Matmul4BitJob job(device::CudaStream& stream, float* y, int64_t y_stride, bool with_bias, bool accumulate) {
+    for (Array* array : {&packed, &absmax, &codes, &groups, &nested_book, &bias}) array->upload(stream);
+    Absmax a;
+    if (nested)
+      a = {nullptr, codes.device<uint8_t>(stream), groups.device<float>(stream), nested_book.device<float>(stream), kOffset};
+    else
+      a.values = absmax.device<float>(stream);
+    return {packed.device<uint8_t>(stream), a, block, book->values.data(), rows,
+            {y, y_stride, with_bias ? bias.device<float>(stream) : nullptr, accumulate}};
+  }
+
+  static constexpr float kOffset = 0.75f;
+  int64_t rows, cols, block;
+  bool nested;
+  const quant::CodeBook4Bit* book;
+  Array packed, absmax, codes, groups, nested_book, bias;
+  std::vector<float> decoded;
+};
+
+float round_to(DType dtype, float x) {
+  if (dtype == DType::bf16) return to_float(to_bf16(x));
+  if (dtype == DType::f16) return to_float(to_f16(x));
+  return x;
+}
+
+/// |y - exact| within the rounding of inputs to `compute` and of the sum to fp32, both as a random walk.
+void expect_near_exact(Array& x, const std::vector<float>& w, DType compute, const Shape& shape, const float* y, int64_t y_stride,
+                       const float* bias, float before, const std::string& label) {
+  const double unit = compute == DType::f32 ? 0x1p-23 : compute == DType::f16 ? 0x1p-11 : 0x1p-8;
+  std::vector<float> rounded(x.host<float>(), x.host<float>() + x.count());
+  for (float& value : rounded) value = round_to(compute, value);
+  double worst = 0, error = 0, size = 0;
+  for (int64_t i = 0; i < shape.m; ++i)
+    for (int64_t n = 0; n < shape.rows; ++n) {
+      const double start = (bias ? double{bias[n]} : 0.0) + double{before};
+      double sum = 0, squares = 1e-12 + start * start;
+      for (int64_t k = 0; k < shape.cols; ++k) {
+        const double product = double{rounded[static_cast<size_t>(i * shape.cols + k)]} * double{w[static_cast<size_t>(n * shape.cols + k)]};
+        sum += product;
+        squares += product * product;
+      }
+      const double exact = start + sum, difference = std::abs(double{y[i * y_stride + n]} - exact);
+      ASSERT_FALSE(std::isnan(y[i * y_stride + n])) << label << " row " << i << " column " << n;
+      worst = std::max(worst, difference / (unit * (24 * std::sqrt(squares) + std::abs(exact))));
+      error += difference * difference;
+      size += squares;
+    }
+  EXPECT_LT(worst, 1.0) << label;
+  EXPECT_LT(std::sqrt(error / size), compute == DType::f32 ? 0x1p-19 : unit) << label;
+}
+
+constexpr float kPoison = 1.0e30f;
+
+class MatmulGpuTest : public GpuTest {
+ protected:
+  Array outputs(const Shape& shape, int64_t stride, bool accumulate) {
+    Array y(DType::f32, shape.m * stride);
+    for (int64_t i = 0; i < y.count(); ++i) y.set(i, accumulate && i % stride < shape.rows ? 2.5f : kPoison);
+    y.upload(stream());
+    return y;
+  }
+
+  void check_4bit(Random& random, const Shape& shape, DType compute, bool nested, const quant::CodeBook4Bit& book, int64_t offset,
+                  bool invariant) {
+    const bool with_bias = random.next() & 1, accumulate = random.next() & 1;
+    const std::string label = "m " + std::to_string(shape.m) + " rows " + std::to_string(shape.rows) + " cols " +
+                              std::to_string(shape.cols) + " block " + std::to_string(shape.block) + " " +
+                              std::string(name_of(compute)) + (nested ? " nested" : "") + (offset ? " misaligned" : "") +
+                              (invariant ? " invariant" : "");
+    Weight4Bit w(random, shape, nested, book, offset);
+    Array x = random_array(random, DType::f32, shape.m * shape.cols, 1, offset);
+    x.upload(stream());
+    const int64_t stride = shape.rows + 3;
+    std::vector<float> first;
+    for (int run = 0; run < 2; ++run) {
+      Array y = outputs(shape, stride, accumulate);
+      const auto job = w.job(stream(), y.device<float>(stream()), stride, with_bias, accumulate);
+      MatmulInput input{x.device<float>(stream()), shape.m, shape.cols, compute};
+      input.batch_invariant = invariant;
+      cuda().matmul_4bit(context, input, &job, 1);
+      finish(label);
+      y.download(stream(), label);
+      const float* values = y.host<float>();
+      for (int64_t i = 0; i < shape.m; ++i)
+        for (int64_t n = shape.rows; n < stride; ++n) ASSERT_EQ(values[i * stride + n], kPoison) << label;
+      if (run == 0)
+        expect_near_exact(x, w.decoded, compute, shape, values, stride, with_bias ? w.bias.host<float>() : nullptr,
+                          accumulate ? 2.5f : 0.0f, label);
+      if (run == 0)
+        first.assign(values, values + y.count());
+      else
+        ASSERT_TRUE(std::equal(first.begin(), first.end(), values)) << label << ": other bits in the second run";
+    }
+  }
+};
+
+TEST_F(MatmulGpuTest, FourBitAgreesForAnyShape) {
+  Random random(1);
+  const Shape shapes[] = {{1, 64, 576, 64},   {1, 67, 1536, 64},  {2, 33, 4096, 64},  {3, 7, 128, 32},    {1, 130, 32, 32},
+                          {5, 19, 100, 64},   {1, 9, 77, 32},     {1, 31, 33, 64},    {17, 40, 576, 64},  {300, 35, 192, 64},
+                          {4, 8, 4096, 4096}, {1, 5, 2048, 128},  {2, 3, 160, 32},    {40, 65, 1088, 64}, {1, 1, 1, 64},
+                          {13, 2, 8192, 256}, {6, 50, 640, 128},  {7, 11, 1600, 320}, {8, 300, 704, 64},  {16, 513, 1024, 64},
+                          {64, 300, 640, 32}, {100, 130, 576, 64}, {257, 129, 256, 128}, {9, 16, 11008, 64}};
+  for (const Shape& shape : shapes)
+    for (const DType compute : {DType::f32, DType::bf16, DType::f16})
+      for (const bool nested : {false, true})
+        check_4bit(random, shape, compute, nested, random.next() & 1 ? quant::kNf4 : quant::kFp4,
+                   static_cast<int64_t>(random.next() % 4 == 0), random.next() & 1);
+}
+
+TEST_F(MatmulGpuTest, FourBitWithManyTilesAgrees) {
+  Random random(2);
+  for (const Shape& shape : {Shape{1, 2300, 1024, 64}, Shape{16, 3000, 1024, 64}, Shape{70, 1500, 2048, 64}, Shape{290, 1000, 1024, 64}})
+    check_4bit(random, shape, DType::bf16, shape.m % 3 != 0, quant::kNf4, 0, false);
+}
+
+TEST_F(MatmulGpuTest, JobsOfOneCallShareX) {
+  Random random(3);
+  const int64_t cols = 576;
+  for (const int64_t m : {1, 5, 20, 150}) {
+    Weight4Bit a(random, {m, 37, cols, 64}, true, quant::kNf4, 0), b(random, {m, 300, cols, 64}, true, quant::kNf4, 0),
+        c(random, {m, 5, cols, 64}, true, quant::kNf4, 0);
+    Array x = random_array(random, DType::f32, m * cols);
+    x.upload(stream());
+    const int64_t stride = 37 + 300 + 5;
+    Array y = outputs({m, stride, cols, 64}, stride, false);
+    float* to = y.device<float>(stream());
+    const Matmul4BitJob jobs[] = {a.job(stream(), to, stride, true, false), b.job(stream(), to + 37, stride, false, false),
+                                  c.job(stream(), to + 337, stride, true, false), a.job(stream(), to, stride, true, false),
+                                  a.job(stream(), to, stride, true, false)};
+    cuda().matmul_4bit(context, {x.device<float>(stream()), m, cols, DType::bf16}, jobs, 5);
+    finish("jobs");
+    y.download(stream(), "jobs");
+    const float* values = y.host<float>();
+    expect_near_exact(x, a.decoded, DType::bf16, {m, 37, cols, 64}, values, stride, a.bias.host<float>(), 0, "first job");
+    expect_near_exact(x, b.decoded, DType::bf16, {m, 300, cols, 64}, values + 37, stride, nullptr, 0, "second job");
+    expect_near_exact(x, c.decoded, DType::bf16, {m, 5, cols, 64}, values + 337, stride, c.bias.host<float>(), 0, "third job");
+  }
+}
+
+}  // namespace
+}  // namespace nibble::kernels::cuda::testing

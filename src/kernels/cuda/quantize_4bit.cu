@@ -1,0 +1,267 @@
+// quantize_4bit and dequantize_4bit: eight values a thread where shapes and pointers allow it, else one block a warp.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+#include "kernels/cuda/device/absmax.cuh"
+#include "kernels/cuda/device/vector.cuh"
+#include "kernels/cuda/entries.h"
+
+namespace nibble::kernels::cuda {
+namespace {
+
+constexpr int kCells = 64;  // of the search below; 33 are used
+constexpr int kThreads = 256;
+constexpr int kVectors = 4;  // of eight values that a thread has in flight
+
+/// [-1, 1] in 33 cells around the multiples of 1/16, each with at most one threshold: what a code is found by in one
+/// comparison. NF4 allows it; other books search all 15 thresholds.
+struct Search {
+  float threshold[kCells];
+  uint8_t rank[kCells];  // thresholds below the cell
+  float thresholds[15];
+  uint64_t code_of_rank;  // 16 nibbles
+  uint32_t nan_code;
+  bool has_cells;
+};
+
+Search make_search(const quant::CodeBook4Bit& book) {
+  Search search{};
+  search.has_cells = book.nan_code == book.code_of_rank[0];
+  for (int c = 0; c < kCells; ++c) {
+    const int center = c < kCells / 2 ? c : c - kCells;
+    const float low = (static_cast<float>(center) - 0.5f) / 16, high = (static_cast<float>(center) + 0.5f) / 16;
+    int inside = 0;
+    search.threshold[c] = std::numeric_limits<float>::infinity();
+    for (const float t : book.thresholds) {
+      if (t < low) ++search.rank[c];
+      if (t < low || t > high) continue;
+      ++inside;
+      search.threshold[c] = t;
+    }
+    if (inside > 1) search.has_cells = false;
+  }
+  for (int r = 0; r < 16; ++r) {
+    search.code_of_rank |= uint64_t{book.code_of_rank[static_cast<size_t>(r)]} << (4 * r);
+    if (book.code_of_rank[static_cast<size_t>(r)] != r) search.has_cells = false;
+  }
+  std::copy(book.thresholds.begin(), book.thresholds.end(), search.thresholds);
+  search.nan_code = book.nan_code;
+  return search;
+}
+
+/// The thresholds as a balanced tree; a code book of any order.
+__device__ __forceinline__ uint32_t encode_by_tree(const Search& s, float y) {
+  if (y != y) return s.nan_code;
+  const float* t = s.thresholds;
+  const bool a = y > t[7];
+  const bool b = y > (a ? t[11] : t[3]);
+  const bool c = y > (a ? (b ? t[13] : t[9]) : (b ? t[5] : t[1]));
+  const bool d =
+      y > (a ? (b ? (c ? t[14] : t[12]) : (c ? t[10] : t[8])) : (b ? (c ? t[6] : t[4]) : (c ? t[2] : t[0])));
+  const uint32_t rank = (a ? 8u : 0u) | (b ? 4u : 0u) | (c ? 2u : 0u) | (d ? 1u : 0u);
+  return static_cast<uint32_t>(s.code_of_rank >> (4 * rank)) & 15u;
+}
+
+struct Cell {
+  float threshold;
+  uint32_t rank;
+};
+
+/// Sixteen copies of the cells, one for each lane of a half warp: no two lanes meet in a bank.
+struct CellTable {
+  Cell cells[kCells][16];
+
+  __device__ void fill(const Search& s) {
+    for (int i = threadIdx.x; i < kCells * 16; i += blockDim.x) cells[i / 16][i % 16] = {s.threshold[i / 16], s.rank[i / 16]};
+    __syncthreads();
+  }
+  __device__ __forceinline__ uint32_t encode(float y) const {
+    y = fmaxf(y, -1.0f);  // NaN takes rank 0, as nan_code says
+    const uint32_t cell = __float_as_uint(fmaf(y, 16.0f, 12582912.0f)) & (kCells - 1);  // rint(16 y) in the low bits
+    const Cell found = cells[cell][threadIdx.x % 16];
+    return found.rank + (y > found.threshold ? 1u : 0u);
+  }
+};
+
+__device__ __forceinline__ float inverse_of(float absmax) {
+  return absmax == 0 ? __int_as_float(0x7fc00000) : __frcp_rn(absmax);
+}
+
+__device__ __forceinline__ float flush_denormal(float absmax) { return absmax < 1.17549435e-38f ? 0.0f : absmax; }
+
+/// Blocks of 32 to 256 values that fill whole vectors: 8 values a thread, block / 8 lanes a block.
+template <typename T, bool kHasCells>
+__global__ void __launch_bounds__(kThreads) quantize_vectors(const T* x, int64_t vectors, int log_lanes,
+                                                             const __grid_constant__ Search search, uint32_t* packed,
+                                                             float* absmax) {
+  __shared__ CellTable table;
+  if constexpr (kHasCells) table.fill(search);
+  const int64_t stride = int64_t{gridDim.x} * kThreads * kVectors;
+  for (int64_t base = int64_t{blockIdx.x} * kThreads * kVectors + threadIdx.x; base - threadIdx.x < vectors;
+       base += stride) {
+    Vector8<T> raw[kVectors];
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = base + v * kThreads;
+      raw[v] = at < vectors ? Vector8<T>::load(x + 8 * at) : Vector8<T>{};
+    }
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = base + v * kThreads;
+      float values[8];
+      raw[v].unpack(values);
+      float maximum = 0;
+#pragma unroll
+      for (float value : values) maximum = fmaxf(maximum, fabsf(value));
+      for (int offset = 1; offset < (1 << log_lanes); offset *= 2)
+        maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, offset));
+      maximum = flush_denormal(maximum);
+      const float inverse = inverse_of(maximum);
+      uint32_t word = 0;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float y = __fmul_rn(values[i], inverse);
+        const uint32_t code = kHasCells ? table.encode(y) : encode_by_tree(search, y);
+        word |= code << (8 * (i / 2) + (i % 2 == 0 ? 4 : 0));
+      }
+      if (at >= vectors) continue;
+      packed[at] = word;
+      if ((at & ((int64_t{1} << log_lanes) - 1)) == 0) absmax[at >> log_lanes] = maximum;
+    }
+  }
+}
+
+/// Any shape: one block a warp, element by element.
+template <typename T>
+__global__ void quantize_any(const T* x, int64_t count, int64_t block, const __grid_constant__ Search search,
+                             uint8_t* packed, float* absmax) {
+  const int lane = threadIdx.x % 32;
+  const int64_t warps = int64_t{gridDim.x} * blockDim.x / 32;
+  const int64_t blocks = quant::block_count(count, block);
+  for (int64_t b = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32; b < blocks; b += warps) {
+    const int64_t begin = b * block, end = min(count, begin + block);
+    float maximum = 0;
+    for (int64_t i = begin + lane; i < end; i += 32) maximum = fmaxf(maximum, fabsf(to_float(x[i])));
+    maximum = flush_denormal(warp_max(maximum));
+    if (lane == 0) absmax[b] = maximum;
+    const float inverse = inverse_of(maximum);
+    for (int64_t i = begin + 2 * lane; i < end; i += 64) {
+      const float high = to_float(x[i]), low = i + 1 < count ? to_float(x[i + 1]) : 0.0f;
+      packed[i / 2] = static_cast<uint8_t>(encode_by_tree(search, __fmul_rn(high, inverse)) << 4 |
+                                           encode_by_tree(search, __fmul_rn(low, inverse)));
+    }
+  }
+}
+
+struct Book {
+  float values[16];
+};
+
+/// The two values of a byte, one copy for each lane of a half warp.
+struct PairTable {
+  float2 pairs[256][16];
+
+  __device__ void fill(const Book& book) {
+    for (int i = threadIdx.x; i < 256 * 16; i += blockDim.x)
+      pairs[i / 16][i % 16] = make_float2(book.values[i / 16 / 16], book.values[i / 16 % 16]);
+    __syncthreads();
+  }
+};
+
+/// Blocks of at least 8 values, a power of two: 8 values a thread.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) dequantize_vectors(const uint32_t* packed, const __grid_constant__ Absmax absmax,
+                                                               int64_t vectors, int log_lanes,
+                                                               const __grid_constant__ Book book, T* out) {
+  __shared__ PairTable table;
+  table.fill(book);
+  const int64_t stride = int64_t{gridDim.x} * kThreads * kVectors;
+  for (int64_t base = int64_t{blockIdx.x} * kThreads * kVectors + threadIdx.x; base < vectors; base += stride) {
+    uint32_t words[kVectors];
+    float scales[kVectors];
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = base + v * kThreads;
+      words[v] = at < vectors ? packed[at] : 0;
+      scales[v] = at < vectors ? absmax_at(absmax, at >> log_lanes) : 0.0f;
+    }
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = base + v * kThreads;
+      if (at >= vectors) break;
+      float values[8];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 pair = table.pairs[words[v] >> (8 * i) & 255][threadIdx.x % 16];
+        values[2 * i] = __fmul_rn(pair.x, scales[v]);
+        values[2 * i + 1] = __fmul_rn(pair.y, scales[v]);
+      }
+      Vector8<T>::pack(values).store(out + 8 * at);
+    }
+  }
+}
+
+template <typename T>
+__global__ void dequantize_any(const uint8_t* packed, const __grid_constant__ Absmax absmax, int64_t count, int64_t block,
+                               const __grid_constant__ Book book, T* out) {
+  __shared__ float values[16];
+  if (threadIdx.x < 16) values[threadIdx.x] = book.values[threadIdx.x];
+  __syncthreads();
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += stride) {
+    const uint32_t code = packed[i / 2] >> (i % 2 == 0 ? 4 : 0) & 15;
+    out[i] = from_float<T>(__fmul_rn(values[code], absmax_at(absmax, i / block)));
+  }
+}
+
+}  // namespace
+
+void quantize_4bit(const Context& context, const Quantize4BitArgs& args) {
+  if (args.count == 0) return;
+  const Search search = make_search(*args.code_book);
+  const bool has_vectors = std::has_single_bit(static_cast<uint64_t>(args.block)) && args.block >= 8 && args.block <= 256 &&
+                           args.count % args.block == 0 && is_aligned(args.x, 16) && is_aligned(args.packed, 4);
+  const cudaStream_t stream = stream_of(context.stream);
+  with_float_type(args.dtype, [&](auto element) {
+    using T = decltype(element);
+    const T* x = static_cast<const T*>(args.x);
+    if (!has_vectors) {
+      quantize_any<T><<<blocks_for(quant::block_count(args.count, args.block), 8, 65536), 256, 0, stream>>>(
+          x, args.count, args.block, search, args.packed, args.absmax);
+      return;
+    }
+    const int64_t vectors = args.count / 8;
+    const int log_lanes = std::countr_zero(static_cast<uint64_t>(args.block / 8));
+    const unsigned blocks = blocks_for(vectors, kThreads * kVectors, int64_t{context.multiprocessors} * 8);
+    const auto kernel = search.has_cells ? quantize_vectors<T, true> : quantize_vectors<T, false>;
+    kernel<<<blocks, kThreads, 0, stream>>>(x, vectors, log_lanes, search, reinterpret_cast<uint32_t*>(args.packed),
+                                            args.absmax);
+  });
+}
+
+void dequantize_4bit(const Context& context, const Dequantize4BitArgs& args) {
+  if (args.count == 0) return;
+  Book book;
+  std::copy_n(args.code_book, 16, book.values);
+  const bool has_vectors = std::has_single_bit(static_cast<uint64_t>(args.block)) && args.block >= 8 &&
+                           args.count % 8 == 0 && is_aligned(args.out, 16) && is_aligned(args.packed, 4);
+  const cudaStream_t stream = stream_of(context.stream);
+  with_float_type(args.dtype, [&](auto element) {
+    using T = decltype(element);
+    T* out = static_cast<T*>(args.out);
+    if (!has_vectors) {
+      dequantize_any<T><<<blocks_for(args.count, 256, 65536), 256, 0, stream>>>(args.packed, args.absmax, args.count,
+                                                                                args.block, book, out);
+      return;
+    }
+    const int64_t vectors = args.count / 8;
+    const int log_lanes = std::countr_zero(static_cast<uint64_t>(args.block / 8));
+    const unsigned blocks = blocks_for(vectors, kThreads * kVectors, int64_t{context.multiprocessors} * 6);
+    dequantize_vectors<T><<<blocks, kThreads, 0, stream>>>(reinterpret_cast<const uint32_t*>(args.packed), args.absmax,
+                                                           vectors, log_lanes, book, out);
+  });
+}
+
+}  // namespace nibble::kernels::cuda
