@@ -1,4 +1,5 @@
-// GPU matmul and quantization, timed as CUDA graphs over rotating weight copies, beside what memory and tensor cores allow.
+// GPU matmul and quantization, timed as CUDA graphs over rotating weight copies, beside what memory and tensor cores
+// allow.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -49,8 +50,12 @@ struct Gpu {
 
   Gpu() {
     stream->fill_zero(counters.get(), kCounters * 4);
-    context = {nullptr, stream->handle(), &scratch, static_cast<uint32_t*>(counters.get()),
-               stream->description().capability, stream->description().multiprocessors};
+    context = {nullptr,
+               stream->handle(),
+               &scratch,
+               static_cast<uint32_t*>(counters.get()),
+               stream->description().capability,
+               stream->description().multiprocessors};
   }
 
   /// Median seconds of one replay.
@@ -123,7 +128,8 @@ void print_row(Gpu& gpu, const char* what, int64_t rows, int64_t cols, int64_t m
               memory > compute ? "bytes" : "FLOPs");
 }
 
-void bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const std::vector<int64_t>& ms, bool invariant) {
+void bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const std::vector<int64_t>& ms,
+                       bool invariant) {
   const int64_t block = 64, count = rows * cols, blocks = count / block, packed_bytes = count / 2;
   const int64_t copies = std::max<int64_t>(2, kRotated / packed_bytes + 1);
   std::vector<std::shared_ptr<void>> packed, scales;
@@ -149,8 +155,9 @@ void bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const 
                static_cast<const float*>(book.get()), 0.03f};
         else
           a.values = static_cast<const float*>(scales[at].get());
-        const Matmul4BitJob job{static_cast<const uint8_t*>(packed[at].get()), a, block, quant::kNf4.values.data(), rows,
-                                {static_cast<float*>(y.get()), rows}};
+        const Matmul4BitJob job{
+            static_cast<const uint8_t*>(packed[at].get()), a, block, quant::kNf4.values.data(), rows,
+            {static_cast<float*>(y.get()), rows}};
         kernels::cuda::table()->matmul_4bit(gpu.context, input, &job, 1);
       }
     }) / static_cast<double>(copies);
@@ -166,8 +173,8 @@ void bench_quantize(Gpu& gpu) {
   const auto packed = gpu.stream->allocate(count / 2), absmax = gpu.stream->allocate(blocks * 4);
   const auto out = gpu.stream->allocate(count * 2);
   const auto row = [&](const char* what, double seconds, int64_t bytes) {
-    std::printf("%-24s %9.1f us  %6.0f GB/s  limit %.1f us\n", what, seconds * 1e6, static_cast<double>(bytes) / seconds / kGigabytes,
-                static_cast<double>(bytes) / gpu.bandwidth * 1e6);
+    std::printf("%-24s %9.1f us  %6.0f GB/s  limit %.1f us\n", what, seconds * 1e6,
+                static_cast<double>(bytes) / seconds / kGigabytes, static_cast<double>(bytes) / gpu.bandwidth * 1e6);
   };
   const auto& table = *kernels::cuda::table();
   const std::pair<const char*, const quant::CodeBook4Bit*> books[] = {{"nf4", &quant::kNf4}, {"fp4", &quant::kFp4}};
@@ -191,13 +198,15 @@ void bench_quantize(Gpu& gpu) {
   });
   row("quantize 8-bit bf16", seconds, 3 * count + count / 64);
   const double back = gpu.time([&] {
-    table.dequantize_8bit(gpu.context, {static_cast<const uint8_t*>(codes.get()), static_cast<const float*>(absmax.get()),
-                                        count, 256, quant::kDynamicSigned.data(), out.get(), DType::bf16});
+    table.dequantize_8bit(
+        gpu.context, {static_cast<const uint8_t*>(codes.get()), static_cast<const float*>(absmax.get()), count, 256,
+                      quant::kDynamicSigned.data(), out.get(), DType::bf16});
   });
   row("dequantize 8-bit bf16", back, 3 * count + count / 64);
 }
 
 int run(int count, char** arguments) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   Gpu gpu;
   if (count == 4) {  // one shape, for a profiler: rows, cols, m
     gpu.bandwidth = 3e12;

@@ -12,6 +12,7 @@ void dequantize_8bit(const Context& context, const Dequantize8BitArgs& args);
 void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args);
 void dequantize_int8_rows(const Context& context, const DequantizeInt8RowsArgs& args);
 void matmul_4bit(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count);
+void matmul_dense(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count);
 void embed(const Context& context, const EmbedArgs& args);
 
 }  // namespace nibble::kernels::cuda

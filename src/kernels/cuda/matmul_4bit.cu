@@ -33,14 +33,16 @@ void multiply_slowly(const Context& context, const MatmulInput& input, const Mat
 bool is_nested(const Matmul4BitJob& job) { return job.absmax.values == nullptr; }
 
 /// What every job of a call must be for the tensor core kernels, and alike in what a launch has one of.
-bool is_regular(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count, int64_t min_block) {
-  if (context.capability < 80 || input.compute == DType::f32 || input.cols % min_block != 0 || input.cols > 0x7fffff00 ||
-      input.m > 0x7fffff00)
+bool is_regular(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count,
+                int64_t min_block) {
+  if (context.capability < 80 || input.compute == DType::f32 || input.cols % min_block != 0 ||
+      input.cols > 0x7fffff00 || input.m > 0x7fffff00)
     return false;
   for (int64_t j = 0; j < count; ++j) {
     const Matmul4BitJob& job = jobs[j];
-    if (job.block < min_block || !std::has_single_bit(static_cast<uint64_t>(job.block)) || !is_aligned(job.packed, 16) ||
-        !is_aligned(job.absmax.codes, 4) || is_nested(job) != is_nested(jobs[0]) || job.rows > 0x7fffff00 ||
+    if (job.block < min_block || !std::has_single_bit(static_cast<uint64_t>(job.block)) ||
+        !is_aligned(job.packed, 16) || !is_aligned(job.absmax.codes, 4) || is_nested(job) != is_nested(jobs[0]) ||
+        job.rows > 0x7fffff00 || job.rows * (input.cols / 32) > 0xffffffff ||
         !std::equal(job.code_book, job.code_book + 16, jobs[0].code_book))
       return false;
   }

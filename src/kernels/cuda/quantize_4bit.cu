@@ -58,8 +58,7 @@ __device__ __forceinline__ uint32_t encode_by_tree(const Search& s, float y) {
   const bool a = y > t[7];
   const bool b = y > (a ? t[11] : t[3]);
   const bool c = y > (a ? (b ? t[13] : t[9]) : (b ? t[5] : t[1]));
-  const bool d =
-      y > (a ? (b ? (c ? t[14] : t[12]) : (c ? t[10] : t[8])) : (b ? (c ? t[6] : t[4]) : (c ? t[2] : t[0])));
+  const bool d = y > (a ? (b ? (c ? t[14] : t[12]) : (c ? t[10] : t[8])) : (b ? (c ? t[6] : t[4]) : (c ? t[2] : t[0])));
   const uint32_t rank = (a ? 8u : 0u) | (b ? 4u : 0u) | (c ? 2u : 0u) | (d ? 1u : 0u);
   return static_cast<uint32_t>(s.code_of_rank >> (4 * rank)) & 15u;
 }
@@ -74,7 +73,8 @@ struct CellTable {
   Cell cells[kCells][16];
 
   __device__ void fill(const Search& s) {
-    for (int i = threadIdx.x; i < kCells * 16; i += blockDim.x) cells[i / 16][i % 16] = {s.threshold[i / 16], s.rank[i / 16]};
+    for (int i = threadIdx.x; i < kCells * 16; i += blockDim.x)
+      cells[i / 16][i % 16] = {s.threshold[i / 16], s.rank[i / 16]};
     __syncthreads();
   }
   __device__ __forceinline__ uint32_t encode(float y) const {
@@ -93,9 +93,9 @@ __device__ __forceinline__ float flush_denormal(float absmax) { return absmax < 
 
 /// Blocks of 32 to 256 values that fill whole vectors: 8 values a thread, block / 8 lanes a block.
 template <typename T, bool kHasCells>
-__global__ void __launch_bounds__(kThreads) quantize_vectors(const T* x, int64_t vectors, int log_lanes,
-                                                             const __grid_constant__ Search search, uint32_t* packed,
-                                                             float* absmax) {
+__global__ void __launch_bounds__(kThreads)
+    quantize_vectors(const T* x, int64_t vectors, int log_lanes, const __grid_constant__ Search search,
+                     uint32_t* packed, float* absmax) {
   __shared__ CellTable table;
   if constexpr (kHasCells) table.fill(search);
   const int64_t stride = int64_t{gridDim.x} * kThreads * kVectors;
@@ -172,9 +172,9 @@ struct PairTable {
 
 /// Blocks of at least 8 values, a power of two: 8 values a thread.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) dequantize_vectors(const uint32_t* packed, const __grid_constant__ Absmax absmax,
-                                                               int64_t vectors, int log_lanes,
-                                                               const __grid_constant__ Book book, T* out) {
+__global__ void __launch_bounds__(kThreads)
+    dequantize_vectors(const uint32_t* packed, const __grid_constant__ Absmax absmax, int64_t vectors, int log_lanes,
+                       const __grid_constant__ Book book, T* out) {
   __shared__ PairTable table;
   table.fill(book);
   const int64_t stride = int64_t{gridDim.x} * kThreads * kVectors;
@@ -204,8 +204,8 @@ __global__ void __launch_bounds__(kThreads) dequantize_vectors(const uint32_t* p
 }
 
 template <typename T>
-__global__ void dequantize_any(const uint8_t* packed, const __grid_constant__ Absmax absmax, int64_t count, int64_t block,
-                               const __grid_constant__ Book book, T* out) {
+__global__ void dequantize_any(const uint8_t* packed, const __grid_constant__ Absmax absmax, int64_t count,
+                               int64_t block, const __grid_constant__ Book book, T* out) {
   __shared__ float values[16];
   if (threadIdx.x < 16) values[threadIdx.x] = book.values[threadIdx.x];
   __syncthreads();
@@ -221,8 +221,9 @@ __global__ void dequantize_any(const uint8_t* packed, const __grid_constant__ Ab
 void quantize_4bit(const Context& context, const Quantize4BitArgs& args) {
   if (args.count == 0) return;
   const Search search = make_search(*args.code_book);
-  const bool has_vectors = std::has_single_bit(static_cast<uint64_t>(args.block)) && args.block >= 8 && args.block <= 256 &&
-                           args.count % args.block == 0 && is_aligned(args.x, 16) && is_aligned(args.packed, 4);
+  const bool has_vectors = std::has_single_bit(static_cast<uint64_t>(args.block)) && args.block >= 8 &&
+                           args.block <= 256 && args.count % args.block == 0 && is_aligned(args.x, 16) &&
+                           is_aligned(args.packed, 4);
   const cudaStream_t stream = stream_of(context.stream);
   with_float_type(args.dtype, [&](auto element) {
     using T = decltype(element);

@@ -28,8 +28,9 @@ __device__ __forceinline__ uint8_t encode(const float* book, float y) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(256) quantize_kernel(const T* x, int64_t count, int64_t block,
-                                                       const __grid_constant__ Book book, uint8_t* codes, float* absmax) {
+__global__ void __launch_bounds__(256)
+    quantize_kernel(const T* x, int64_t count, int64_t block, const __grid_constant__ Book book, uint8_t* codes,
+                    float* absmax) {
   __shared__ float values[256];
   values[threadIdx.x] = book.values[threadIdx.x];
   __syncthreads();
@@ -84,9 +85,9 @@ void dequantize_8bit(const Context& context, const Dequantize8BitArgs& args) {
   if (args.count == 0) return;
   with_float_type(args.dtype, [&](auto element) {
     using T = decltype(element);
-    dequantize_kernel<T><<<blocks_for(args.count, 1024, int64_t{context.multiprocessors} * 32), 256, 0,
-                           stream_of(context.stream)>>>(args.codes, args.absmax, args.count, args.block,
-                                                        book_of(args.code_book), static_cast<T*>(args.out));
+    dequantize_kernel<T>
+        <<<blocks_for(args.count, 1024, int64_t{context.multiprocessors} * 32), 256, 0, stream_of(context.stream)>>>(
+            args.codes, args.absmax, args.count, args.block, book_of(args.code_book), static_cast<T*>(args.out));
   });
 }
 

@@ -6,8 +6,8 @@ namespace nibble::kernels::cuda {
 namespace {
 
 template <typename T>
-__global__ void __launch_bounds__(256) quantize_kernel(const T* x, int64_t cols, float threshold, int8_t* q,
-                                                       float* absmax, uint8_t* outlier_columns) {
+__global__ void __launch_bounds__(256)
+    quantize_kernel(const T* x, int64_t cols, float threshold, int8_t* q, float* absmax, uint8_t* outlier_columns) {
   __shared__ float shared[32];
   const T* row = x + int64_t{blockIdx.x} * cols;
   int8_t* target = q + int64_t{blockIdx.x} * cols;

@@ -9,7 +9,12 @@ namespace {
 /// Values with zeros, denormals, infinities and NaN among them.
 Array awkward_array(Random& random, DType dtype, int64_t count, int64_t offset) {
   Array x = random_array(random, dtype, count, 1, offset);
-  const float awkward[] = {0.0f, -0.0f, 1e-39f, std::numeric_limits<float>::quiet_NaN(), 65504.0f, -3e-5f,
+  const float awkward[] = {0.0f,
+                           -0.0f,
+                           1e-39f,
+                           std::numeric_limits<float>::quiet_NaN(),
+                           65504.0f,
+                           -3e-5f,
                            std::numeric_limits<float>::infinity()};
   for (int64_t i = 0; i < count / 97; ++i)
     x.set(static_cast<int64_t>(random.next() % static_cast<uint64_t>(count)), awkward[random.next() % 7]);
@@ -27,8 +32,8 @@ class QuantizeGpuTest : public GpuTest {
                                    absmax.device<float>(stream())});
     finish(label);
     Array expected_packed = packed, expected_absmax = absmax;
-    reference().quantize_4bit({}, {x.host(), x.dtype(), count, block, &book, expected_packed.host<uint8_t>(),
-                                   expected_absmax.host<float>()});
+    reference().quantize_4bit(
+        {}, {x.host(), x.dtype(), count, block, &book, expected_packed.host<uint8_t>(), expected_absmax.host<float>()});
     packed.download(stream(), label);
     absmax.download(stream(), label);
     expect_close(expected_absmax, absmax, 0, label + " absmax");
@@ -40,8 +45,13 @@ class QuantizeGpuTest : public GpuTest {
                                        out.device(stream()), dtype});
       finish(label);
       Array expected = out;
-      reference().dequantize_4bit({}, {packed.host<uint8_t>(), {.values = absmax.host<float>()}, count, block,
-                                       book.values.data(), expected.host(), dtype});
+      reference().dequantize_4bit({}, {packed.host<uint8_t>(),
+                                       {.values = absmax.host<float>()},
+                                       count,
+                                       block,
+                                       book.values.data(),
+                                       expected.host(),
+                                       dtype});
       out.download(stream(), label);
       expect_close(expected, out, 0, label + " decoded");
     }
@@ -56,8 +66,9 @@ TEST_F(QuantizeGpuTest, FourBitGivesTheReferencesBytes) {
         for (const int64_t count : {int64_t{1}, int64_t{101}, int64_t{4096 * 9}, int64_t{4096 * 9 + 33}})
           for (const int64_t offset : {0, 1}) {
             Array x = awkward_array(random, dtype, count, offset);
-            check_4bit(*book, x, block, offset,
-                       std::string(name_of(dtype)) + " block " + std::to_string(block) + " count " + std::to_string(count));
+            check_4bit(
+                *book, x, block, offset,
+                std::string(name_of(dtype)) + " block " + std::to_string(block) + " count " + std::to_string(count));
           }
 }
 
@@ -67,7 +78,8 @@ TEST_F(QuantizeGpuTest, EveryFloatNearAThresholdGetsTheReferencesCode) {
     for (const float threshold : book->thresholds)
       for (int step = -40; step <= 40; ++step) values.push_back(threshold * (1 + static_cast<float>(step) * 0x1p-23f));
     for (int cell = -33; cell <= 33; ++cell)
-      for (int step = -2; step <= 2; ++step) values.push_back(static_cast<float>(cell) / 32 * (1 + static_cast<float>(step) * 0x1p-23f));
+      for (int step = -2; step <= 2; ++step)
+        values.push_back(static_cast<float>(cell) / 32 * (1 + static_cast<float>(step) * 0x1p-23f));
     Array x(DType::f32, static_cast<int64_t>((values.size() + 62) / 63 * 64), 0);
     for (int64_t i = 0, next = 0; i < x.count(); ++i) {
       const float value = next < static_cast<int64_t>(values.size()) ? values[static_cast<size_t>(next)] : 0.5f;
@@ -91,13 +103,13 @@ TEST_F(QuantizeGpuTest, NestedAbsmaxDecodesAsTheReference) {
       for (Array* array : {&packed, &codes, &nested, &book}) array->upload(stream());
       const Absmax on_device{nullptr, codes.device<uint8_t>(stream()), nested.device<float>(stream()),
                              book.device<float>(stream()), 0.125f};
-      cuda().dequantize_4bit(context, {packed.device<uint8_t>(stream()), on_device, count, block, quant::kNf4.values.data(),
-                                       out.device(stream()), DType::bf16});
+      cuda().dequantize_4bit(context, {packed.device<uint8_t>(stream()), on_device, count, block,
+                                       quant::kNf4.values.data(), out.device(stream()), DType::bf16});
       finish("nested");
       Array expected = out;
       const Absmax on_host{nullptr, codes.host<uint8_t>(), nested.host<float>(), book.host<float>(), 0.125f};
-      reference().dequantize_4bit({}, {packed.host<uint8_t>(), on_host, count, block, quant::kNf4.values.data(),
-                                       expected.host(), DType::bf16});
+      reference().dequantize_4bit(
+          {}, {packed.host<uint8_t>(), on_host, count, block, quant::kNf4.values.data(), expected.host(), DType::bf16});
       out.download(stream(), "nested");
       expect_close(expected, out, 0, "nested block " + std::to_string(block));
     }
@@ -116,12 +128,12 @@ TEST_F(QuantizeGpuTest, EightBitGivesTheReferencesBytes) {
           cuda().quantize_8bit(context, {x.device(stream()), dtype, count, block, book, codes.device<uint8_t>(stream()),
                                          absmax.device<float>(stream())});
           Array out(dtype, count);
-          cuda().dequantize_8bit(context, {codes.device<uint8_t>(stream()), absmax.device<float>(stream()), count, block,
-                                           book, out.device(stream()), dtype});
+          cuda().dequantize_8bit(context, {codes.device<uint8_t>(stream()), absmax.device<float>(stream()), count,
+                                           block, book, out.device(stream()), dtype});
           finish(label);
           Array expected_codes = codes, expected_absmax = absmax, expected_out = out;
-          reference().quantize_8bit({}, {x.host(), dtype, count, block, book, expected_codes.host<uint8_t>(),
-                                         expected_absmax.host<float>()});
+          reference().quantize_8bit(
+              {}, {x.host(), dtype, count, block, book, expected_codes.host<uint8_t>(), expected_absmax.host<float>()});
           reference().dequantize_8bit({}, {expected_codes.host<uint8_t>(), expected_absmax.host<float>(), count, block,
                                            book, expected_out.host(), dtype});
           for (Array* array : {&codes, &absmax, &out}) array->download(stream(), label);
@@ -143,16 +155,17 @@ TEST_F(QuantizeGpuTest, Int8RowsGiveTheReferencesBytes) {
         for (int64_t i = 0; i < cols; ++i) outliers.set(i, 0);
         x.upload(stream());
         outliers.upload(stream());
-        cuda().quantize_int8_rows(context, {x.device(stream()), dtype, rows, cols, threshold, q.device<int8_t>(stream()),
-                                            absmax.device<float>(stream()), outliers.device<uint8_t>(stream())});
+        cuda().quantize_int8_rows(context,
+                                  {x.device(stream()), dtype, rows, cols, threshold, q.device<int8_t>(stream()),
+                                   absmax.device<float>(stream()), outliers.device<uint8_t>(stream())});
         cuda().dequantize_int8_rows(context, {q.device<int8_t>(stream()), absmax.device<float>(stream()), rows, cols,
                                               out.device(stream()), dtype});
         finish(label);
         Array expected_q = q, expected_absmax = absmax, expected_outliers = outliers, expected_out = out;
         reference().quantize_int8_rows({}, {x.host(), dtype, rows, cols, threshold, expected_q.host<int8_t>(),
                                             expected_absmax.host<float>(), expected_outliers.host<uint8_t>()});
-        reference().dequantize_int8_rows({}, {expected_q.host<int8_t>(), expected_absmax.host<float>(), rows, cols,
-                                              expected_out.host(), dtype});
+        reference().dequantize_int8_rows(
+            {}, {expected_q.host<int8_t>(), expected_absmax.host<float>(), rows, cols, expected_out.host(), dtype});
         for (Array* array : {&q, &absmax, &outliers, &out}) array->download(stream(), label);
         expect_close(expected_absmax, absmax, 0, label + " absmax");
         expect_close(expected_outliers, outliers, 0, label + " outliers");

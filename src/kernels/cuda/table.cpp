@@ -18,6 +18,7 @@ const Kernels* table() {
       .quantize_int8_rows = quantize_int8_rows,
       .dequantize_int8_rows = dequantize_int8_rows,
       .matmul_4bit = matmul_4bit,
+      .matmul_dense = matmul_dense,
       .embed = embed,
   };
   return &kernels;

@@ -1,4 +1,5 @@
-// matmul for any shape, alignment and compute type: plain fp32 products of decoded elements in the order of the columns.
+// matmul for any shape, alignment and compute type: plain fp32 products of decoded elements in the order of the
+// columns.
 #pragma once
 
 #include "kernels/cuda/device/job.cuh"
@@ -9,8 +10,9 @@ inline constexpr int kAnyTile = 64, kAnyStep = 32;
 
 /// Decode: float operator()(int64_t row, int64_t column), in fp32; rounded to T here, as x is. T float: nothing is.
 template <typename T, typename Decode>
-__global__ void __launch_bounds__(256) any_shape_kernel(const float* x, int64_t m, int64_t cols, int64_t rows,
-                                                        const __grid_constant__ Decode decode, const __grid_constant__ MatmulOutput out) {
+__global__ void __launch_bounds__(256)
+    any_shape_kernel(const float* x, int64_t m, int64_t cols, int64_t rows, const __grid_constant__ Decode decode,
+                     const __grid_constant__ MatmulOutput out) {
   __shared__ float xs[kAnyStep][kAnyTile + 1], ws[kAnyStep][kAnyTile + 1];
   const int64_t first_row = int64_t{blockIdx.x} * kAnyTile, first_x = int64_t{blockIdx.y} * kAnyTile;
   const int nx = threadIdx.x % 16, ix = threadIdx.x / 16;
@@ -45,9 +47,9 @@ inline constexpr int kAnyFewRows = 4;
 
 /// The same for at most kAnyFewRows rows of x: a warp a weight row, lanes over columns.
 template <typename T, typename Decode>
-__global__ void __launch_bounds__(256) any_shape_few_kernel(const float* x, int m, int64_t cols, int64_t rows,
-                                                            const __grid_constant__ Decode decode,
-                                                            const __grid_constant__ MatmulOutput out) {
+__global__ void __launch_bounds__(256)
+    any_shape_few_kernel(const float* x, int m, int64_t cols, int64_t rows, const __grid_constant__ Decode decode,
+                         const __grid_constant__ MatmulOutput out) {
   const int lane = threadIdx.x % 32;
   const int64_t row = int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
   if (row >= rows) return;
@@ -68,12 +70,14 @@ __global__ void __launch_bounds__(256) any_shape_few_kernel(const float* x, int 
 }
 
 template <typename Decode>
-void multiply_any_shape(const Context& context, const MatmulInput& input, int64_t rows, const Decode& decode, const MatmulOutput& out) {
+void multiply_any_shape(const Context& context, const MatmulInput& input, int64_t rows, const Decode& decode,
+                        const MatmulOutput& out) {
   const cudaStream_t stream = stream_of(context.stream);
   with_float_type(input.compute, [&](auto element) {
     using T = decltype(element);
     if (input.m <= kAnyFewRows && !input.batch_invariant) {
-      any_shape_few_kernel<T><<<blocks_for(rows, 8), 256, 0, stream>>>(input.x, static_cast<int>(input.m), input.cols, rows, decode, out);
+      any_shape_few_kernel<T>
+          <<<blocks_for(rows, 8), 256, 0, stream>>>(input.x, static_cast<int>(input.m), input.cols, rows, decode, out);
       return;
     }
     constexpr int64_t kLimit = 65535 * int64_t{kAnyTile};

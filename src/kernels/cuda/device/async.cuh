@@ -1,5 +1,5 @@
-// Copies into shared memory that run beside the arithmetic, and the barriers that say when they are done. cp.async needs
-// compute capability 8.0, the rest 9.0: only kernels whose bodies ask for it may call them.
+// Copies into shared memory that run beside the arithmetic, and the barriers that say when they are done. cp.async
+// needs compute capability 8.0, the rest 9.0: only kernels whose bodies ask for it may call them.
 #pragma once
 
 #include <cstdint>
@@ -41,8 +41,9 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t size_b
 
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
-      "{\n.reg .pred p;\nwait:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra done;\nbra wait;\ndone:\n}"
-      ::"r"(barrier), "r"(parity)
+      "{\n.reg .pred p;\nwait:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra done;\nbra "
+      "wait;\ndone:\n}" ::"r"(barrier),
+      "r"(parity)
       : "memory");
 }
 

@@ -1,5 +1,5 @@
-// matmul for at most eight rows of x: weights are the tensor cores' left side, sixteen rows of them a tile; the warps of
-// a block share a tile's columns and add their sums in a fixed order. Each warp streams its weights through a ring.
+// matmul for at most eight rows of x: weights are the tensor cores' left side, sixteen rows of them a tile; the warps
+// of a block share a tile's columns and add their sums in a fixed order. Each warp streams its weights through a ring.
 #pragma once
 
 #include "kernels/cuda/device/async.cuh"
@@ -12,10 +12,10 @@ struct FewRowsArgs {
   DeviceJobs jobs;
   const float* x;  // (m, cols)
   int m, cols;
-  float book[16];     // 4 bits: the code book times `book_scale`
-  float book_scale;   // and what the sums are multiplied by in return
-  float threshold;    // LLM.int8()
-  int x_stride;       // elements between rows of x in shared memory
+  float book[16];    // 4 bits: the code book times `book_scale`
+  float book_scale;  // and what the sums are multiplied by in return
+  float threshold;   // LLM.int8()
+  int x_stride;      // elements between rows of x in shared memory
 };
 
 inline constexpr int kFewRowsTile = 16;
@@ -23,23 +23,12 @@ inline constexpr int kFewRowsMax = 8;
 inline constexpr int kFewRowsStages = 4;
 inline constexpr int kFewRowsSums = kFewRowsTile * kFewRowsMax;  // of a tile
 
-/// The next piece of a tile that a warp works on.
-struct Cursor {
-  int tile, chunk;
-
-  __device__ __forceinline__ void advance(int warps, int warp, int chunks) {
-    chunk += warps;
-    if (chunk < chunks) return;
-    chunk = warp;
-    tile += gridDim.x;
-  }
-};
-
 /// Shared memory of a launch, in bytes.
 template <typename Weights>
 inline int64_t few_rows_shared(int warps, int m, int x_stride) {
   return Weights::kTableBytes + int64_t{warps} * kFewRowsStages * Weights::kSlotBytes +
-         int64_t{2} * warps * kFewRowsSums * 4 + int64_t{m} * x_stride * static_cast<int64_t>(sizeof(typename Weights::X));
+         int64_t{2} * warps * kFewRowsSums * 4 +
+         int64_t{m} * x_stride * static_cast<int64_t>(sizeof(typename Weights::X));
 }
 
 /// Weights: how a family's bytes become products; see weights_4bit.cuh and weights_dense.cuh.
@@ -54,17 +43,24 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int chunks = (args.cols + Weights::kChunk - 1) / Weights::kChunk;
   const uint32_t slots = shared_address(ring) + warp * kFewRowsStages * Weights::kSlotBytes;
+  const uint32_t slots_end = slots + kFewRowsStages * Weights::kSlotBytes;
 
-  Weights weights(shared, lane);
-  Cursor ahead{warp < chunks ? static_cast<int>(blockIdx.x) : args.jobs.tiles, warp};
-  int filling = 0;
+  Weights weights(lane);
+  int ahead_tile = warp < chunks ? static_cast<int>(blockIdx.x) : args.jobs.tiles, ahead_chunk = warp;
+  uint32_t filling = slots;
+  if (ahead_tile < args.jobs.tiles) weights.enter(args, ahead_tile);
   const auto prefetch = [&] {
-    if (ahead.tile < args.jobs.tiles) {
-      weights.prefetch(args, slots + filling * Weights::kSlotBytes, ahead.tile, ahead.chunk);
-      ahead.advance(kWarps, warp, chunks);
+    if (ahead_tile < args.jobs.tiles) {
+      weights.prefetch(args, filling, ahead_chunk);
+      ahead_chunk += kWarps;
+      if (ahead_chunk >= chunks) {
+        ahead_chunk = warp;
+        ahead_tile += gridDim.x;
+        if (ahead_tile < args.jobs.tiles) weights.enter(args, ahead_tile);
+      }
     }
     commit_copies();
-    filling = filling + 1 == kFewRowsStages ? 0 : filling + 1;
+    filling = filling + Weights::kSlotBytes == slots_end ? slots : filling + Weights::kSlotBytes;
   };
 #pragma unroll
   for (int s = 0; s < kFewRowsStages - 1; ++s) prefetch();
@@ -73,14 +69,15 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
   __syncthreads();
 
   const X* x_row = x + min(lane / 4, args.m - 1) * args.x_stride;
-  int reading = 0, half = 0;
+  uint32_t reading = slots;
+  int half = 0;
   for (int tile = blockIdx.x; tile < args.jobs.tiles; tile += gridDim.x) {
     weights.begin(args, tile);
     for (int chunk = warp; chunk < chunks; chunk += kWarps) {
       wait_copies<kFewRowsStages - 2>();
       __syncwarp();
-      weights.multiply(args, slots + reading * Weights::kSlotBytes, x_row, chunk);
-      reading = reading + 1 == kFewRowsStages ? 0 : reading + 1;
+      weights.multiply(args, reading, x_row, chunk);
+      reading = reading + Weights::kSlotBytes == slots_end ? slots : reading + Weights::kSlotBytes;
       prefetch();  // into the slot that the iteration before has read
     }
     float* own = sums + (half * kWarps + warp) * kFewRowsSums;

@@ -36,8 +36,9 @@ int few_rows_stride(int64_t cols) {
 
 template <typename Weights>
 bool fits_few_rows(const Context& context, const MatmulInput& input) {
-  return input.m <= kFewRowsMax && few_rows_shared<Weights>(kFewRowsWarps, static_cast<int>(input.m),
-                                                            few_rows_stride<Weights>(input.cols)) <= shared_limit(context.capability);
+  return input.m <= kFewRowsMax &&
+         few_rows_shared<Weights>(kFewRowsWarps, static_cast<int>(input.m), few_rows_stride<Weights>(input.cols)) <=
+             shared_limit(context.capability);
 }
 
 /// args: jobs and what Weights reads; the rest is filled in here.
@@ -56,7 +57,8 @@ void launch_few_rows(const Context& context, const MatmulInput& input, FewRowsAr
 
 /// Starts while the launch before finishes; the kernel itself waits where it must.
 template <typename Kernel, typename Args>
-void launch_early(Kernel kernel, unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream, const Args& args) {
+void launch_early(Kernel kernel, unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream,
+                  const Args& args) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -86,8 +88,8 @@ struct TileLaunch {
   }
 
   static TileScratch reserve(const Context& context, const MatmulInput& input, int64_t more_bytes = 0) {
-    auto* memory = static_cast<uint8_t*>(
-        context.scratch->reserve(x_bytes(input) + int64_t{context.multiprocessors} * kRows * kColumns * 4 + more_bytes));
+    auto* memory = static_cast<uint8_t*>(context.scratch->reserve(
+        x_bytes(input) + int64_t{context.multiprocessors} * kRows * kColumns * 4 + more_bytes));
     return {memory, reinterpret_cast<float*>(memory + x_bytes(input))};
   }
 
@@ -113,8 +115,10 @@ struct TileLaunch {
   static void prepare(const Context& context, const MatmulInput& input, const TileScratch& scratch) {
     const auto chunks = static_cast<int>((input.cols + kTileChunk - 1) / kTileChunk);
     const int64_t count = x_bytes(input) / 16;
-    prepare_x<T, kOrder><<<blocks_for(count, 256, int64_t{context.multiprocessors} * 8), 256, 0, stream_of(context.stream)>>>(
-        input.x, static_cast<int>(input.m), static_cast<int>(input.cols), chunks, kColumns, count, reinterpret_cast<uint4*>(scratch.x));
+    prepare_x<T, kOrder>
+        <<<blocks_for(count, 256, int64_t{context.multiprocessors} * 8), 256, 0, stream_of(context.stream)>>>(
+            input.x, static_cast<int>(input.m), static_cast<int>(input.cols), chunks, kColumns, count,
+            reinterpret_cast<uint4*>(scratch.x));
   }
 };
 

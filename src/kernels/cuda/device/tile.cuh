@@ -1,6 +1,6 @@
-// matmul for many rows of x on Hopper: weights are decoded into registers as the left side of wgmma, x comes through shared
-// memory by bulk copies. All tiles' columns form one line that the blocks divide evenly; a tile cut in pieces is summed in
-// their order by the block that has its first piece.
+// matmul for many rows of x on Hopper: weights are decoded into registers as the left side of wgmma, x comes through
+// shared memory by bulk copies. All tiles' columns form one line that the blocks divide evenly; a tile cut in pieces is
+// summed in their order by the block that has its first piece.
 #pragma once
 
 #include "kernels/cuda/device/async.cuh"
@@ -70,8 +70,8 @@ __device__ __forceinline__ void produce_x(const TileArgs& args, uint32_t shared)
     for (int half = 0; half < kHalves; ++half) {
       barrier_wait(empty + 8 * stage, parity);
       barrier_expect(full + 8 * stage, Shared::kXBytes);
-      copy_bulk(shared + Shared::kX + stage * Shared::kXBytes, args.x + (block + half) * Shared::kXBytes, Shared::kXBytes,
-                full + 8 * stage);
+      copy_bulk(shared + Shared::kX + stage * Shared::kXBytes, args.x + (block + half) * Shared::kXBytes,
+                Shared::kXBytes, full + 8 * stage);
       if (++stage == Shared::kXStages) stage = 0, parity ^= 1;
     }
     if (++chunk == args.chunks) chunk = 0, ++tile;
@@ -80,17 +80,20 @@ __device__ __forceinline__ void produce_x(const TileArgs& args, uint32_t shared)
 
 /// Adds the pieces of this tile that later blocks have, from `chunk` on.
 template <int kThreads, typename Acc, int kCount>
-__device__ __forceinline__ void add_partials(const TileArgs& args, Acc (&sums)[kCount], int block, int64_t at, int64_t tile_end) {
+__device__ __forceinline__ void add_partials(const TileArgs& args, Acc (&sums)[kCount], int block, int64_t at,
+                                             int64_t tile_end) {
   for (int next = block + 1; at < tile_end; ++next) {
     const TileRange range(args, next);
     at = range.end;
     if (threadIdx.x == 0) {
       uint32_t ready = 0;
-      while (!ready) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(args.flags + next) : "memory");
+      while (!ready)
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(args.flags + next) : "memory");
       args.flags[next] = 0;
     }
     consumers_wait<kThreads>();
-    const float4* partial = reinterpret_cast<const float4*>(args.partials) + int64_t{next} * (kCount / 4) * kThreads + threadIdx.x;
+    const float4* partial =
+        reinterpret_cast<const float4*>(args.partials) + int64_t{next} * (kCount / 4) * kThreads + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < kCount / 4; ++i) {
       const float4 v = __ldcg(partial + i * kThreads);
@@ -114,8 +117,8 @@ __device__ __forceinline__ void leave_partial(const TileArgs& args, const Acc (&
 
 /// y[i, n] for a thread's sums: rows `row` and 8 on, every eighth pair of columns from `first`.
 template <typename Acc, int kCount, typename Finish>
-__device__ __forceinline__ void store_sums(const TileArgs& args, const DeviceJob& job, int row, int first, const Acc (&sums)[kCount],
-                                           const Finish& finish) {
+__device__ __forceinline__ void store_sums(const TileArgs& args, const DeviceJob& job, int row, int first,
+                                           const Acc (&sums)[kCount], const Finish& finish) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int n = row + 8 * half;
@@ -216,7 +219,7 @@ __global__ void __launch_bounds__(kGroups * 128 + 128, 1) tile_kernel(const __gr
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     if (threadIdx.x == kThreads) produce_x<Shared, kHalves>(args, shared);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kGroups == 2 ? 240 : 120));
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kGroups == 2 ? 240 : 112));
     consume<Weights, kColumns, kGroups>(args, memory);
   }
 #endif

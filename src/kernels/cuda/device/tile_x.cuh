@@ -6,12 +6,14 @@
 
 namespace nibble::kernels::cuda {
 
-/// Columns of a chunk that a thread of tile.cuh decodes: 32 together (4 bits), or 8 in each of four runs of 32 (16 bits).
+/// Columns of a chunk that a thread of tile.cuh decodes: 32 together (4 bits), or 8 in each of four runs of 32 (16
+/// bits).
 enum class ColumnOrder { runs_of_32, runs_of_8 };
 
 /// out[column tile][chunk][8 columns: 16 of them][row]: 16 bytes. Zeros past m and cols; cols a multiple of 8.
 template <typename T, ColumnOrder kOrder>
-__global__ void __launch_bounds__(256) prepare_x(const float* x, int m, int cols, int chunks, int columns, int64_t count, uint4* out) {
+__global__ void __launch_bounds__(256)
+    prepare_x(const float* x, int m, int cols, int chunks, int columns, int64_t count, uint4* out) {
 #if __CUDA_ARCH__ >= 900
   allow_next_launch();
 #endif
@@ -23,9 +25,8 @@ __global__ void __launch_bounds__(256) prepare_x(const float* x, int m, int cols
     float values[8];
 #pragma unroll
     for (int quad = 0; quad < 4; ++quad) {
-      const int column = chunk * kTileChunk + (kOrder == ColumnOrder::runs_of_32
-                                                   ? quad * 32 + 2 * k8
-                                                   : k8 / 4 * 32 + quad * 8 + k8 % 4 * 2);
+      const int column = chunk * kTileChunk +
+                         (kOrder == ColumnOrder::runs_of_32 ? quad * 32 + 2 * k8 : k8 / 4 * 32 + quad * 8 + k8 % 4 * 2);
       const bool is_inside = row < m && column < cols;
       const float* from = x + int64_t{row} * cols + column;
       values[2 * quad] = is_inside ? from[0] : 0.0f;

@@ -7,7 +7,9 @@
 
 namespace nibble::kernels::cuda {
 
-inline bool is_aligned(const void* pointer, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+inline bool is_aligned(const void* pointer, uintptr_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
 
 template <typename T>
 struct Vector8 {

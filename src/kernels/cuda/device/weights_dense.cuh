@@ -16,20 +16,25 @@ class FewRowsPlain {
 
   __device__ explicit FewRowsPlain(int lane) : lane_(lane), group_(lane / 4), quad_(lane % 4) {}
 
-  __device__ __forceinline__ void prefetch(const FewRowsArgs& args, uint32_t slot, int tile, int chunk) {
+  /// The copies go on to another tile.
+  __device__ __forceinline__ void enter(const FewRowsArgs& args, int tile) {
     const DeviceJob& job = args.jobs.of_tile(tile);
     const int first = (tile - job.first_tile) * kFewRowsTile, last = job.rows - 1;
-    const int64_t row_bytes = int64_t{args.cols} * kElementBytes;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      rows_[half] =
+          job.weight.data + int64_t{min(first + group_ + 8 * half, last)} * args.cols * kElementBytes + quad_ * 16;
+  }
+
+  __device__ __forceinline__ void prefetch(const FewRowsArgs& args, uint32_t slot, int chunk) {
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
-      const int64_t at = int64_t{chunk} * kRowBytes + part * 64 + quad_ * 16;
-      const int valid = at < row_bytes ? 16 : 0;
+      const int at = chunk * kRowBytes + part * 64;
+      const bool is_inside = at + quad_ * 16 < args.cols * kElementBytes;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = min(first + group_ + 8 * half, last);
-        copy_async_16(slot + (part * 2 + half) * 512 + lane_ * 16, job.weight.data + row * row_bytes + (valid ? at : 0),
-                      valid);
-      }
+      for (int half = 0; half < 2; ++half)
+        copy_async_16(slot + (part * 2 + half) * 512 + lane_ * 16, rows_[half] + (is_inside ? at : 0),
+                      is_inside ? 16 : 0);
     }
   }
 
@@ -44,6 +49,7 @@ class FewRowsPlain {
   }
 
   int lane_, group_, quad_;
+  const uint8_t* rows_[2];
 };
 
 template <typename T>
@@ -52,7 +58,7 @@ class FewRowsDense : public FewRowsPlain<2> {
   using X = T;
   static constexpr int kTableBytes = 0;
 
-  __device__ FewRowsDense(const uint8_t*, int lane) : FewRowsPlain<2>(lane) {}
+  __device__ explicit FewRowsDense(int lane) : FewRowsPlain<2>(lane) {}
   __device__ static void fill_table(const FewRowsArgs&, uint8_t*) {}
   __device__ static void stage_x(const FewRowsArgs& args, T* x, int padded) { stage_rounded(args, x, padded); }
   __device__ __forceinline__ void begin(const FewRowsArgs&, int) {
@@ -69,10 +75,12 @@ class FewRowsDense : public FewRowsPlain<2> {
     }
   }
   __device__ __forceinline__ float sum(int i) const { return total_[i]; }
-  __device__ __forceinline__ float finish(const FewRowsArgs&, const DeviceJob&, int, int, float sum) const { return sum; }
+  __device__ __forceinline__ float finish(const FewRowsArgs&, const DeviceJob&, int, int, float sum) const {
+    return sum;
+  }
 
  private:
-  float total_[4] = {0, 0, 0, 0};
+  float total_[4];
 };
 
 }  // namespace nibble::kernels::cuda

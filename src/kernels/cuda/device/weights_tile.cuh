@@ -1,5 +1,5 @@
-// Weights as tile.cuh wants them: each thread brings and decodes the values of its own two rows, through a ring in shared
-// memory that no other thread reads.
+// Weights as tile.cuh wants them: each thread brings and decodes the values of its own two rows, through a ring in
+// shared memory that no other thread reads.
 #pragma once
 
 #include "kernels/cuda/device/absmax.cuh"
@@ -42,24 +42,22 @@ class TileStream {
     end_ = range.end;
     tile_ = static_cast<int>(at_ / args.chunks);
     chunk_ = static_cast<int>(at_ - int64_t{tile_} * args.chunks);
-    if (at_ < end_) enter_tile(args);
   }
 
-  __device__ __forceinline__ void enter_tile(const TileArgs& args) {
+  /// The thread's first row in the tile that the copies go on to; the other is 8 on.
+  __device__ __forceinline__ int enter(const TileArgs& args) {
     const int row_tile = tile_ / args.column_tiles;
     job_ = &args.jobs.of_tile(row_tile);
-    const int lane = threadIdx.x % 32;
-    const int row = (row_tile - job_->first_tile) * tile_rows_ + static_cast<int>(threadIdx.x) / 32 * 16 + lane / 4;
-    first_[0] = int64_t{min(row, job_->rows - 1)} * args.cols;
-    first_[1] = int64_t{min(row + 8, job_->rows - 1)} * args.cols;
+    return (row_tile - job_->first_tile) * tile_rows_ + static_cast<int>(threadIdx.x) / 32 * 16 + threadIdx.x % 32 / 4;
   }
 
-  __device__ __forceinline__ void advance(const TileArgs& args) {
+  /// True if the copies have another tile to enter.
+  __device__ __forceinline__ bool advance(const TileArgs& args) {
     ++at_;
-    if (++chunk_ < args.chunks) return;
+    if (++chunk_ < args.chunks) return false;
     chunk_ = 0;
     ++tile_;
-    if (at_ < end_) enter_tile(args);
+    return at_ < end_;
   }
 
   uint32_t ring_;
@@ -67,7 +65,6 @@ class TileStream {
   int64_t at_ = 0, end_ = 0;
   int tile_ = 0, chunk_ = 0;
   const DeviceJob* job_ = nullptr;
-  int64_t first_[2] = {0, 0};  // element of this thread's rows that the tile begins with
 };
 
 /// Blocks of 32 or more, a power of two; cols a multiple of 32. Each value is rounded once, as code book times absmax.
@@ -76,22 +73,22 @@ class Tile4Bit : public TileStream {
  public:
   using X = T;
   using Acc = float;
-  static constexpr int kStages = 4;
+  static constexpr int kStages = 3;
   static constexpr int kHalves = 2;
-  static constexpr int kXBytes = 128;  // of a row of x in half a chunk
-  static constexpr int kPairBytes = 256 * 16 * 8;
+  static constexpr int kXBytes = 128;                 // of a row of x in half a chunk
+  static constexpr int kTableRow = 256;               // so that one byte permutation makes an address
+  static constexpr int kPairBytes = 256 * kTableRow;  // a pair of floats for each byte, sixteen copies in half a row
   static constexpr int kTableBytes = kPairBytes + (kNested ? kMaxJobs * 1024 : 0);
   static constexpr int kThreadBytes = 32 + 8 + (kNested ? 12 : 0);
 
   __device__ Tile4Bit(const TileArgs&, uint32_t ring, const uint8_t* memory, int tile_rows, int threads)
-      : TileStream(ring, tile_rows, threads), memory_(memory), table_(memory + threadIdx.x % 16 * 8) {}
+      : TileStream(ring, tile_rows, threads), memory_(memory) {}
 
   __device__ static void fill_table(const TileArgs& args, uint8_t* memory, int threads) {
-    float4* table = reinterpret_cast<float4*>(memory);
     for (int i = threadIdx.x; i < 256 * 8; i += threads) {
       const int byte = i / 8, piece = (i + byte) % 8;
       const float high = args.book[byte / 16], low = args.book[byte % 16];
-      table[byte * 8 + piece] = make_float4(high, low, high, low);
+      *reinterpret_cast<float4*>(memory + byte * kTableRow + piece * 16) = make_float4(high, low, high, low);
     }
     if constexpr (kNested) {
       float* books = reinterpret_cast<float*>(memory + kPairBytes);
@@ -102,6 +99,7 @@ class Tile4Bit : public TileStream {
 
   __device__ __forceinline__ void start(const TileArgs& args, const TileRange& range) {
     begin(args, range);
+    if (at_ < end_) enter_tile(args);
 #pragma unroll
     for (int s = 0; s < kStages - 1; ++s) prefetch(args);
   }
@@ -147,49 +145,72 @@ class Tile4Bit : public TileStream {
   }
 
   template <int kCount>
-  __device__ static void store(const TileArgs& args, const DeviceJob& job, int row, int first, const float (&sums)[kCount]) {
+  __device__ static void store(const TileArgs& args, const DeviceJob& job, int row, int first,
+                               const float (&sums)[kCount]) {
     store_sums(args, job, row, first, sums, [](float sum, int, int) { return sum; });
   }
 
  private:
   template <int kByte>
   __device__ __forceinline__ uint32_t value(uint32_t word, float scale) const {
-    const uint32_t offset = (kByte == 0 ? word << 7 : word >> (8 * kByte - 7)) & 0x7f80u;
-    const float2 pair = *reinterpret_cast<const float2*>(table_ + offset);
+    extern __shared__ __align__(128) uint8_t memory[];
+    const float2 pair =
+        *reinterpret_cast<const float2*>(memory + __byte_perm(word, threadIdx.x % 16 * 8, 0x5504 | kByte << 4));
     return round_pair<T>(__fmul_rn(pair.x, scale), __fmul_rn(pair.y, scale));
+  }
+
+  __device__ __forceinline__ void enter_tile(const TileArgs& args) {
+    const int first = enter(args);
+    const DeviceWeight& weight = job_->weight;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = min(first + 8 * r, job_->rows - 1);
+      rows_[r] = weight.data + (int64_t{row} * args.cols >> 1) + threadIdx.x % 4 * 16;
+      units_[r] = static_cast<uint32_t>(row) * static_cast<uint32_t>(args.cols >> 5) + threadIdx.x % 4;
+    }
+    unit_shift_ = weight.block_shift - 5;
+    if constexpr (kNested) {
+      scales_ = weight.absmax.codes;
+      groups_ = weight.absmax.nested_absmax;
+      blocks_ = static_cast<uint32_t>((int64_t{job_->rows} * args.cols - 1) >> weight.block_shift) + 1;
+      job_note_ = static_cast<uint32_t>(job_ - args.jobs.jobs) << 16;
+    } else {
+      scales_ = reinterpret_cast<const uint8_t*>(weight.absmax.values);
+    }
   }
 
   __device__ __forceinline__ void prefetch(const TileArgs& args) {
     if (at_ < end_) {
       const uint32_t slot = ring_ + filling_ * threads_ * kThreadBytes;
       const uint32_t words = slot + 32 * threads_ + 4 * threadIdx.x;
-      const int column = chunk_ * kTileChunk + threadIdx.x % 4 * 32;
-      const bool is_inside = column < args.cols;
-      const Absmax& absmax = job_->weight.absmax;
-      uint32_t note = static_cast<uint32_t>(job_ - args.jobs.jobs) << 16;
+      const bool is_inside = chunk_ * kTileChunk + threadIdx.x % 4 * 32 < args.cols;
+      const int at = is_inside ? chunk_ : 0;
+      uint32_t note = job_note_;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const int64_t element = first_[r] + (is_inside ? column : 0), block = element >> job_->weight.block_shift;
-        copy_async_16(slot + (r * threads_ + threadIdx.x) * 16, job_->weight.data + (element >> 1), is_inside ? 16 : 0);
+        const uint32_t block = (units_[r] + 4 * at) >> unit_shift_;
+        copy_async_16(slot + (r * threads_ + threadIdx.x) * 16, rows_[r] + 64 * at, is_inside ? 16 : 0);
         if constexpr (kNested) {
-          const int64_t blocks = ((int64_t{job_->rows} * args.cols - 1) >> job_->weight.block_shift) + 1;
-          const int64_t word = block & ~int64_t{3};
-          copy_async_4(words + 4 * r * threads_, absmax.codes + word, static_cast<int>(min(int64_t{4}, blocks - word)));
-          copy_async_4(words + (8 + 4 * r) * threads_, absmax.nested_absmax + (block >> 8), 4);
-          note |= static_cast<uint32_t>(block & 3) << (8 * r + 3);
+          const uint32_t word = block & ~3u;
+          copy_async_4(words + 4 * r * threads_, scales_ + word, static_cast<int>(min(4u, blocks_ - word)));
+          copy_async_4(words + (8 + 4 * r) * threads_, groups_ + (block >> 8), 4);
+          note |= (block & 3) << (8 * r + 3);
         } else {
-          copy_async_4(words + 4 * r * threads_, absmax.values + block, is_inside ? 4 : 0);
+          copy_async_4(words + 4 * r * threads_, scales_ + uint64_t{block} * 4, is_inside ? 4 : 0);
         }
       }
       if constexpr (kNested) asm volatile("st.shared.u32 [%0], %1;" ::"r"(words + 16 * threads_), "r"(note) : "memory");
-      advance(args);
+      if (advance(args)) enter_tile(args);
     }
     commit_copies();
     filling_ = filling_ + 1 == kStages ? 0 : filling_ + 1;
   }
 
   const uint8_t* memory_;
-  const uint8_t* table_;  // of this lane
+  const uint8_t* rows_[2];
+  const uint8_t* scales_;
+  const float* groups_;
+  uint32_t units_[2], unit_shift_, blocks_, job_note_ = 0;
   int filling_ = 0, reading_ = 0;
   uint32_t codes_[2][4];
   float scale_[2];

@@ -1,0 +1,77 @@
+// matmul_dense: which kernel takes a call.
+#include "kernels/cuda/device/any_shape.cuh"
+#include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/vector.cuh"
+#include "kernels/cuda/device/weights_dense.cuh"
+#include "kernels/cuda/device/weights_tile_plain.cuh"
+#include "kernels/cuda/entries.h"
+
+namespace nibble::kernels::cuda {
+namespace {
+
+template <typename T>
+struct DecodeDense {
+  const T* w;
+  int64_t cols;
+
+  __device__ float operator()(int64_t row, int64_t column) const { return to_float(w[row * cols + column]); }
+};
+
+bool is_regular(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count) {
+  if (context.capability < 80 || input.compute == DType::f32 || input.cols % 8 != 0 || input.cols > 0x3fffff00 ||
+      input.m > 0x7fffff00)
+    return false;
+  for (int64_t j = 0; j < count; ++j)
+    if (jobs[j].dtype != input.compute || !is_aligned(jobs[j].w, 16) || jobs[j].rows > 0x7fffff00) return false;
+  return true;
+}
+
+DeviceJobs with_weights(const MatmulDenseJob* jobs, int64_t count, int tile_rows) {
+  DeviceJobs all = device_jobs(jobs, count, tile_rows);
+  for (int64_t j = 0; j < count; ++j) all.jobs[j].weight = {static_cast<const uint8_t*>(jobs[j].w), {}, 0};
+  return all;
+}
+
+template <typename T>
+bool multiply_regular(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count) {
+  if (!input.batch_invariant && fits_few_rows<FewRowsDense<T>>(context, input)) {
+    FewRowsArgs args{};
+    args.jobs = with_weights(jobs, count, kFewRowsTile);
+    launch_few_rows<FewRowsDense<T>>(context, input, args);
+    return true;
+  }
+  if (context.capability != 90) return false;
+  with_tile_shape(input.m, [&](auto columns, auto) {
+    using Launch = TileLaunch<TileDense<T>, columns, 2>;
+    TileArgs args{};
+    args.jobs = with_weights(jobs, count, Launch::kRows);
+    const TileScratch scratch = Launch::reserve(context, input);
+    Launch::template prepare<T, ColumnOrder::runs_of_8>(context, input, scratch);
+    Launch::run(context, input, scratch, args);
+  });
+  return true;
+}
+
+void multiply(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count) {
+  if (is_regular(context, input, jobs, count)) {
+    const bool is_done = input.compute == DType::bf16 ? multiply_regular<__nv_bfloat16>(context, input, jobs, count)
+                                                      : multiply_regular<__half>(context, input, jobs, count);
+    if (is_done) return;
+  }
+  for (int64_t j = 0; j < count; ++j)
+    with_float_type(jobs[j].dtype, [&](auto element) {
+      using T = decltype(element);
+      multiply_any_shape(context, input, jobs[j].rows, DecodeDense<T>{static_cast<const T*>(jobs[j].w), input.cols},
+                         jobs[j].out);
+    });
+}
+
+}  // namespace
+
+void matmul_dense(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count) {
+  if (input.m == 0) return;
+  for (int64_t first = 0; first < count; first += kMaxJobs)
+    multiply(context, input, jobs + first, std::min<int64_t>(kMaxJobs, count - first));
+}
+
+}  // namespace nibble::kernels::cuda
