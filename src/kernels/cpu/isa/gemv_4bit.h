@@ -55,9 +55,7 @@ struct Gemv4Bit {
   static constexpr int64_t kChunkElements = Chunk::kParts * Chunk::kPartElements;
 
   const MatmulInput* input;
-  const Matmul4BitJob* jobs;
-  int64_t count;
-  int64_t unit_rows;
+  RowUnits<Matmul4BitJob> units;
   const Element* x;
   int64_t chunks;  // the last one may be short
 
@@ -136,20 +134,18 @@ struct Gemv4Bit {
     for (int j = 0; j < M; ++j) put(out, i + j, n + r * rows.step, y[r][j] * rows.factor);
   }
 
-  /// R rows of w, from n on, with all rows of x.
+  /// R rows of w, from n on, with rows [first, first + m) of x.
   template <int R>
-  void run_group(const Chunk& chunk, const Rows& rows, const MatmulOutput& out, int64_t n) const {
-    int64_t i = 0;
-    for (; i + 4 <= input->m; i += 4) run_rows<R, 4>(chunk, rows, out, n, i);
-    if (input->m - i == 3) run_rows<R, 3>(chunk, rows, out, n, i);
-    if (input->m - i == 2) run_rows<R, 2>(chunk, rows, out, n, i);
-    if (input->m - i == 1) run_rows<R, 1>(chunk, rows, out, n, i);
+  void run_group(const Chunk& chunk, const Rows& rows, const MatmulOutput& out, int64_t n, int64_t first,
+                 int64_t m) const {
+    for_few_rows(m,
+                 [&](auto count, int64_t i) { run_rows<R, decltype(count)::kRows>(chunk, rows, out, n, first + i); });
   }
 
   /// Rows [row, end) in groups of R, then one by one. Nested scales of long rows are expanded group by group, of short
   /// ones all at once.
   template <int R>
-  void run_groups(const Matmul4BitJob& job, int64_t row, int64_t end) const {
+  void run_groups(const Matmul4BitJob& job, int64_t row, int64_t end, int64_t first, int64_t m) const {
     const Chunk chunk(job.code_book);
     const int64_t row_bytes = input->cols / 2, row_scales = input->cols / job.block;
     const bool is_long = row_bytes >= kLongRowBytes;
@@ -182,29 +178,22 @@ struct Gemv4Bit {
     };
     for (int64_t g = 0; g < groups; ++g) {
       start(row + g * next, R);
-      run_group<R>(chunk, rows, job.out, row + g * next);
+      run_group<R>(chunk, rows, job.out, row + g * next, first, m);
     }
     for (int64_t n = row + R * groups; n < end; ++n) {
       start(n, 1);
-      run_group<1>(chunk, rows, job.out, n);
+      run_group<1>(chunk, rows, job.out, n, first, m);
     }
   }
-
-  void run_unit(const Matmul4BitJob& job, int64_t row) const {
-    const int64_t end = smaller(row + unit_rows, job.rows);
-    if (input->m == 1) return run_groups<kGroupRows>(job, row, end);
-    run_groups<2>(job, row, end);
-  }
-
-  int64_t units(int64_t rows) const { return (rows + unit_rows - 1) / unit_rows; }
 
   static void task(void* context, int64_t index, int) {
     const auto& gemv = *static_cast<const Gemv4Bit*>(context);
-    for (int64_t job = 0; job < gemv.count; ++job) {
-      const int64_t units = gemv.units(gemv.jobs[job].rows);
-      if (index < units) return gemv.run_unit(gemv.jobs[job], index * gemv.unit_rows);
-      index -= units;
-    }
+    int64_t row, end;
+    const Matmul4BitJob& job = gemv.units.find(index, row, end);
+    if (gemv.input->m == 1) return gemv.template run_groups<kGroupRows>(job, row, end, 0, 1);
+    // A few rows of x at a time: they stay in the cache while the rows of w pass by.
+    for (int64_t i = 0; i < gemv.input->m; i += kGemvRows)
+      gemv.template run_groups<2>(job, row, end, i, smaller(kGemvRows, gemv.input->m - i));
   }
 };
 
@@ -219,15 +208,12 @@ template <class Chunk, class Scales>
 static void run_gemv_4bit(const Context& context, const MatmulInput& input, Rounding rounding,
                           const Matmul4BitJob* jobs, int64_t count) {
   using Gemv = Gemv4Bit<Chunk, Scales>;
-  int64_t rows = 0, units = 0;
-  for (int64_t j = 0; j < count; ++j) rows += jobs[j].rows;
   const int64_t chunks = (input.cols + kChunkCodes - 1) / kChunkCodes;
   const int64_t size = input.m * chunks * Gemv::kChunkElements * static_cast<int64_t>(sizeof(typename Chunk::Element));
   auto* x = static_cast<typename Chunk::Element*>(scratch(Scratch::shared_input, size));
   pack_chunks<Chunk>(input, rounding, chunks, x);
-  Gemv gemv{&input, jobs, count, unit_rows(context, rows, input.cols / 2, 1), x, chunks};
-  for (int64_t j = 0; j < count; ++j) units += gemv.units(jobs[j].rows);
-  run(context, units, Gemv::task, &gemv);
+  Gemv gemv{&input, share_rows(context, jobs, count, input.cols / 2, 1), x, chunks};
+  run(context, gemv.units.total(), Gemv::task, &gemv);
 }
 
 /// Jobs of different block sizes take one loop each.

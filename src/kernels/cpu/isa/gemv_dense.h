@@ -58,9 +58,7 @@ struct GemvDense {
   using Element = typename Lanes::Element;
 
   const MatmulInput* input;
-  const MatmulDenseJob* jobs;
-  int64_t count;
-  int64_t unit_rows;
+  RowUnits<MatmulDenseJob> units;
   const Element* x;  // (m, stride)
   int64_t stride;
 
@@ -91,39 +89,26 @@ struct GemvDense {
     sum_rows(sum, y);
   }
 
+  /// R rows of w, `step` apart, with M rows of x, from i on.
   template <int R, int M>
-  void run_rows(const MatmulDenseJob& job, int64_t n, int64_t step) const {
+  void run_rows(const MatmulDenseJob& job, int64_t n, int64_t step, int64_t i) const {
     float y[R][M];
-    dot_rows<R, M>(static_cast<const Weight*>(job.w) + n * input->cols, step * input->cols, input->cols, x, stride, y);
-    NIBBLE_UNROLL
-    for (int r = 0; r < R; ++r) NIBBLE_UNROLL
-    for (int j = 0; j < M; ++j) put(job.out, j, n + r * step, y[r][j]);
+    dot_rows<R, M>(static_cast<const Weight*>(job.w) + n * input->cols, step * input->cols, input->cols, x + i * stride,
+                   stride, y);
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < M; ++j) put(job.out, i + j, n + r * step, y[r][j]);
   }
-
-  template <int M>
-  void run_unit(const MatmulDenseJob& job, int64_t n) const {
-    const int64_t end = smaller(n + unit_rows, job.rows);
-    const int64_t step = (end - n) / 4;  // four long streams
-    for (int64_t i = 0; i < step; ++i) run_rows<4, M>(job, n + i, step);
-    for (n += 4 * step; n < end; ++n) run_rows<1, M>(job, n, 1);
-  }
-
-  int64_t units(int64_t rows) const { return (rows + unit_rows - 1) / unit_rows; }
 
   static void task(void* context, int64_t index, int) {
     const auto& gemv = *static_cast<const GemvDense*>(context);
-    for (int64_t job = 0; job < gemv.count; ++job) {
-      const int64_t units = gemv.units(gemv.jobs[job].rows);
-      if (index >= units) {
-        index -= units;
-        continue;
-      }
-      const int64_t n = index * gemv.unit_rows;
-      if (gemv.input->m == 1) return gemv.template run_unit<1>(gemv.jobs[job], n);
-      if (gemv.input->m == 2) return gemv.template run_unit<2>(gemv.jobs[job], n);
-      if (gemv.input->m == 3) return gemv.template run_unit<3>(gemv.jobs[job], n);
-      return gemv.template run_unit<4>(gemv.jobs[job], n);
-    }
+    int64_t begin, end;
+    const MatmulDenseJob& job = gemv.units.find(index, begin, end);
+    const int64_t step = (end - begin) / 4;  // four long streams
+    for_few_rows(gemv.input->m, [&](auto rows, int64_t i) {
+      constexpr int M = decltype(rows)::kRows;
+      for (int64_t n = 0; n < step; ++n) gemv.template run_rows<4, M>(job, begin + n, step, i);
+      for (int64_t n = begin + 4 * step; n < end; ++n) gemv.template run_rows<1, M>(job, n, 1, i);
+    });
   }
 };
 
@@ -134,16 +119,13 @@ static void run_gemv_dense(const Context& context, const MatmulInput& input, Rou
   const int64_t stride = (input.cols + 63) / 64 * 64;
   auto* x =
       static_cast<Element*>(scratch(Scratch::shared_input, input.m * stride * static_cast<int64_t>(sizeof(Element))));
-  int64_t rows = 0, units = 0;
   for (int64_t i = 0; i < input.m; ++i) {
     round_row(input.x + i * input.cols, input.cols, rounding, x + i * stride);
     std::memset(x + i * stride + input.cols, 0, static_cast<size_t>(stride - input.cols) * sizeof(Element));
   }
-  for (int64_t j = 0; j < count; ++j) rows += jobs[j].rows;
   const auto row_bytes = input.cols * static_cast<int64_t>(sizeof(typename Lanes::Weight));
-  GemvDense<Lanes> gemv{&input, jobs, count, unit_rows(context, rows, row_bytes, 8), x, stride};
-  for (int64_t j = 0; j < count; ++j) units += gemv.units(jobs[j].rows);
-  run(context, units, GemvDense<Lanes>::task, &gemv);
+  GemvDense<Lanes> gemv{&input, share_rows(context, jobs, count, row_bytes, 8), x, stride};
+  run(context, gemv.units.total(), GemvDense<Lanes>::task, &gemv);
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

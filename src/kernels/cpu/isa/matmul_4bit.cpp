@@ -8,15 +8,12 @@
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 namespace {
 
-template <class StepT>
-struct Source4Bit {
-  using Step = StepT;
+template <class Step>
+struct Source4Bit : FloatSource<Step, Matmul4BitJob> {
   using Element = typename Step::Element;
-  const Matmul4BitJob* jobs;
-  int64_t cols;
-  Rounding rounding;
-
-  int64_t rows(int64_t job) const { return jobs[job].rows; }
+  using FloatSource<Step, Matmul4BitJob>::jobs;
+  using FloatSource<Step, Matmul4BitJob>::cols;
+  using FloatSource<Step, Matmul4BitJob>::rounding;
 
   void fill(int64_t job, int64_t row, int64_t begin, int64_t count, Element* out) const {
     const auto& j = jobs[job];
@@ -36,31 +33,20 @@ struct Source4Bit {
   NIBBLE_INLINE void prefetch(int64_t job, int64_t row, int64_t begin, int64_t count) const {
     prefetch_bytes(jobs[job].packed + (row * cols + begin) / 2, count / 2);
   }
-
-  void finish(int64_t job, int64_t row, int64_t count, int64_t first_x, int64_t m, const float* c) const {
-    store_float(jobs[job].out, row, count, first_x, m, c);
-  }
 };
 
 }  // namespace
 
 void matmul_4bit(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
-  const Rounding rounding = input.compute == DType::bf16  ? Rounding::bf16
-                            : input.compute == DType::f16 ? Rounding::f16
-                                                          : Rounding::none;
 #if defined(NIBBLE_HAS_CHUNKS)
-  if (input.m <= kGemvRows && !input.batch_invariant && has_whole_chunks(jobs, count, input.cols)) {
+  // Each row of x by itself, in the same order for any number of them: what batch-invariant calls ask for.
+  if ((input.m <= kGemvRows || input.batch_invariant) && has_whole_chunks(jobs, count, input.cols)) {
+    const Rounding rounding = rounding_of(input.compute);
     if (rounding == Rounding::bf16) return run_gemv_4bit<ChunkBf16>(context, input, rounding, jobs, count);
     return run_gemv_4bit<ChunkF32>(context, input, rounding, jobs, count);
   }
 #endif
-#if defined(NIBBLE_AVX512)
-  if (rounding == Rounding::bf16)
-    return run_float_gemm(context, input, rounding, Source4Bit<StepBf16>{jobs, input.cols, rounding}, count);
-#endif
-  // fp16 rounds x alone: its products are made in fp32.
-  const Rounding w_rounding = rounding == Rounding::bf16 ? Rounding::bf16 : Rounding::none;
-  run_float_gemm(context, input, rounding, Source4Bit<StepF32>{jobs, input.cols, w_rounding}, count);
+  run_panels<Source4Bit>(context, input, jobs, count);
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

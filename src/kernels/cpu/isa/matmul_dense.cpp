@@ -18,15 +18,12 @@ void convert_row(const void* w, int64_t at, int64_t count, Rounding rounding, El
   }
 }
 
-template <class StepT>
-struct DenseSource {
-  using Step = StepT;
+template <class Step>
+struct SourceDense : FloatSource<Step, MatmulDenseJob> {
   using Element = typename Step::Element;
-  const MatmulDenseJob* jobs;
-  int64_t cols;
-  Rounding rounding;
-
-  int64_t rows(int64_t job) const { return jobs[job].rows; }
+  using FloatSource<Step, MatmulDenseJob>::jobs;
+  using FloatSource<Step, MatmulDenseJob>::cols;
+  using FloatSource<Step, MatmulDenseJob>::rounding;
 
   void fill(int64_t job, int64_t row, int64_t begin, int64_t count, Element* out) const {
     const auto& j = jobs[job];
@@ -43,17 +40,14 @@ struct DenseSource {
     const int64_t size = jobs[job].dtype == DType::f32 ? 4 : 2;
     prefetch_bytes(static_cast<const char*>(jobs[job].w) + (row * cols + begin) * size, count * size);
   }
-
-  void finish(int64_t job, int64_t row, int64_t count, int64_t first_x, int64_t m, const float* c) const {
-    store_float(jobs[job].out, row, count, first_x, m, c);
-  }
 };
 
 #if defined(NIBBLE_HAS_DENSE_GEMV)
-/// True if the call was one for rows of x that need no panel: of one type, whose values `compute` holds exactly.
-bool run_few_rows(const Context& context, const MatmulInput& input, Rounding rounding, const MatmulDenseJob* jobs,
-                  int64_t count) {
-  if (input.m > kDenseGemvRows || input.batch_invariant) return false;
+/// True if the call was one for rows of x that need no panel: of one type, whose values `compute` holds exactly. Each
+/// row of x is by itself, in the same order for any number of them: what batch-invariant calls ask for.
+bool run_few_rows(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count) {
+  if (input.m > kDenseGemvRows && !input.batch_invariant) return false;
+  const Rounding rounding = rounding_of(input.compute);
   const DType dtype = jobs[0].dtype;
   for (int64_t j = 1; j < count; ++j)
     if (jobs[j].dtype != dtype) return false;
@@ -79,19 +73,10 @@ bool run_few_rows(const Context& context, const MatmulInput& input, Rounding rou
 }  // namespace
 
 void matmul_dense(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count) {
-  const Rounding rounding = input.compute == DType::bf16  ? Rounding::bf16
-                            : input.compute == DType::f16 ? Rounding::f16
-                                                          : Rounding::none;
 #if defined(NIBBLE_HAS_DENSE_GEMV)
-  if (count == 0 || run_few_rows(context, input, rounding, jobs, count)) return;
+  if (count == 0 || run_few_rows(context, input, jobs, count)) return;
 #endif
-#if defined(NIBBLE_AVX512)
-  if (rounding == Rounding::bf16)
-    return run_float_gemm(context, input, rounding, DenseSource<StepBf16>{jobs, input.cols, rounding}, count);
-#endif
-  // fp16 rounds x alone: its products are made in fp32.
-  const Rounding w_rounding = rounding == Rounding::bf16 ? Rounding::bf16 : Rounding::none;
-  run_float_gemm(context, input, rounding, DenseSource<StepF32>{jobs, input.cols, w_rounding}, count);
+  run_panels<SourceDense>(context, input, jobs, count);
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

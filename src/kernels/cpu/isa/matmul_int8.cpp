@@ -162,51 +162,36 @@ struct SourceInt8 {
 /// Few rows of x. Integer sums are exact and the rest happens in the panels' order: the bits are the same.
 struct GemvInt8 {
   const QuantizedX* x;
-  const MatmulInt8Job* jobs;
-  int64_t count;
-  int64_t unit_rows;
+  RowUnits<MatmulInt8Job> units;
 
   template <int R, int M>
-  void run_rows(const MatmulInt8Job& job, int64_t n, int64_t step) const {
+  void run_rows(const MatmulInt8Job& job, int64_t n, int64_t step, int64_t first) const {
     int32_t sums[R][M];
     const int64_t cols = x->input->cols;
     const int8_t* w = job.w + n * cols;
-    dot_int8_rows<R, M>(w, step * cols, cols, reinterpret_cast<const StepInt8::Element*>(x->packed),
+    dot_int8_rows<R, M>(w, step * cols, cols, reinterpret_cast<const StepInt8::Element*>(x->packed + first * x->depth),
                         x->depth * StepInt8::kPerDword, sums);
     for (int r = 0; r < R; ++r)
-      for (int i = 0; i < M; ++i) {
+      for (int j = 0; j < M; ++j) {
+        const int64_t i = first + j;
         const float absmax = job.absmax[n + r * step];
-        float value = scaled(*x, i, sums[r][i] - StepInt8::kOffset * x->sum[i], absmax);
+        float value = scaled(*x, i, sums[r][j] - StepInt8::kOffset * x->sum[i], absmax);
         for (int64_t o = 0; o < x->outliers; ++o)
           value += x->outlier_x[i * x->outliers + o] * outlier_weight(*x, w[r * step * cols + x->columns[o]], absmax);
         put(job.out, i, n + r * step, value);
       }
   }
 
-  template <int M>
-  void run_unit(const MatmulInt8Job& job, int64_t n) const {
-    const int64_t end = smaller(n + unit_rows, job.rows);
-    const int64_t step = (end - n) / 4;  // four long streams
-    for (int64_t i = 0; i < step; ++i) run_rows<4, M>(job, n + i, step);
-    for (n += 4 * step; n < end; ++n) run_rows<1, M>(job, n, 1);
-  }
-
-  int64_t units(int64_t rows) const { return (rows + unit_rows - 1) / unit_rows; }
-
   static void task(void* context, int64_t index, int) {
     const auto& gemv = *static_cast<const GemvInt8*>(context);
-    for (int64_t job = 0; job < gemv.count; ++job) {
-      const int64_t units = gemv.units(gemv.jobs[job].rows);
-      if (index >= units) {
-        index -= units;
-        continue;
-      }
-      const int64_t n = index * gemv.unit_rows;
-      if (gemv.x->input->m == 1) return gemv.run_unit<1>(gemv.jobs[job], n);
-      if (gemv.x->input->m == 2) return gemv.run_unit<2>(gemv.jobs[job], n);
-      if (gemv.x->input->m == 3) return gemv.run_unit<3>(gemv.jobs[job], n);
-      return gemv.run_unit<4>(gemv.jobs[job], n);
-    }
+    int64_t begin, end;
+    const MatmulInt8Job& job = gemv.units.find(index, begin, end);
+    const int64_t step = (end - begin) / 4;  // four long streams
+    for_few_rows(gemv.x->input->m, [&](auto rows, int64_t i) {
+      constexpr int M = decltype(rows)::kRows;
+      for (int64_t n = 0; n < step; ++n) gemv.run_rows<4, M>(job, begin + n, step, i);
+      for (int64_t n = begin + 4 * step; n < end; ++n) gemv.run_rows<1, M>(job, n, 1, i);
+    });
   }
 };
 
@@ -222,11 +207,8 @@ void run_gemv(const Context& context, QuantizedX& q, const MatmulInt8Job* jobs, 
     std::memset(out + used, 0, static_cast<size_t>(q.depth - used) * 4);
     quantize_row(q, i, out, 1);
   }
-  int64_t rows = 0, units = 0;
-  for (int64_t j = 0; j < count; ++j) rows += jobs[j].rows;
-  GemvInt8 gemv{&q, jobs, count, unit_rows(context, rows, cols, 8)};
-  for (int64_t j = 0; j < count; ++j) units += gemv.units(jobs[j].rows);
-  run(context, units, GemvInt8::task, &gemv);
+  GemvInt8 gemv{&q, share_rows(context, jobs, count, cols, 8)};
+  run(context, gemv.units.total(), GemvInt8::task, &gemv);
 }
 #endif
 

@@ -203,14 +203,6 @@ static void run_float_gemm(const Context& context, const MatmulInput& input, Rou
   }
 }
 
-/// Rows of w that a thread takes at a time when they are read once: 8 to 512 KB, about `units` of them a thread.
-NIBBLE_INLINE int64_t unit_rows(const Context& context, int64_t rows, int64_t row_bytes, int64_t units) {
-  const int64_t threads = context.pool ? context.pool->threads() : 1;
-  const int64_t share = (rows * row_bytes + units * threads - 1) / (units * threads);
-  const int64_t bytes = share < (8 << 10) ? 8 << 10 : smaller(share, 512 << 10);
-  return 4 * ((bytes + 4 * row_bytes - 1) / (4 * row_bytes));
-}
-
 /// y[i, n] (=, +=) value + bias[n].
 NIBBLE_INLINE void put(const MatmulOutput& out, int64_t i, int64_t n, float value) {
   float* y = out.y + i * out.y_stride + n;
@@ -232,6 +224,88 @@ NIBBLE_INLINE void put(const MatmulOutput& out, int64_t i, int64_t n, float valu
     }
     for (; n < count; ++n) put(out, first_x + i, row + n, values[n]);
   }
+}
+
+/// What compute type `compute` rounds to.
+NIBBLE_INLINE Rounding rounding_of(DType compute) {
+  return compute == DType::bf16 ? Rounding::bf16 : compute == DType::f16 ? Rounding::f16 : Rounding::none;
+}
+
+/// What the floating-point sources share; they add fill and prefetch.
+template <class StepT, class Job>
+struct FloatSource {
+  using Step = StepT;
+  using Element = typename Step::Element;
+  const Job* jobs;
+  int64_t cols;
+  Rounding rounding;
+
+  int64_t rows(int64_t job) const { return jobs[job].rows; }
+  void finish(int64_t job, int64_t row, int64_t count, int64_t first_x, int64_t m, const float* c) const {
+    store_float(jobs[job].out, row, count, first_x, m, c);
+  }
+};
+
+/// Source<Step> over all of x, with the step that suits `compute`.
+template <template <class> class Source, class Job>
+static void run_panels(const Context& context, const MatmulInput& input, const Job* jobs, int64_t count) {
+  const Rounding rounding = rounding_of(input.compute);
+#if defined(NIBBLE_AVX512)
+  if (rounding == Rounding::bf16)
+    return run_float_gemm(context, input, rounding, Source<StepBf16>{{jobs, input.cols, rounding}}, count);
+#endif
+  // fp16 rounds x alone: its products are made in fp32.
+  const Rounding w_rounding = rounding == Rounding::bf16 ? Rounding::bf16 : Rounding::none;
+  run_float_gemm(context, input, rounding, Source<StepF32>{{jobs, input.cols, w_rounding}}, count);
+}
+
+/// The work items of kernels that read each row of w once: runs of rows.
+template <class Job>
+struct RowUnits {
+  const Job* jobs;
+  int64_t count;
+  int64_t unit_rows;
+
+  int64_t units(int64_t job) const { return (jobs[job].rows + unit_rows - 1) / unit_rows; }
+  int64_t total() const {
+    int64_t sum = 0;
+    for (int64_t j = 0; j < count; ++j) sum += units(j);
+    return sum;
+  }
+  /// The job of item `index`, and its rows.
+  const Job& find(int64_t index, int64_t& begin, int64_t& end) const {
+    int64_t j = 0;
+    for (; index >= units(j); ++j) index -= units(j);
+    begin = index * unit_rows;
+    end = smaller(begin + unit_rows, jobs[j].rows);
+    return jobs[j];
+  }
+};
+
+/// Calls body(a number M of 1 to 4 as a type, i) for rows [i, i + M) of x until all m are done.
+template <int M>
+struct RowCount {
+  static constexpr int kRows = M;
+};
+template <class Body>
+NIBBLE_INLINE void for_few_rows(int64_t m, Body&& body) {
+  int64_t i = 0;
+  for (; i + 4 <= m; i += 4) body(RowCount<4>(), i);
+  if (m - i == 3) body(RowCount<3>(), i);
+  if (m - i == 2) body(RowCount<2>(), i);
+  if (m - i == 1) body(RowCount<1>(), i);
+}
+
+/// Rows of w that a thread takes at a time: 8 to 512 KB, about `units` of them a thread.
+template <class Job>
+static RowUnits<Job> share_rows(const Context& context, const Job* jobs, int64_t count, int64_t row_bytes,
+                                int64_t units) {
+  int64_t rows = 0;
+  for (int64_t j = 0; j < count; ++j) rows += jobs[j].rows;
+  const int64_t threads = context.pool ? context.pool->threads() : 1;
+  const int64_t share = (rows * row_bytes + units * threads - 1) / (units * threads);
+  const int64_t bytes = share < (8 << 10) ? 8 << 10 : smaller(share, 512 << 10);
+  return {jobs, count, 4 * ((bytes + 4 * row_bytes - 1) / (4 * row_bytes))};
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA
