@@ -41,6 +41,10 @@ std::string_view ConfigReader::first_of(std::initializer_list<std::string_view> 
   return *(keys.end() - 1);
 }
 
+std::string short_text(const Json& value) {
+  return value.dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 60);
+}
+
 bool ConfigReader::flag_or(std::string_view key, bool fallback) const {
   return find_value<bool>(config_, key, source_).value_or(fallback);
 }

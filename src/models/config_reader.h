@@ -43,6 +43,9 @@ class ConfigReader {
   std::string source_;
 };
 
+/// A value of a config for an error message, cut if long.
+std::string short_text(const Json& value);
+
 // Bounds that keep every product of sizes far inside 64 bits.
 inline constexpr int64_t kMaxWidth = int64_t{1} << 24;
 inline constexpr int64_t kMaxVocab = int64_t{1} << 28;

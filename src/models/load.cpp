@@ -35,7 +35,10 @@ std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source,
   auto backend = std::make_shared<ops::Backend>(options.threads);
   QuantizationPlan plan = plan_quantization(spec, stored ? *stored : options.quantization_config);
   auto weights = load_weights(spec, std::move(checkpoint), std::move(plan), *backend,
-                              {.dtype = *dtype, .progress = options.progress, .warning = options.warning});
+                              {.dtype = *dtype,
+                               .is_prequantized = stored.has_value(),
+                               .progress = options.progress,
+                               .warning = options.warning});
   config = weights->plan().config.is_quantizable() ? quantized_config(std::move(config), spec, weights->plan(), *dtype)
                                                    : dequantized_config(std::move(config), *dtype);
   return std::make_unique<Decoder>(std::move(spec), std::move(config), std::move(backend), std::move(weights));

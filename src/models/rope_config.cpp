@@ -90,8 +90,10 @@ nn::RopeSpec read_rope(const ConfigReader& config, int64_t head_dim, int64_t max
     config.refuse("head_dim", fmt::format("{} rotating dimensions", spec.rotary_dim), "an even number, at least 2");
   spec.max_position_embeddings = max_positions;
   const auto own = rope.find_integer("original_max_position_embeddings", 1, kMaxPositions);
-  spec.original_max_position_embeddings = config.integer_or(
-      "original_max_position_embeddings", own.value_or(spec.max_position_embeddings), 1, kMaxPositions);
+  const int64_t original =
+      defaults.original_positions > 0 ? defaults.original_positions : own.value_or(spec.max_position_embeddings);
+  spec.original_max_position_embeddings =
+      config.integer_or("original_max_position_embeddings", original, 1, kMaxPositions);
 
   switch (spec.kind) {
     case nn::RopeKind::plain:

@@ -13,6 +13,7 @@ struct RopeDefaults {
   std::string_view theta_key = "rope_theta";
   std::string_view share_key = "partial_rotary_factor";
   std::string_view scaling_key = "rope_scaling";  // empty: none
+  int64_t original_positions = 0;                 // original_max_position_embeddings; 0: the model's
   std::string_view layer_type = {};               // its entry of rope_parameters, where those differ between layers
 };
 

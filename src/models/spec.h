@@ -146,6 +146,9 @@ struct ModelSpec {
   int64_t hidden_size = 0;
   int64_t vocab_size = 0;
   int64_t max_position_embeddings = 0;
+  /// > 0: the rope differs between sequences up to this length and longer ones, so that one that grows past it is
+  /// computed anew.
+  int64_t renewal_length = 0;
 };
 
 /// The name of a parameter in files: with the module's alias, if it has one.

@@ -158,6 +158,11 @@ class WeightLoader {
       if (stored.packed) weights_.plan_.config.bnb_4bit_blocksize = stored.packed->blocksize;
       return weight_from_stored(stored, weights_.plan_.config);
     }
+    if (wants_quantized && options_.is_prequantized) {
+      weights_.plan_.quantized.erase(path);
+      weights_.plan_.skipped.push_back(path);
+      wants_quantized = false;
+    }
     if (!wants_quantized && !module.is_transposed) return nn::DenseWeight{dense(name, shape)};
     Tensor plain = checkpoint_.get(stored.name).to(weights_.dtype_);
     if (module.is_transposed) plain = plain.transposed();

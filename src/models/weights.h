@@ -19,7 +19,8 @@
 namespace nibble::models {
 
 struct WeightOptions {
-  DType dtype = DType::f32;  // of what is not quantized
+  DType dtype = DType::f32;      // of what is not quantized
+  bool is_prequantized = false;  // then a linear weight that is stored plain stays plain
   Progress progress;
   std::function<void(std::string_view)> warning;
 };

@@ -18,6 +18,12 @@ struct Session::State {
   const models::Decoder& decoder;
   bool batch_invariant;
   std::vector<nn::KvCache> caches;
+  /// For models with a renewal_length: the tokens of each cache, and whether it was computed as of a longer sequence.
+  struct History {
+    std::vector<int32_t> tokens;
+    bool is_long = false;
+  };
+  std::vector<History> histories;
   models::Workspace workspace;
   std::vector<float> logits;
   std::vector<models::SequenceTokens> batch;
@@ -40,12 +46,37 @@ struct Session::State {
     cache.reserve(length);
   }
 
-  /// Runs a prompt in chunks; `logits` holds vocab floats, or that for every token.
-  void append(nn::KvCache& cache, std::span<const int32_t> tokens, float* out, bool all_logits) {
+  /// Before `tokens` join a sequence: computes its cache anew if the model's rope is another at the new length.
+  void renew(int64_t sequence, std::span<const int32_t> tokens) {
+    const int64_t limit = decoder.spec().renewal_length;
+    if (limit == 0) return;
+    nn::KvCache& past = cache(sequence);
+    History& history = histories[static_cast<size_t>(sequence)];
+    history.tokens.resize(static_cast<size_t>(past.length()));
+    const int64_t length = past.length() + static_cast<int64_t>(tokens.size());
+    if (past.length() > 0 && history.is_long != (length > limit)) {
+      nn::KvCache fresh = decoder.make_cache();  // so that a cancelled run leaves the old one
+      fresh.reserve(past.capacity());
+      run(fresh, history.tokens, length, nullptr, false);
+      past = std::move(fresh);
+    }
+    history.is_long = length > limit;
+    history.tokens.insert(history.tokens.end(), tokens.begin(), tokens.end());
+  }
+
+  /// Runs a prompt in chunks; `out` holds vocab floats, or that for every token.
+  void append(int64_t sequence, std::span<const int32_t> tokens, float* out, bool all_logits) {
+    nn::KvCache& cache = this->cache(sequence);
     require(!tokens.empty(), "append: found no tokens, expected at least one");
     check_tokens(tokens);
     const int64_t length = cache.length() + static_cast<int64_t>(tokens.size());
     make_room(cache, length);
+    renew(sequence, tokens);
+    run(cache, tokens, length, out, all_logits);
+  }
+
+  /// `length` is the sequence's when all of its tokens are in; `out` may be null.
+  void run(nn::KvCache& cache, std::span<const int32_t> tokens, int64_t length, float* out, bool all_logits) {
     while (!tokens.empty()) {
       throw_if_cancelled();
       const auto count = std::min(static_cast<int64_t>(tokens.size()), kChunk);
@@ -55,31 +86,32 @@ struct Session::State {
                       batch_invariant);
       cache.set_length(cache.length() + count);
       tokens = tokens.subspan(static_cast<size_t>(count));
-      if (all_logits) out += count * decoder.vocab_size();
+      if (out && all_logits) out += count * decoder.vocab_size();
     }
   }
 };
 
 Session::Session(const models::Decoder& decoder, int64_t sequences, int64_t max_tokens, bool batch_invariant)
-    : state_(std::make_unique<State>(State{decoder, batch_invariant, {}, {}, {}, {}})) {
+    : state_(std::make_unique<State>(State{decoder, batch_invariant, {}, {}, {}, {}, {}})) {
   require(sequences > 0, "sequences: found {}, expected at least 1", sequences);
   for (int64_t i = 0; i < sequences; ++i) {
     state_->caches.push_back(decoder.make_cache());
     state_->caches.back().reserve(std::min(max_tokens, decoder.spec().max_position_embeddings));
   }
+  state_->histories.resize(state_->caches.size());
 }
 
 Session::~Session() = default;
 
 std::span<const float> Session::append(int64_t sequence, std::span<const int32_t> tokens) {
   state_->logits.resize(static_cast<size_t>(vocab_size()));
-  state_->append(state_->cache(sequence), tokens, state_->logits.data(), false);
+  state_->append(sequence, tokens, state_->logits.data(), false);
   return state_->logits;
 }
 
 std::vector<float> Session::append_all(int64_t sequence, std::span<const int32_t> tokens) {
   std::vector<float> logits(tokens.size() * static_cast<size_t>(vocab_size()));
-  state_->append(state_->cache(sequence), tokens, logits.data(), true);
+  state_->append(sequence, tokens, logits.data(), true);
   return logits;
 }
 
@@ -95,6 +127,7 @@ std::span<const float> Session::step(std::span<const int64_t> sequences, std::sp
     state_->make_room(cache, cache.length() + 1);
     state_->batch.push_back({&cache, 1, cache.length() + 1});
   }
+  for (size_t i = 0; i < sequences.size(); ++i) state_->renew(sequences[i], tokens.subspan(i, 1));
   state_->logits.resize(sequences.size() * static_cast<size_t>(vocab_size()));
   state_->decoder.forward(state_->batch, tokens.data(), state_->workspace, state_->logits.data(), false,
                           state_->batch_invariant);
@@ -114,6 +147,7 @@ void Session::truncate(int64_t sequence, int64_t length) {
 void Session::reorder(std::span<const int64_t> source) {
   require(source.size() == state_->caches.size(), "reorder: found {} sources, expected {}", source.size(),
           state_->caches.size());
+  const auto old_histories = state_->histories;
   std::vector<nn::KvCache> old;
   for (const int64_t from : source) old.push_back(state_->cache(from));  // shares storage
   for (size_t i = 0; i < source.size(); ++i) {
@@ -121,6 +155,7 @@ void Session::reorder(std::span<const int64_t> source) {
     nn::KvCache copy = state_->decoder.make_cache();
     copy.assign(old[i]);
     state_->caches[i] = std::move(copy);
+    state_->histories[i] = old_histories[static_cast<size_t>(source[i])];
   }
 }
 
