@@ -116,8 +116,9 @@ LayerSpec layer_spec(const LlamaSizes& s, const LlamaFamily& family, const Activ
 }
 
 ModuleSpec embedding_tree(const ConfigReader& config, const LlamaSizes& s, const LlamaFamily& family) {
-  ModuleSpec tree =
-      embedding("embed_tokens", s.vocab, s.hidden, config.find_integer("pad_token_id", -s.vocab, s.vocab - 1));
+  auto pad = config.find_integer("pad_token_id", -s.vocab, s.vocab - 1);
+  if (!config.json().contains("pad_token_id")) pad = family.default_pad;
+  ModuleSpec tree = embedding("embed_tokens", s.vocab, s.hidden, pad);
   if (family.has_scaled_embedding) {
     tree.class_name = family.name + "TextScaledWordEmbedding";
     tree.buffers = {{"embed_scale", 1, std::nullopt}};
@@ -148,7 +149,9 @@ ModelSpec build_llama_family(const ConfigReader& config, const LlamaFamily& fami
       config.integer_or("max_position_embeddings", family.default_max_positions, 1, kMaxPositions);
   spec.ropes = family.ropes;
   if (spec.ropes.empty())
-    spec.ropes.push_back(read_rope(config, s.head_dim, spec.max_position_embeddings, {.theta = family.default_theta}));
+    spec.ropes.push_back(
+        read_rope(config, s.head_dim, spec.max_position_embeddings,
+                  {.theta = family.default_theta, .original_positions = family.default_original_positions}));
   if (spec.ropes[0].kind == nn::RopeKind::dynamic)  // made to run past the trained length
     spec.max_position_embeddings =
         static_cast<int64_t>(static_cast<double>(spec.max_position_embeddings) * std::max(1.0, spec.ropes[0].factor));
@@ -183,8 +186,7 @@ std::vector<bool> read_sliding_layers(const ConfigReader& config, const std::fun
                   fmt::format("a list of {} entries", result.size()));
   for (size_t i = 0; i < result.size(); ++i) {
     if (has_types && (*types)[i] != "sliding_attention" && (*types)[i] != "full_attention")
-      config.refuse("layer_types", (*types)[i].dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 60),
-                    "\"sliding_attention\" or \"full_attention\"");
+      config.refuse("layer_types", short_text((*types)[i]), "\"sliding_attention\" or \"full_attention\"");
     result[i] = has_types ? (*types)[i] == "sliding_attention" : is_sliding(static_cast<int64_t>(i));
   }
   return result;

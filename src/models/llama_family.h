@@ -36,7 +36,9 @@ struct LlamaFamily {
   int64_t default_max_positions = 2048;
   std::vector<int64_t> windows = {};  // sliding window of each layer, 0: none; empty: none anywhere
   double default_theta = 10000;
-  std::vector<nn::RopeSpec> ropes = {};  // empty: the config's
+  int64_t default_original_positions = 0;   // as in RopeDefaults
+  std::optional<int64_t> default_pad = {};  // of embed_tokens, for a config without the key
+  std::vector<nn::RopeSpec> ropes = {};     // empty: the config's
   /// Index into the ropes for each layer, nullopt: no rotation; empty: the first everywhere.
   std::vector<std::optional<size_t>> layer_ropes = {};
   std::optional<double> query_scalar = {};  // scores are divided by its root; nullopt: head_dim

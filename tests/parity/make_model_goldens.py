@@ -17,8 +17,11 @@ import zlib
 import bitsandbytes.functional as F
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.activations import ACT2FN
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.models.mixtral import modeling_mixtral as mixtral
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
@@ -63,7 +66,7 @@ MODELS = {
     "opt": ("OPT", {}),
     "opt-350m": ("OPT", dict(word_embed_proj_dim=32, do_layer_norm_before=False)),
     "opt-plain": ("OPT", dict(enable_bias=False, layer_norm_elementwise_affine=False)),
-    "gemma": ("Gemma", dict(head_dim=24, pad_token_id=0, num_key_value_heads=1)),
+    "gemma": ("Gemma", dict(hidden_size=60, head_dim=24, pad_token_id=0, num_key_value_heads=1)),
     "gemma2": ("Gemma2", dict(head_dim=24, query_pre_attn_scalar=16, sliding_window=8, attn_logit_softcapping=1.5,
                               final_logit_softcapping=5.0, intermediate_size=52)),
     "gemma3": ("Gemma3", dict(head_dim=20, query_pre_attn_scalar=16, sliding_window=8, num_hidden_layers=3,
@@ -72,7 +75,88 @@ MODELS = {
                               rope_parameters=dict(
                                   full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1000000.0),
                                   sliding_attention=dict(rope_type="default", rope_theta=10000.0)))),
+    "phi3": ("Phi3", dict(sliding_window=8, num_key_value_heads=4, pad_token_id=0)),
+    # Crosses from the short to the long factors while it generates.
+    "phi3-longrope": ("Phi3", dict(original_max_position_embeddings=40, pad_token_id=0, rope_parameters=dict(
+        rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.75,
+        short_factor=[1.0, 1.05, 1.1, 1.2, 1.4, 1.8], long_factor=[1.1, 1.5, 2.0, 3.0, 5.0, 8.0]))),
+    "smollm3": ("SmolLM3", dict(no_rope_layers=[1, 0, 1], num_hidden_layers=3, intermediate_size=52)),
+    "smollm3-window": ("SmolLM3", dict(no_rope_layer_interval=2, use_sliding_window=True, sliding_window=8,
+                                       attention_bias=True, mlp_bias=True, tie_word_embeddings=False)),
+    "olmo2": ("Olmo2", {}),
+    "mistral": ("Mistral", dict(sliding_window=None, tie_word_embeddings=True)),
+    "qwen3-bias": ("Qwen3", dict(head_dim=16, attention_bias=True, tie_word_embeddings=True, use_sliding_window=True,
+                                 sliding_window=8, max_window_layers=1)),
+    "mixtral": ("Mixtral", dict(hidden_size=48, intermediate_size=40, num_local_experts=4, num_experts_per_tok=2)),
 }
+
+
+class ExpertLayers(torch.nn.Module):
+    """An expert of Mixtral as three layers."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.w1 = torch.nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w2 = torch.nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.w3 = torch.nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x):
+        return self.w2(self.act_fn(self.w1(x)) * self.w3(x))
+
+
+class ExpertsBlock(torch.nn.Module):
+    """The router and the experts of a layer of Mixtral, none of them fused."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.gate = torch.nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
+        self.experts = torch.nn.ModuleList([ExpertLayers(config) for _ in range(config.num_local_experts)])
+
+    def forward(self, x):
+        rows = x.reshape(-1, x.shape[-1])
+        weights, chosen = self.gate(rows).float().softmax(-1).topk(self.top_k)
+        weights = weights / weights.sum(-1, keepdim=True)
+        y = torch.zeros_like(rows)
+        for index, expert in enumerate(self.experts):
+            token, place = (chosen == index).nonzero(as_tuple=True)
+            if len(token):
+                y.index_add_(0, token, expert(rows[token]) * weights[token, place, None].to(rows.dtype))
+        return y.view_as(x)
+
+
+class LayerWithExperts(mixtral.MixtralDecoderLayer):
+    """A layer of Mixtral with the modules that its files and transformers 4 have, whose experts bitsandbytes quantizes.
+
+    transformers 5 fuses the experts of a layer into two parameters, which bitsandbytes leaves alone.
+    """
+    mlp = property(lambda self: self.block_sparse_moe)
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        modules = dict(self._modules)
+        self._modules.clear()
+        for name, module in modules.items():
+            self.add_module(*(("block_sparse_moe", ExpertsBlock(config)) if name == "mlp" else (name, module)))
+
+
+for unfused, printed in {ExpertLayers: "MixtralBlockSparseTop2MLP", ExpertsBlock: "MixtralSparseMoeBlock",
+                         LayerWithExperts: "MixtralDecoderLayer"}.items():
+    unfused.__name__ = printed
+FUSED = mixtral.MixtralDecoderLayer, get_checkpoint_conversion_mapping("mixtral")
+
+
+def check_fused(path, expected_logits, prompt):
+    """The stock model, with its fused experts, must give the same logits."""
+    unfused = mixtral.MixtralDecoderLayer
+    mixtral.MixtralDecoderLayer = FUSED[0]
+    register_checkpoint_conversion_mapping("mixtral", FUSED[1], overwrite=True)
+    torch.testing.assert_close(logits(load(path, dtype=torch.float32), prompt), expected_logits, rtol=1e-4, atol=1e-5)
+    mixtral.MixtralDecoderLayer = unfused
+    register_checkpoint_conversion_mapping("mixtral", [], overwrite=True)
+
+
 FP4_BOUNDARIES = torch.tensor([0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333])
 SMALL = {"llama", "llama-odd", "qwen2"} | set(list(MODELS)[11:])  # of these, logits with quantized weights as well
 
@@ -244,6 +328,8 @@ def expected(path):
 
 
 def main(out, only):
+    mixtral.MixtralDecoderLayer = LayerWithExperts
+    register_checkpoint_conversion_mapping("mixtral", [], overwrite=True)
     for index, (name, (family, overrides)) in enumerate(MODELS.items()):
         if only and name not in only:
             continue
@@ -254,6 +340,9 @@ def main(out, only):
         model.save_pretrained(path)
         (path / "generation_config.json").unlink()
         goldens(name, path, model.config.vocab_size)
+        if family == "Mixtral":
+            stored = load_file(path / "goldens.safetensors")
+            check_fused(path, stored["logits"], stored["prompt"].tolist())
         expected(path)
     for name, config in {"llama-nf4-dq": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                                                             bnb_4bit_use_double_quant=True),

@@ -14,8 +14,12 @@ ModelSpec gpt2(const ConfigReader& config);
 ModelSpec gpt_neox(const ConfigReader& config);
 ModelSpec llama(const ConfigReader& config);
 ModelSpec mistral(const ConfigReader& config);
+ModelSpec mixtral(const ConfigReader& config);
+ModelSpec olmo2(const ConfigReader& config);
 ModelSpec opt(const ConfigReader& config);
+ModelSpec phi3(const ConfigReader& config);
 ModelSpec qwen2(const ConfigReader& config);
 ModelSpec qwen3(const ConfigReader& config);
+ModelSpec smollm3(const ConfigReader& config);
 
 }  // namespace nibble::models

@@ -12,6 +12,7 @@ ModelSpec gemma(const ConfigReader& config) {
   family.has_scaled_embedding = family.is_tied_by_default = true;
   family.default_kv_heads = 16;
   family.default_head_dim = 256;
+  family.default_pad = 0;
   family.default_max_positions = 8192;
   family.default_activation = "gelu_pytorch_tanh";
   const std::string newer = config.text_or("hidden_activation", "gelu_pytorch_tanh");

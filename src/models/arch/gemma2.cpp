@@ -13,6 +13,7 @@ ModelSpec gemma2(const ConfigReader& config) {
   family.has_scaled_embedding = family.is_tied_by_default = true;
   family.default_kv_heads = 4;
   family.default_head_dim = 256;
+  family.default_pad = 0;
   family.default_max_positions = 8192;
   family.activation_key = "hidden_activation";
   family.default_activation = "gelu_pytorch_tanh";

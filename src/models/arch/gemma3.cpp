@@ -18,6 +18,7 @@ ModelSpec gemma3(const ConfigReader& config) {
   family.model_class = "TextModel";
   family.default_kv_heads = 4;
   family.default_head_dim = 256;
+  family.default_pad = 0;
   family.default_max_positions = 131072;
   family.activation_key = "hidden_activation";
   family.default_activation = "gelu_pytorch_tanh";
