@@ -60,6 +60,7 @@ std::string lay_out(std::vector<Planned*> tensors) {
 
 struct SafetensorsWriter::State {
   std::filesystem::path directory;
+  std::string stem;
   std::vector<Planned> tensors;
   size_t shards = 1;
   size_t next = 0;
@@ -68,7 +69,7 @@ struct SafetensorsWriter::State {
   int64_t total_size = 0;
 
   std::string file_name(size_t shard) const {
-    return shards == 1 ? "model.safetensors" : fmt::format("model-{:05}-of-{:05}.safetensors", shard + 1, shards);
+    return shards == 1 ? stem + ".safetensors" : fmt::format("{}-{:05}-of-{:05}.safetensors", stem, shard + 1, shards);
   }
 
   void assign_shards(int64_t max_shard_size_bytes) {
@@ -106,15 +107,16 @@ struct SafetensorsWriter::State {
       text += fmt::format("{}    {}: \"{}\"", separator, quoted(name), file_name(shard));
       separator = ",\n";
     }
-    write_file(directory / "model.safetensors.index.json", text + "\n  }\n}\n");
+    write_file(directory / (stem + ".safetensors.index.json"), text + "\n  }\n}\n");
   }
 };
 
 SafetensorsWriter::SafetensorsWriter(std::filesystem::path directory, std::vector<PlannedTensor> tensors,
-                                     int64_t max_shard_size_bytes)
+                                     int64_t max_shard_size_bytes, std::string stem)
     : state_(std::make_unique<State>()) {
   require(max_shard_size_bytes > 0, "maximum shard size: found {} bytes, expected more than 0", max_shard_size_bytes);
   state_->directory = std::move(directory);
+  state_->stem = std::move(stem);
   std::map<std::string_view, int> names;
   for (auto& tensor : tensors) {
     const int64_t size = checked_mul(checked_count(tensor.shape, tensor.name), size_of(tensor.dtype), tensor.name);

@@ -24,7 +24,9 @@ struct PlannedTensor {
 /// exceed `max_shard_size_bytes`. Metadata {"format": "pt"}. Tensors must come in the planned order.
 class SafetensorsWriter {
  public:
-  SafetensorsWriter(std::filesystem::path directory, std::vector<PlannedTensor> tensors, int64_t max_shard_size_bytes);
+  /// `stem` stands in place of "model".
+  SafetensorsWriter(std::filesystem::path directory, std::vector<PlannedTensor> tensors, int64_t max_shard_size_bytes,
+                    std::string stem = "model");
   ~SafetensorsWriter();
   /// `bytes` must have the planned size. Errors: invalid_argument (out of order, wrong size), io.
   void write(std::string_view name, std::span<const std::byte> bytes);

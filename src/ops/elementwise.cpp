@@ -37,7 +37,17 @@ Var activate_rows(Tape& tape, const Backend& backend, const Var& x, kernels::Act
   return y;
 }
 
-/// Adds `scale` times the gradient of y to that of x.
+/// Adds `fresh` to the gradient of x, or becomes it.
+void put(const Backend& backend, const Var& x, Tensor fresh) {
+  if (!x->requires_grad) return;
+  if (x->grad)
+    backend.kernels().add_scaled(backend.context_for(fresh.count()),
+                                 {fresh.as<float>(), fresh.count(), 1, x->grad.as<float>()});
+  else
+    x->grad = std::move(fresh);
+}
+
+/// Adds the gradient of y to that of x.
 void flow(const Backend& backend, const Var& y, const Var& x) {
   if (!x->requires_grad) return;
   const GradientTarget target = gradient_of(*x);
@@ -49,6 +59,26 @@ void flow(const Backend& backend, const Var& y, const Var& x) {
 }
 
 }  // namespace
+
+Var activate_times(Tape& tape, const Backend& backend, const Var& gate, const Var& up, kernels::Activation activation) {
+  require(gate->value.shape() == up->value.shape(), "activate_times: found shapes {} and {}, expected the same",
+          to_string(gate->value.shape()), to_string(up->value.shape()));
+  const int64_t rows = gate->value.dim(0), cols = gate->value.dim(1), count = rows * cols;
+  Var y = result_of(tape, Tensor(DType::f32, {rows, cols}), {gate.get(), up.get()});
+  backend.kernels().activate(backend.context_for(count), {gate->value.as<float>(), up->value.as<float>(), cols, rows,
+                                                          cols, activation, y->value.as<float>()});
+  if (y->requires_grad)
+    tape.record([&backend, gate, up, y, activation, rows, cols, count] {
+      Tensor dgate(DType::f32, gate->value.shape()), dup(DType::f32, up->value.shape());
+      backend.kernels().activate_gradient(
+          backend.context_for(count), {gate->value.as<float>(), up->value.as<float>(), cols, y->grad.as<float>(), rows,
+                                       cols, activation, dgate.as<float>(), dup.as<float>()});
+      put(backend, gate, std::move(dgate));
+      put(backend, up, std::move(dup));
+      y->grad = {};
+    });
+  return y;
+}
 
 Var activate_gated(Tape& tape, const Backend& backend, const Var& x, kernels::Activation activation) {
   require(x->value.shape().size() == 2 && x->value.dim(1) % 2 == 0,

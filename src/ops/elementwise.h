@@ -11,6 +11,9 @@ namespace nibble::ops {
 /// out (rows, cols) = act(gate) * up from x (rows, [gate | up]); Contract: kernels::ActivateArgs.
 autograd::Var activate_gated(autograd::Tape& tape, const Backend& backend, const autograd::Var& x,
                              kernels::Activation activation);
+/// The same from two arrays of one shape.
+autograd::Var activate_times(autograd::Tape& tape, const Backend& backend, const autograd::Var& gate,
+                             const autograd::Var& up, kernels::Activation activation);
 /// out = act(x), of the same shape.
 autograd::Var activate(autograd::Tape& tape, const Backend& backend, const autograd::Var& x,
                        kernels::Activation activation);

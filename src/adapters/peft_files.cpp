@@ -1,0 +1,230 @@
+// The keys of peft.LoraConfig and the names of its state dictionary.
+#include "adapters/peft_files.h"
+
+#include <algorithm>
+#include <array>
+#include <set>
+
+#include "base/error.h"
+#include "base/output.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/safetensors_writer.h"
+#include "models/module_tree.h"
+
+namespace nibble::adapters {
+namespace {
+
+constexpr std::string_view kPrefix = "base_model.model.";
+
+/// Keys that change what is computed, with the values under which they change nothing.
+struct Neutral {
+  std::string_view key;
+  std::array<std::string_view, 2> values;
+};
+constexpr std::array kNeutral{Neutral{"use_dora", {"false", "null"}},
+                              Neutral{"bias", {"\"none\"", "null"}},
+                              Neutral{"modules_to_save", {"null", "[]"}},
+                              Neutral{"lora_bias", {"false", "null"}},
+                              Neutral{"layer_replication", {"null", "[]"}},
+                              Neutral{"trainable_token_indices", {"null", "[]"}},
+                              Neutral{"target_parameters", {"null", "[]"}},
+                              Neutral{"use_qalora", {"false", "null"}},
+                              Neutral{"use_bdlora", {"null", "false"}},
+                              Neutral{"arrow_config", {"null", "{}"}},
+                              Neutral{"alora_invocation_tokens", {"null", "[]"}},
+                              Neutral{"kasa_config", {"null", "{}"}},
+                              Neutral{"monteclora_config", {"null", "{}"}},
+                              Neutral{"velora_config", {"null", "{}"}}};
+
+std::variant<std::vector<std::string>, std::string> read_names(const Json& json, const char* key,
+                                                               std::string_view source) {
+  const auto found = json.find(key);
+  if (found == json.end() || found->is_null()) return std::vector<std::string>{};
+  if (found->is_string()) return found->get<std::string>();
+  std::vector<std::string> names;
+  const bool is_list = found->is_array() &&
+                       std::all_of(found->begin(), found->end(), [](const Json& entry) { return entry.is_string(); });
+  if (!is_list) fail(ErrorCode::corrupt_file, "{}: key '{}': expected a string or a list of strings", source, key);
+  for (const Json& entry : *found) names.push_back(entry.get<std::string>());
+  return names;
+}
+
+template <typename Value>
+std::map<std::string, Value> read_patterns(const Json& json, const char* key, std::string_view source) {
+  std::map<std::string, Value> patterns;
+  const auto found = json.find(key);
+  if (found == json.end() || found->is_null()) return patterns;
+  if (!found->is_object()) fail(ErrorCode::corrupt_file, "{}: key '{}': expected an object", source, key);
+  for (const auto& item : found->items()) patterns[item.key()] = get_value<Value>(*found, item.key(), source);
+  return patterns;
+}
+
+std::vector<int64_t> read_layers(const Json& json, std::string_view source) {
+  const auto found = json.find("layers_to_transform");
+  if (found == json.end() || found->is_null()) return {};
+  if (found->is_number_integer()) return {found->get<int64_t>()};
+  std::vector<int64_t> layers;
+  bool is_list = found->is_array();
+  for (const Json& entry : *found) {
+    is_list = is_list && entry.is_number_integer();
+    if (is_list) layers.push_back(entry.get<int64_t>());
+  }
+  if (!is_list)
+    fail(ErrorCode::corrupt_file, "{}: key 'layers_to_transform': expected a whole number or a list of them", source);
+  return layers;
+}
+
+std::string name_of_tensor(const std::string& module, char side) {
+  return std::string(kPrefix) + module + ".lora_" + side + ".weight";
+}
+
+/// Whole numbers without a point, as PEFT keeps what it was given.
+Json number(double value) {
+  const auto whole = static_cast<int64_t>(value);
+  return static_cast<double>(whole) == value ? Json(whole) : Json(value);
+}
+
+Json names_json(const std::variant<std::vector<std::string>, std::string>& names) {
+  if (const auto* text = std::get_if<std::string>(&names)) return *text;
+  const auto& list = std::get<std::vector<std::string>>(names);
+  return list.empty() ? Json() : Json(list);
+}
+
+/// One side of a module's update, checked.
+Tensor read_side(const Checkpoint& checkpoint, const std::string& name, const Shape& expected) {
+  const TensorInfo* info = checkpoint.find(name);
+  if (!info) fail(ErrorCode::corrupt_file, "tensor '{}' is missing; expected shape {}", name, to_string(expected));
+  if (info->shape != expected)
+    fail(ErrorCode::invalid_argument, "tensor '{}': found shape {}, expected {} for this model", name,
+         to_string(info->shape), to_string(expected));
+  const Tensor stored = checkpoint.get(name);
+  Tensor copy(DType::f32, expected);  // trained in place: never the mapped file
+  const Tensor converted = stored.to(DType::f32);
+  std::copy_n(converted.as<float>(), converted.count(), copy.as<float>());
+  return copy;
+}
+
+/// The modules for which the file has updates, in its order.
+std::vector<std::string> stored_modules(const Checkpoint& checkpoint) {
+  constexpr std::string_view kEnd = ".lora_A.weight";
+  std::vector<std::string> modules;
+  for (const TensorInfo& info : checkpoint.tensors()) {
+    const std::string& name = info.name;
+    if (name.starts_with(kPrefix) && name.ends_with(kEnd))
+      modules.push_back(name.substr(kPrefix.size(), name.size() - kPrefix.size() - kEnd.size()));
+    else if (!name.ends_with(".lora_B.weight"))
+      fail(ErrorCode::unsupported, "tensor '{}': expected only lora_A and lora_B weights", name);
+  }
+  return modules;
+}
+
+}  // namespace
+
+LoraConfig parse_lora_config(const Json& json, std::string_view source) {
+  if (!json.is_object())
+    fail(ErrorCode::corrupt_file, "{}: found {}, expected a JSON object", source, json.type_name());
+  const std::string type = get_value<std::string>(json, "peft_type", source);
+  if (type != "LORA") fail(ErrorCode::unsupported, "{}: key 'peft_type': found '{}', expected LORA", source, type);
+  for (const Neutral& entry : kNeutral) {
+    const auto found = json.find(entry.key);
+    if (found == json.end()) continue;
+    const std::string text = found->dump();
+    if (text != entry.values[0] && text != entry.values[1])
+      fail(ErrorCode::unsupported, "{}: key '{}': found {}, expected {}", source, entry.key, text.substr(0, 60),
+           entry.values[0]);
+  }
+  LoraConfig config;
+  config.r = find_value<int64_t>(json, "r", source).value_or(config.r);
+  config.lora_alpha = find_value<double>(json, "lora_alpha", source).value_or(config.lora_alpha);
+  config.lora_dropout = find_value<double>(json, "lora_dropout", source).value_or(0);
+  config.use_rslora = find_value<bool>(json, "use_rslora", source).value_or(false);
+  config.target_modules = read_names(json, "target_modules", source);
+  config.exclude_modules = read_names(json, "exclude_modules", source);
+  config.rank_pattern = read_patterns<int64_t>(json, "rank_pattern", source);
+  config.alpha_pattern = read_patterns<double>(json, "alpha_pattern", source);
+  config.layers_to_transform = read_layers(json, source);
+  config.validate();
+  return config;
+}
+
+Json lora_config_json(const LoraConfig& config, const models::ModelSpec& spec, const std::string& base_model) {
+  bool has_conv1d = false;
+  for (const std::string& module : targeted_modules(spec, config))
+    has_conv1d = has_conv1d || find_module(spec, module)->is_transposed;
+  Json json = Json::object();
+  json["alpha_pattern"] = Json::object();
+  for (const auto& [pattern, alpha] : config.alpha_pattern) json["alpha_pattern"][pattern] = number(alpha);
+  json["auto_mapping"] = nullptr;
+  json["base_model_name_or_path"] = base_model;
+  json["bias"] = "none";
+  json["exclude_modules"] = names_json(config.exclude_modules);
+  json["fan_in_fan_out"] = has_conv1d;
+  json["inference_mode"] = true;
+  json["init_lora_weights"] =
+      config.init_lora_weights == "gaussian" ? Json("gaussian") : Json(config.init_lora_weights == "default");
+  json["layers_pattern"] = nullptr;
+  json["layers_to_transform"] = config.layers_to_transform.empty() ? Json() : Json(config.layers_to_transform);
+  json["lora_alpha"] = number(config.lora_alpha);
+  json["lora_bias"] = false;
+  json["lora_dropout"] = config.lora_dropout;
+  json["modules_to_save"] = nullptr;
+  json["peft_type"] = "LORA";
+  json["r"] = config.r;
+  json["rank_pattern"] = config.rank_pattern;
+  json["revision"] = nullptr;
+  json["target_modules"] = names_json(config.target_modules);
+  json["task_type"] = "CAUSAL_LM";
+  json["use_dora"] = false;
+  json["use_rslora"] = config.use_rslora;
+  if (json["target_modules"].is_null()) {  // PEFT's defaults go by model type: say what was chosen
+    std::set<std::string> last;
+    for (const std::string& module : targeted_modules(spec, config)) last.insert(module.substr(module.rfind('.') + 1));
+    json["target_modules"] = last;
+  }
+  return json;
+}
+
+Adapter read_adapter(const models::ModelSpec& spec, const std::filesystem::path& directory) {
+  const std::filesystem::path config_path = directory / "adapter_config.json";
+  Adapter adapter{parse_lora_config(read_json(config_path), config_path.string()), {}};
+  const auto checkpoint = Checkpoint::open(directory / "adapter_model.safetensors");
+  std::vector<std::string> modules = stored_modules(*checkpoint);
+  std::vector<AdapterLayer> found;
+  for (const std::string& module : modules) {
+    const models::ModuleSpec* linear = find_module(spec, module);
+    if (!linear || linear->kind != models::ModuleKind::linear)
+      fail(ErrorCode::invalid_argument,
+           "{}: the adapter has an update for '{}', which is no linear layer of this model", directory.string(),
+           module);
+    const Shape shape = weight_shape(*linear);
+    const auto [rank, scale] = rank_and_scale(adapter.config, module);
+    found.push_back({module,
+                     {autograd::parameter(read_side(*checkpoint, name_of_tensor(module, 'A'), {rank, shape[1]})),
+                      autograd::parameter(read_side(*checkpoint, name_of_tensor(module, 'B'), {shape[0], rank})), scale,
+                      static_cast<float>(adapter.config.lora_dropout)}});
+  }
+  if (found.empty()) fail(ErrorCode::corrupt_file, "{}: no update in adapter_model.safetensors", directory.string());
+  models::for_each_module(spec, [&](const std::string& path, const models::ModuleSpec&) {
+    for (AdapterLayer& layer : found)
+      if (layer.module == path) adapter.layers.push_back(layer);
+  });
+  return adapter;
+}
+
+void write_adapter(const Adapter& adapter, const models::ModelSpec& spec, const std::string& base_model,
+                   const std::filesystem::path& directory) {
+  std::vector<PlannedTensor> planned;
+  for (const AdapterLayer& layer : adapter.layers) {
+    planned.push_back({name_of_tensor(layer.module, 'A'), DType::f32, layer.lora.a->value.shape()});
+    planned.push_back({name_of_tensor(layer.module, 'B'), DType::f32, layer.lora.b->value.shape()});
+  }
+  SafetensorsWriter writer(directory, planned, INT64_MAX, "adapter_model");
+  for (const AdapterLayer& layer : adapter.layers) {
+    writer.write(name_of_tensor(layer.module, 'A'), layer.lora.a->value.bytes());
+    writer.write(name_of_tensor(layer.module, 'B'), layer.lora.b->value.bytes());
+  }
+  writer.finish();
+  write_file(directory / "adapter_config.json", lora_config_json(adapter.config, spec, base_model).dump(2) + "\n");
+}
+
+}  // namespace nibble::adapters

@@ -1,0 +1,70 @@
+// A frozen model with an adapter, ready to be differentiated: the same ModelSpec that the decoder runs, on the tape.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "adapters/lora.h"
+#include "autograd/tape.h"
+#include "models/decoder.h"
+#include "models/layer.h"
+#include "nn/rope.h"
+
+namespace nibble::train {
+
+/// Sequences one after the other; they do not see each other.
+struct Batch {
+  std::vector<int32_t> ids;
+  std::vector<int32_t> targets;  // what each position is to predict; below zero: nothing
+  std::vector<int64_t> lengths;  // of the sequences
+
+  int64_t target_count() const;
+};
+
+/// Borrows the decoder and the adapter, whose gradients it fills. One call at a time.
+class TrainableModel {
+ public:
+  /// Errors: unsupported for what has no gradient yet (experts, softcaps, encoders), named.
+  TrainableModel(const models::Decoder& base, adapters::Adapter& adapter, bool has_gradient_checkpointing);
+
+  /// The sum of the targets' losses. Their gradient, times `scale`, is added to the adapter's; `seed` draws dropout.
+  double accumulate_gradients(const Batch& batch, uint64_t seed, float scale);
+  /// The sum of the targets' losses, without dropout.
+  double evaluate(const Batch& batch);
+
+ private:
+  struct Pass;
+  struct Attached;
+  autograd::Var run(Pass& pass) const;
+  autograd::Var run_layer(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
+  autograd::Var run_attention(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
+  autograd::Var run_mlp(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
+  autograd::Var run_linear(autograd::Tape& tape, const Pass& pass, const Attached& linear,
+                           const autograd::Var& x) const;
+  autograd::Var run_norm(autograd::Tape& tape, const std::optional<nn::Norm>& norm, const autograd::Var& x) const;
+  double run_loss(Pass& pass, const autograd::Var& x) const;
+  Pass make_pass(const Batch& batch, bool is_training, uint64_t seed, float scale) const;
+
+  /// A linear layer with its update, if it has one.
+  struct Attached {
+    const nn::Linear* layer;
+    const nn::Lora* lora;
+    uint64_t number;  // for its own dropout
+  };
+  struct LayerLinears {
+    Attached q, k, v, qkv, out, gate, up, gate_up, down;
+  };
+
+  const models::Decoder& base_;
+  bool has_gradient_checkpointing_;
+  std::vector<nn::Rope> ropes_;
+  std::vector<models::Layer> layers_;
+  std::vector<LayerLinears> linears_;
+  Tensor embed_, positions_;
+  nn::Linear project_in_, project_out_, head_;
+  std::optional<nn::Norm> embed_norm_, final_norm_;
+};
+
+}  // namespace nibble::train

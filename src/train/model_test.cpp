@@ -1,0 +1,172 @@
+// Loss and gradients of adapters over tiny models against torch + PEFT; checkpointing; packing.
+#include "train/model.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "adapters/peft_files.h"
+#include "base/error.h"
+
+namespace nibble::train {
+namespace {
+
+namespace fs = std::filesystem;
+const fs::path kModels = fs::path(NIBBLE_TEST_DATA) / "models", kTraining = fs::path(NIBBLE_TEST_DATA) / "training";
+
+std::vector<std::string> cases() {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(kTraining)) names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::unique_ptr<models::Decoder> load(const std::string& name, const BitsAndBytesConfig& config = {}) {
+  LoadOptions options;
+  options.dtype = DType::f32;
+  options.threads = 2;
+  options.quantization_config = config;
+  return models::load_decoder(kModels / name, options);
+}
+
+std::vector<int32_t> ints(const Checkpoint& checkpoint, const char* name) {
+  const Tensor tensor = checkpoint.get(name);
+  return {tensor.as<int32_t>(), tensor.as<int32_t>() + tensor.count()};
+}
+
+Batch golden_batch(const Checkpoint& goldens) {
+  Batch batch;
+  batch.ids = ints(goldens, "ids");
+  const auto lengths = ints(goldens, "lengths"), skipped = ints(goldens, "skipped");
+  size_t at = 0;
+  for (size_t s = 0; s < lengths.size(); ++s) {
+    for (int32_t t = 0; t < lengths[s]; ++t)
+      batch.targets.push_back(t < skipped[s] || t + 1 == lengths[s] ? -100
+                                                                    : batch.ids[at + static_cast<size_t>(t) + 1]);
+    at += static_cast<size_t>(lengths[s]);
+    batch.lengths.push_back(lengths[s]);
+  }
+  return batch;
+}
+
+double relative_error(const Tensor& found, const Tensor& expected) {
+  if (!found || found.count() != expected.count()) return INFINITY;
+  double difference = 0, norm = 0;
+  for (int64_t i = 0; i < found.count(); ++i) {
+    difference += std::pow(static_cast<double>(found.as<float>()[i]) - static_cast<double>(expected.as<float>()[i]), 2);
+    norm += std::pow(static_cast<double>(expected.as<float>()[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+class Gradients : public testing::TestWithParam<std::string> {};
+
+TEST_P(Gradients, AsTorchAndPeft) {
+  const auto goldens = Checkpoint::open(kTraining / GetParam() / "goldens.safetensors");
+  const auto decoder = load(GetParam());
+  const Batch batch = golden_batch(*goldens);
+  const double expected = static_cast<double>(goldens->get("loss").as<float>()[0]);
+  for (const bool has_checkpointing : {false, true}) {
+    SCOPED_TRACE(has_checkpointing);
+    adapters::Adapter adapter = adapters::read_adapter(decoder->spec(), kTraining / GetParam());
+    TrainableModel model(*decoder, adapter, has_checkpointing);
+    EXPECT_NEAR(model.accumulate_gradients(batch, 0, 1), expected, 1e-4 * expected);
+    EXPECT_NEAR(model.evaluate(batch), expected, 1e-4 * expected);
+    ASSERT_GT(adapter.layers.size(), 0u);
+    for (const adapters::AdapterLayer& layer : adapter.layers) {
+      EXPECT_LT(relative_error(layer.lora.a->grad, goldens->get(layer.module + ".lora_A.weight")), 5e-4)
+          << layer.module;
+      EXPECT_LT(relative_error(layer.lora.b->grad, goldens->get(layer.module + ".lora_B.weight")), 5e-4)
+          << layer.module;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Gradients, testing::ValuesIn(cases()), [](const auto& info) {
+  std::string name = info.param;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+/// The gradient of the first layer's update, after one call.
+Tensor first_gradient(const models::Decoder& decoder, const Batch& batch, bool has_checkpointing, double dropout,
+                      uint64_t seed) {
+  adapters::Adapter adapter = adapters::read_adapter(decoder.spec(), kTraining / "llama");
+  for (adapters::AdapterLayer& layer : adapter.layers) layer.lora.dropout = static_cast<float>(dropout);
+  TrainableModel model(decoder, adapter, has_checkpointing);
+  model.accumulate_gradients(batch, seed, 1);
+  return adapter.layers[0].lora.a->grad;
+}
+
+bool same_bits(const Tensor& a, const Tensor& b) {
+  return std::equal(a.bytes().begin(), a.bytes().end(), b.bytes().begin(), b.bytes().end());
+}
+
+TEST(TrainableModel, CheckpointingAndSeedsGiveTheSameBits) {
+  const auto decoder = load("llama");
+  const Batch batch = golden_batch(*Checkpoint::open(kTraining / "llama/goldens.safetensors"));
+  const Tensor gradient = first_gradient(*decoder, batch, false, 0.3, 5);
+  EXPECT_TRUE(same_bits(gradient, first_gradient(*decoder, batch, true, 0.3, 5)));
+  EXPECT_TRUE(same_bits(gradient, first_gradient(*decoder, batch, false, 0.3, 5)));
+  EXPECT_FALSE(same_bits(gradient, first_gradient(*decoder, batch, false, 0.3, 6)));
+}
+
+TEST(TrainableModel, PackedSequencesDoNotSeeEachOther) {
+  const auto decoder = load("llama");
+  const Batch both = golden_batch(*Checkpoint::open(kTraining / "llama/goldens.safetensors"));
+  const auto middle = both.lengths[0];
+  const Batch one{
+      {both.ids.begin(), both.ids.begin() + middle}, {both.targets.begin(), both.targets.begin() + middle}, {middle}};
+  const Batch two{{both.ids.begin() + middle, both.ids.end()},
+                  {both.targets.begin() + middle, both.targets.end()},
+                  {both.lengths[1]}};
+  adapters::Adapter adapter = adapters::read_adapter(decoder->spec(), kTraining / "llama");
+  TrainableModel model(*decoder, adapter, false);
+  EXPECT_NEAR(model.evaluate(both), model.evaluate(one) + model.evaluate(two), 1e-3);
+}
+
+TEST(TrainableModel, GradientOverQuantizedWeightsIsTheSlope) {
+  for (const int kind : {4, 44, 8}) {
+    SCOPED_TRACE(kind);
+    BitsAndBytesConfig config;
+    config.load_in_4bit = kind != 8;
+    config.load_in_8bit = kind == 8;
+    config.llm_int8_threshold = 0;
+    config.bnb_4bit_quant_type = "nf4";
+    config.bnb_4bit_use_double_quant = kind == 44;
+    const auto decoder = load("llama", config);
+    const Batch batch = golden_batch(*Checkpoint::open(kTraining / "llama/goldens.safetensors"));
+    adapters::Adapter adapter = adapters::read_adapter(decoder->spec(), kTraining / "llama");
+    TrainableModel model(*decoder, adapter, true);
+    model.accumulate_gradients(batch, 0, 1);
+    // Downhill along the gradient of the last layer's update. LLM.int8() rounds activations, so its loss is a
+    // staircase.
+    nn::Lora& lora = adapter.layers.back().lora;
+    const Tensor gradient = lora.b->grad;
+    double square = 0;
+    for (int64_t i = 0; i < gradient.count(); ++i) square += std::pow(static_cast<double>(gradient.as<float>()[i]), 2);
+    const double step = 0.05 / std::sqrt(square);
+    const auto move = [&](double by) {
+      for (int64_t i = 0; i < gradient.count(); ++i)
+        lora.b->value.as<float>()[i] += static_cast<float>(by) * gradient.as<float>()[i];
+    };
+    move(step);
+    const double ahead = model.evaluate(batch);
+    move(-2 * step);
+    const double behind = model.evaluate(batch);
+    EXPECT_NEAR((ahead - behind) / (2 * step), square, (kind == 8 ? 0.15 : 5e-3) * square);
+  }
+}
+
+TEST(TrainableModel, RefusesBadBatches) {
+  const auto decoder = load("llama");
+  adapters::Adapter adapter = adapters::read_adapter(decoder->spec(), kTraining / "llama");
+  TrainableModel model(*decoder, adapter, false);
+  EXPECT_THROW(model.evaluate({{1, 2}, {2, -1}, {3}}), Error);
+  EXPECT_THROW(model.evaluate({{1, 160}, {2, -1}, {2}}), Error);
+  EXPECT_THROW(model.evaluate({{1, 2}, {160, -1}, {2}}), Error);
+}
+
+}  // namespace
+}  // namespace nibble::train
