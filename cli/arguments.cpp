@@ -65,7 +65,7 @@ void ModelArguments::add_to(CLI::App& app) {
   app.add_option("MODEL", model, "Directory with config.json and *.safetensors, a .gguf file, or a cached hub id")
       ->required();
   quantization.add_to(app);
-  app.add_option("--device-map", device_map, "auto or cpu")->group("Placement");
+  app.add_option("--device,--device-map", device_map, "cpu (or auto), cuda or cuda:N")->group("Placement");
   app.add_option("--threads", threads, "CPU threads (0: all)")->group("Placement");
 }
 

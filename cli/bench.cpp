@@ -14,6 +14,7 @@ struct BenchArguments {
   std::vector<int64_t> prompt_lengths{512};
   int64_t new_tokens = 64;
   int64_t repeats = 3;
+  bool random_weights = false;
   bool json = false;
 };
 
@@ -51,14 +52,16 @@ int run(const BenchArguments& arguments) {
   positive(arguments.prompt_lengths, "--prompt-lengths");
   positive({arguments.new_tokens}, "--new-tokens");
   positive({arguments.repeats}, "--repeats");
-  AutoModelForCausalLM model = arguments.model.load();
+  LoadOptions options = arguments.model.load_options();
+  options.random_weights = arguments.random_weights;
+  AutoModelForCausalLM model = AutoModelForCausalLM::from_pretrained(resolve_model(arguments.model.model), options);
   Json rows = Json::array();
   if (!arguments.json)
     std::cout << fmt::format("{:>6} {:>7} {:>12} {:>11} {:>13} {:>9}\n", "batch", "prompt", "prefill t/s", "decode t/s",
                              "memory limit", "of limit");
   for (const int64_t batch : arguments.batch_sizes)
     for (const int64_t length : arguments.prompt_lengths) {
-      const double bandwidth = measure_read_bandwidth(arguments.model.threads);
+      const double bandwidth = model.measure_read_bandwidth();
       const Row row = measure(model, arguments, batch, length, bandwidth);
       if (arguments.json)
         rows.push_back({{"batch_size", row.batch_size},
@@ -91,6 +94,8 @@ void add_bench(CLI::App& app, Action& action) {
       ->delimiter(',');
   command->add_option("--new-tokens", arguments->new_tokens, "Tokens to generate a prompt (64)");
   command->add_option("--repeats", arguments->repeats, "Runs; the best counts (3)");
+  command->add_flag("--random-weights", arguments->random_weights,
+                    "MODEL needs a config.json alone: its weights are random numbers");
   command->add_flag("--json", arguments->json, "One JSON object instead of text");
   command->callback([&action, arguments] { action = [arguments] { return run(*arguments); }; });
 }

@@ -13,6 +13,7 @@ struct CheckpointArguments {
   std::string dtype = "bfloat16";
   std::string modules;
   std::string shard_size = "5GB";
+  std::string device = "cpu";
   int threads = 0;
   bool json = false;
 };
@@ -50,6 +51,7 @@ void add_quantize(CLI::App& app, Action& action) {
   auto* command =
       add_command(app, "quantize", "Write a quantized checkpoint that transformers loads", "MODEL", arguments);
   arguments->quantization.add_to(*command);
+  command->add_option("--device", arguments->device, "What quantizes: cpu, cuda or cuda:N");
   command->add_option("--threads", arguments->threads, "CPU threads (0: all)");
   auto* modules = command->add_option("--modules", arguments->modules,
                                       "Quantize only modules whose whole names match this regular expression");
@@ -63,6 +65,7 @@ void add_quantize(CLI::App& app, Action& action) {
       if (modules->count() > 0) options.modules = arguments->modules;
       options.warning = print_warning;
       options.max_shard_size_bytes = parse_size(arguments->shard_size, "--max-shard-size");
+      options.device = arguments->device;
       options.threads = arguments->threads;
       options.progress = progress_bar();
       return print_report(quantize_checkpoint(resolve_model(arguments->model), arguments->out, options), *arguments);

@@ -17,6 +17,7 @@ Json to_json(const SystemInfo& info) {
                                {"description", device.description},
                                {"memory_bytes", device.memory_bytes},
                                {"free_memory_bytes", device.free_memory_bytes}});
+  json["cuda"] = {{"missing", info.cuda.missing}, {"driver", info.cuda.driver}, {"runtime", info.cuda.runtime}};
   for (const auto& isa : info.isas) {
     json["isas"].push_back({{"name", isa.name}, {"supported", isa.is_supported}, {"active", isa.is_active}});
     if (isa.is_active) json["isa"] = isa.name;
@@ -32,7 +33,12 @@ void print(const SystemInfo& info) {
   std::cout << "nibble " << version() << "\n\ndevices\n";
   for (const auto& device : info.devices)
     std::cout << "  " << device.name << ": " << device.description << ", " << human_size(device.memory_bytes)
-              << " memory, " << human_size(device.free_memory_bytes) << " free, " << info.threads << " threads\n";
+              << " memory, " << human_size(device.free_memory_bytes) << " free"
+              << (device.name == "cpu" ? fmt::format(", {} threads", info.threads) : "") << '\n';
+  if (!info.cuda.missing.empty())
+    std::cout << "  cuda: none: " << info.cuda.missing << '\n';
+  else
+    std::cout << "  CUDA " << info.cuda.runtime << ", the driver supports " << info.cuda.driver << '\n';
   std::cout << "\ninstruction sets\n";
   for (const auto& isa : info.isas)
     std::cout << "  " << isa.name

@@ -29,6 +29,7 @@ struct QuantizeOptions {
   /// A regular expression: only modules whose whole names match are quantized.
   std::optional<std::string> modules{};
   int64_t max_shard_size_bytes = int64_t{5} << 30;
+  std::string device = "cpu";  // that quantizes: "cpu", "cuda" or "cuda:N"
   int threads = 0;
   Progress progress{};
   std::function<void(std::string_view)> warning{};

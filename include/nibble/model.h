@@ -40,7 +40,8 @@ struct BitsAndBytesConfig {
 struct LoadOptions {
   BitsAndBytesConfig quantization_config{};         // ignored, with a warning, when the checkpoint is quantized already
   std::optional<DType> dtype{};                     // of what is not quantized; nullopt ("auto"): the checkpoint's
-  std::string device_map = "auto";                  // "auto" and "cpu" (this build has no other device)
+  std::string device_map = "auto";                  // "cpu" (also what "auto" means), "cuda" or "cuda:N"
+  bool random_weights = false;                      // of config.json's shapes, no file is read: for measurements
   int threads = 0;                                  // 0: one per CPU this process may use
   Progress progress{};                              // may be empty
   std::function<void(std::string_view)> warning{};  // may be empty
@@ -88,7 +89,7 @@ class AutoModelForCausalLM {
   /// Loads `path` (what resolve_model accepts, or a .gguf file), quantizing tensor by tensor as
   /// it is read: peak memory is the result plus the largest tensor. A quantized checkpoint is used from the mapped
   /// file. Errors: not_found, corrupt_file (file, tensor, found, expected), unsupported (architecture, type),
-  /// invalid_argument (options), out_of_memory.
+  /// invalid_argument (options, a GPU that is not there), device (no driver, too old), out_of_memory.
   static AutoModelForCausalLM from_pretrained(const std::filesystem::path& path, const LoadOptions& options = {});
 
   AutoModelForCausalLM(AutoModelForCausalLM&&) noexcept;
@@ -110,6 +111,11 @@ class AutoModelForCausalLM {
   /// Sliding-window perplexity: windows of `context` tokens every `stride`, each token scored once.
   PerplexityResult perplexity(std::span<const int32_t> tokens, int64_t context = 512, int64_t stride = 512,
                               const Progress& progress = {});
+
+  /// Streaming read bandwidth of the memory that the model lies in, in bytes a second; takes about 0.3 s.
+  double measure_read_bandwidth() const;
+  /// Memory taken from the GPU at most so far; 0 on the CPU.
+  int64_t peak_device_bytes() const;
 
   /// Parameters and buffers as stored; statistics are not counted (as in transformers).
   int64_t get_memory_footprint() const;

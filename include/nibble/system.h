@@ -28,8 +28,16 @@ struct KernelRow {
   std::vector<std::string> backends;  // that have it
 };
 
+/// What this process could do with NVIDIA GPUs.
+struct CudaInfo {
+  std::string missing;  // why there is no usable GPU; empty if there is one
+  std::string driver;   // the newest CUDA version that the driver supports; empty without a driver
+  std::string runtime;  // the CUDA version of this binary; empty if it was built without
+};
+
 struct SystemInfo {
-  std::vector<DeviceInfo> devices;
+  std::vector<DeviceInfo> devices;  // the CPU, then "cuda:0", ...
+  CudaInfo cuda;
   std::vector<IsaInfo> isas;
   std::vector<KernelRow> kernels;
   std::vector<std::string> formats;

@@ -9,6 +9,7 @@
 #include "checkpoint/gguf_convert.h"
 #include "checkpoint/safetensors_writer.h"
 #include "device/cpu.h"
+#include "device/device.h"
 #include "models/convert_weights.h"
 #include "models/foreign_model.h"
 #include "models/registry.h"
@@ -52,7 +53,7 @@ Written write_known(const api::ModelSource& source, const QuantizeOptions& optio
   const models::ModelSpec spec = models::build_spec(source.config, source.config_name);
   const auto plan = models::plan_quantization(spec, options.quantization_config, options.modules);
   const DType dtype = dtype_or_config(source, options.dtype);
-  const ops::Backend backend(options.threads);
+  const ops::Backend backend(options.threads, device::parse_device(options.device));
   const std::vector<PlannedTensor> planned = models::plan_quantized(spec, plan, dtype);
   SafetensorsWriter writer(directory, planned, options.max_shard_size_bytes);
   const int64_t quantized =
@@ -69,7 +70,7 @@ Written write_foreign(const api::ModelSource& source, const QuantizeOptions& opt
         fmt::format("{}: nibble does not run this architecture; {} linear layers are quantized, told by the "
                     "names of the tensors, {} matrices are left alone",
                     source.config_name, plan.quantized.size(), plan.config.llm_int8_skip_modules->size()));
-  const ops::Backend backend(options.threads);
+  const ops::Backend backend(options.threads, device::parse_device(options.device));
   const auto planned = models::plan_foreign_tensors(*source.checkpoint, plan, options.dtype);
   SafetensorsWriter writer(directory, planned, options.max_shard_size_bytes);
   models::write_foreign(*source.checkpoint, plan, options.dtype, backend, writer, options.progress);

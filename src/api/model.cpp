@@ -9,8 +9,13 @@
 #include "base/error.h"
 #include "base/output.h"
 #include "checkpoint/safetensors_writer.h"
+#include "device/cpu.h"
+#include "device/cuda.h"
+#include "device/device.h"
 #include "generate/generator.h"
 #include "models/convert_weights.h"
+#include "models/random_weights.h"
+#include "models/registry.h"
 #include "models/summary.h"
 #include "runtime/session.h"
 
@@ -29,11 +34,13 @@ AutoModelForCausalLM::~AutoModelForCausalLM() = default;
 
 AutoModelForCausalLM AutoModelForCausalLM::from_pretrained(const std::filesystem::path& path,
                                                            const LoadOptions& options) {
-  require(options.device_map == "auto" || options.device_map == "cpu",
-          "device_map: found '{}', expected 'auto' or 'cpu' (this build has no other device)", options.device_map);
   options.quantization_config.validate();
   auto model = std::make_unique<Implementation>();
-  model->source = api::open_source(resolve_model(path.string()), options.dtype);
+  const std::filesystem::path resolved = resolve_model(path.string());
+  model->source = options.random_weights ? api::open_config(resolved) : api::open_source(resolved, options.dtype);
+  if (options.random_weights)
+    model->source.checkpoint = models::random_checkpoint(
+        models::build_spec(model->source.config, model->source.config_name), options.dtype.value_or(DType::bf16));
   model->generation_config = api::read_generation_config(model->source);
   model->decoder =
       models::load_decoder(model->source.config, model->source.config_name, model->source.checkpoint, options);
@@ -77,6 +84,17 @@ std::vector<float> AutoModelForCausalLM::logits(std::span<const int32_t> tokens)
   return session.append_all(0, tokens);
 }
 
+double AutoModelForCausalLM::measure_read_bandwidth() const {
+  const ops::Backend& backend = model_->decoder->backend();
+  return backend.cuda() ? device::measure_read_bandwidth(*backend.cuda())
+                        : device::measure_read_bandwidth(backend.pool());
+}
+
+int64_t AutoModelForCausalLM::peak_device_bytes() const {
+  const device::CudaStream* cuda = model_->decoder->backend().cuda();
+  return cuda ? cuda->peak_bytes() : 0;
+}
+
 int64_t AutoModelForCausalLM::get_memory_footprint() const { return summary().memory_footprint_bytes; }
 int64_t AutoModelForCausalLM::num_parameters() const { return summary().num_parameters; }
 const ModelSummary& AutoModelForCausalLM::summary() const { return model_->decoder->summary(); }
@@ -84,7 +102,9 @@ int64_t AutoModelForCausalLM::vocab_size() const { return model_->decoder->vocab
 int64_t AutoModelForCausalLM::max_position_embeddings() const {
   return model_->decoder->spec().max_position_embeddings;
 }
-std::map<std::string, std::string> AutoModelForCausalLM::hf_device_map() const { return {{"", "cpu"}}; }
+std::map<std::string, std::string> AutoModelForCausalLM::hf_device_map() const {
+  return {{"", device::to_string(model_->decoder->backend().device())}};
+}
 const GenerationConfig& AutoModelForCausalLM::generation_config() const { return model_->generation_config; }
 
 void AutoModelForCausalLM::save_pretrained(const std::filesystem::path& path, int64_t max_shard_size_bytes) const {
@@ -92,7 +112,7 @@ void AutoModelForCausalLM::save_pretrained(const std::filesystem::path& path, in
   const auto& decoder = *model_->decoder;
   SafetensorsWriter writer(directory.path(), models::plan_saved(decoder.spec(), decoder.weights()),
                            max_shard_size_bytes);
-  models::write_saved(decoder.spec(), decoder.weights(), writer);
+  models::write_saved(decoder.spec(), decoder.weights(), decoder.backend(), writer);
   writer.finish();
   api::write_config(decoder.config(), directory.path());
   api::copy_companions(model_->source, directory.path());

@@ -1,8 +1,13 @@
 // include/nibble/system.h over the device list, the kernel tables, the formats and the architectures.
 #include "nibble/system.h"
 
+#include <fmt/format.h>
+
 #include "device/cpu.h"
+#include "device/cuda.h"
+#include "device/device.h"
 #include "kernels/cpu/table.h"
+#include "kernels/cuda/table.h"
 #include "kernels/reference/table.h"
 #include "models/registry.h"
 #include "ops/profile.h"
@@ -20,6 +25,7 @@ KernelRow row(const char* entry, Get get) {
   };
   add(kernels::reference::table());
   for (const auto& isa : kernels::cpu::isas()) add(*isa.table);
+  if (kernels::cuda::table()) add(*kernels::cuda::table());
   return result;
 }
 
@@ -27,12 +33,29 @@ std::vector<KernelRow> kernel_rows() {
   using kernels::Kernels;
   return {
 #define NIBBLE_ROW(entry) row(#entry, [](const Kernels& k) { return k.entry != nullptr; })
-      NIBBLE_ROW(quantize_4bit),   NIBBLE_ROW(dequantize_4bit),    NIBBLE_ROW(quantize_8bit),
-      NIBBLE_ROW(dequantize_8bit), NIBBLE_ROW(quantize_int8_rows), NIBBLE_ROW(dequantize_int8_rows),
-      NIBBLE_ROW(matmul_4bit),     NIBBLE_ROW(matmul_dense),       NIBBLE_ROW(matmul_int8),
-      NIBBLE_ROW(rms_norm),        NIBBLE_ROW(layer_norm),         NIBBLE_ROW(rope),
-      NIBBLE_ROW(cache_append),    NIBBLE_ROW(attention),          NIBBLE_ROW(activate),
+      NIBBLE_ROW(quantize_4bit),
+      NIBBLE_ROW(dequantize_4bit),
+      NIBBLE_ROW(quantize_8bit),
+      NIBBLE_ROW(dequantize_8bit),
+      NIBBLE_ROW(center),
+      NIBBLE_ROW(quantize_int8_rows),
+      NIBBLE_ROW(dequantize_int8_rows),
+      NIBBLE_ROW(matmul_4bit),
+      NIBBLE_ROW(matmul_dense),
+      NIBBLE_ROW(matmul_int8),
+      NIBBLE_ROW(rms_norm),
+      NIBBLE_ROW(layer_norm),
+      NIBBLE_ROW(rope),
+      NIBBLE_ROW(cache_append),
+      NIBBLE_ROW(rotate_append),
+      NIBBLE_ROW(attention),
+      NIBBLE_ROW(activate),
       NIBBLE_ROW(embed),
+      NIBBLE_ROW(split_heads),
+      NIBBLE_ROW(softcap),
+      NIBBLE_ROW(argmax),
+      NIBBLE_ROW(route_experts),
+      NIBBLE_ROW(scatter_add_rows),
 #undef NIBBLE_ROW
   };
 }
@@ -44,7 +67,15 @@ std::string_view version() { return NIBBLE_VERSION; }
 SystemInfo system_info() {
   SystemInfo info;
   const auto cpu = device::describe_cpu();
+  device::CudaSupport cuda = device::describe_cuda();
+  device::fill_free_memory(cuda);
   info.devices.push_back({"cpu", cpu.model_name, cpu.memory_bytes, cpu.free_memory_bytes});
+  for (const auto& gpu : cuda.devices)
+    info.devices.push_back({device::to_string({gpu.index}),
+                            fmt::format("{}, compute capability {}.{}, {} multiprocessors", gpu.name,
+                                        gpu.capability / 10, gpu.capability % 10, gpu.multiprocessors),
+                            gpu.memory_bytes, gpu.free_memory_bytes});
+  info.cuda = {.missing = cuda.missing, .driver = cuda.driver, .runtime = cuda.runtime};
   const kernels::Kernels* active = &kernels::cpu::table();
   for (const auto& isa : kernels::cpu::isas()) info.isas.push_back({isa.name, isa.is_supported, isa.table == active});
   info.kernels = kernel_rows();

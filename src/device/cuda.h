@@ -77,6 +77,9 @@ class CudaStream {
   virtual std::unique_ptr<CudaGraph> capture(const std::function<void()>& work) = 0;
 };
 
+/// Bytes a second that copies within the GPU's memory move, reading and writing together: best of several passes.
+double measure_read_bandwidth(CudaStream& stream);
+
 /// Errors: invalid_argument (no such index; names those there are), device (no driver, driver too old, no GPU).
 std::shared_ptr<CudaStream> open_cuda(int index);
 

@@ -110,16 +110,25 @@ class Generator {
     }
     if (active.empty()) return false;
     throw_if_cancelled();
+    if (rows_[0].sampler.is_plain_greedy() && model_.can_choose()) {
+      const std::span<const int32_t> best = model_.step_greedy(active, tokens);
+      for (size_t i = 0; i < active.size(); ++i) {
+        if (best[i] < 0) fail(ErrorCode::internal, "no logit of row {} is a number", active[i]);
+        put(static_cast<size_t>(active[i]), best[i]);
+      }
+      return true;
+    }
     const std::span<const float> logits = model_.step(active, tokens);
     const auto vocab = static_cast<size_t>(model_.vocab_size());
     for (size_t i = 0; i < active.size(); ++i) take(static_cast<size_t>(active[i]), logits.subspan(i * vocab, vocab));
     return true;
   }
 
-  /// Chooses and reports the next token of a row.
-  void take(size_t index, std::span<const float> logits) {
+  /// Chooses the next token of a row.
+  void take(size_t index, std::span<const float> logits) { put(index, rows_[index].sampler.next(logits)); }
+
+  void put(size_t index, int32_t token) {
     Row& row = rows_[index];
-    const int32_t token = row.sampler.next(logits);
     row.tokens.push_back(token);
     ++row.new_tokens;
     std::string text = row.text.push(token);

@@ -35,6 +35,8 @@ class Sampler {
 
   /// Tells which tokens exist already (the prompt); next() adds its own.
   void observe(std::span<const int32_t> tokens);
+  /// True if next() is the most likely token whatever came before.
+  bool is_plain_greedy() const { return !config_.do_sample && config_.repetition_penalty == 1.0f; }
   /// The next token of logits (vocab). Errors: internal if no logit is a number.
   int32_t next(std::span<const float> logits);
 

@@ -16,6 +16,9 @@ class TokenModel {
   virtual std::span<const float> append(int64_t sequence, std::span<const int32_t> tokens) = 0;
   /// One token for each of `sequences`; logits (sequences.size(), vocab).
   virtual std::span<const float> step(std::span<const int64_t> sequences, std::span<const int32_t> tokens) = 0;
+  /// True if step_greedy() is there: the most likely token of each sequence, without the logits.
+  virtual bool can_choose() const { return false; }
+  virtual std::span<const int32_t> step_greedy(std::span<const int64_t>, std::span<const int32_t>) { return {}; }
   /// Sequence i becomes a copy of what sequence source[i] was; one source for every sequence.
   virtual void reorder(std::span<const int64_t> source) = 0;
   virtual int64_t vocab_size() const = 0;
@@ -29,6 +32,10 @@ class SessionModel final : public TokenModel {
   }
   std::span<const float> step(std::span<const int64_t> sequences, std::span<const int32_t> tokens) override {
     return session_.step(sequences, tokens);
+  }
+  bool can_choose() const override { return session_.can_choose(); }
+  std::span<const int32_t> step_greedy(std::span<const int64_t> sequences, std::span<const int32_t> tokens) override {
+    return session_.step_greedy(sequences, tokens);
   }
   void reorder(std::span<const int64_t> source) override { session_.reorder(source); }
   int64_t vocab_size() const override { return session_.vocab_size(); }

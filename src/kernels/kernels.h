@@ -100,6 +100,13 @@ struct Dequantize8BitArgs {
   DType dtype;
 };
 
+/// Double quantization's offset: *mean = the mean of x, summed in double and rounded once; x -= *mean.
+struct CenterArgs {
+  float* x;  // (count)
+  int64_t count;
+  float* mean;  // 0 if count is 0
+};
+
 /// LLM.int8() rows: absmax[r] over |x| < threshold (all if threshold is 0), q = rint(x * (127 * (1 / absmax))), half to
 /// even. NaN becomes 0 and is ignored by absmax; magnitudes stop at 127 (quant/int8_vectorwise.h). Elements with |x| >=
 /// threshold become 0 and set outlier_columns[column] = 1; the caller zeroes that array before.
@@ -228,6 +235,8 @@ struct AttentionSequence {
   int64_t past;      // tokens before them; query t stands at past + t and sees keys 0 .. past + t
   float* out;        // (tokens, heads, head_dim), dense
   int64_t keys = 0;  // if not causal: every query sees keys 0 .. keys - 1
+  /// CUDA, for a call that is recorded and run again: `past` in device memory; the field above is the most it can be.
+  const int32_t* past_at = nullptr;
 };
 
 /// softmax(scale * q k^T + bias) v. Softmax in fp32.
@@ -255,6 +264,25 @@ struct CacheAppendArgs {
   void* cache;  // (kv_heads, capacity, head_dim) of `dtype`
   DType dtype;
   int64_t capacity, tokens, past, kv_heads, head_dim;
+  const int32_t* past_at = nullptr;  // as AttentionSequence's
+};
+
+/// What stands between a layer's projections and its attention, in one go: rope on q (in place) and on k, then
+/// cache_append of k and v. A backend may lack it. The sequences' tokens stand one after the other in q, k and v; of a
+/// sequence, `k` and `v` (here written), capacity, tokens, past and past_at count.
+struct RotateAppendArgs {
+  float* q;  // (tokens, heads, head_dim), token t at q + t * q_stride
+  const float* k;
+  const float* v;
+  int64_t q_stride, k_stride, v_stride;
+  const float* cos;  // (tokens, rotary_dim / 2)
+  const float* sin;
+  int64_t rotary_dim;  // 0: nothing is rotated
+  bool interleaved;
+  int64_t heads, kv_heads, head_dim;
+  const AttentionSequence* sequences;
+  int64_t sequence_count;
+  DType kv_dtype;
 };
 
 enum class Activation : uint8_t { silu, gelu, gelu_tanh, relu, quick_gelu, tanh_ };
@@ -285,6 +313,14 @@ struct SoftcapArgs {
   float* x;  // (count)
   int64_t count;
   float cap;
+};
+
+/// out[r]: the column of the largest value of row r, the lowest of equals; NaN never wins; -1 if nothing is above
+/// minus infinity.
+struct ArgmaxArgs {
+  const float* x;  // (rows, cols)
+  int64_t rows, cols;
+  int32_t* out;  // (rows)
 };
 
 /// The experts of each token: the top_k largest of softmax(logits), the lower index first among equals, in falling
@@ -321,6 +357,7 @@ struct Kernels {
   Entry<Dequantize4BitArgs> dequantize_4bit = nullptr;
   Entry<Quantize8BitArgs> quantize_8bit = nullptr;
   Entry<Dequantize8BitArgs> dequantize_8bit = nullptr;
+  Entry<CenterArgs> center = nullptr;
   Entry<QuantizeInt8RowsArgs> quantize_int8_rows = nullptr;
   Entry<DequantizeInt8RowsArgs> dequantize_int8_rows = nullptr;
   MatmulEntry<Matmul4BitJob> matmul_4bit = nullptr;
@@ -331,11 +368,13 @@ struct Kernels {
   Entry<LayerNormArgs> layer_norm = nullptr;
   Entry<RopeArgs> rope = nullptr;
   Entry<CacheAppendArgs> cache_append = nullptr;
+  Entry<RotateAppendArgs> rotate_append = nullptr;
   Entry<AttentionArgs> attention = nullptr;
   Entry<ActivateArgs> activate = nullptr;
   Entry<EmbedArgs> embed = nullptr;
   Entry<SplitHeadsArgs> split_heads = nullptr;
   Entry<SoftcapArgs> softcap = nullptr;
+  Entry<ArgmaxArgs> argmax = nullptr;
   Entry<RouteExpertsArgs> route_experts = nullptr;
   Entry<ScatterAddRowsArgs> scatter_add_rows = nullptr;
   // Training (gradients.h).

@@ -67,6 +67,40 @@ void append(Pass& pass, const AttentionSpec& spec, const SequenceTokens& sequenc
                                        sequence.tokens, sequence.cache->length(), spec.kv_heads, spec.head_dim});
 }
 
+/// Rotates q and k and appends k and v to the caches, in one go where the backend can.
+void rotate_and_append(Pass& pass, const AttentionSpec& spec, int64_t index, const Projected& x) {
+  const kernels::Kernels& kernels = pass.backend.kernels();
+  if (kernels.rotate_append) {
+    const nn::RopeSpec* rope = spec.rope ? &pass.model.ropes[*spec.rope] : nullptr;
+    return kernels.rotate_append(pass.backend.context(), {.q = x.q.data,
+                                                          .k = x.k.data,
+                                                          .v = x.v.data,
+                                                          .q_stride = x.q.stride,
+                                                          .k_stride = x.k.stride,
+                                                          .v_stride = x.v.stride,
+                                                          .cos = rope ? pass.cos[*spec.rope] : nullptr,
+                                                          .sin = rope ? pass.sin[*spec.rope] : nullptr,
+                                                          .rotary_dim = rope ? rope->rotary_dim : 0,
+                                                          .interleaved = rope && rope->interleaved,
+                                                          .heads = spec.heads,
+                                                          .kv_heads = spec.kv_heads,
+                                                          .head_dim = spec.head_dim,
+                                                          .sequences = pass.attention.data(),
+                                                          .sequence_count = static_cast<int64_t>(pass.attention.size()),
+                                                          .kv_dtype = pass.cache_dtype});
+  }
+  if (spec.rope) {
+    rotate(pass, spec, x.q, spec.heads);
+    rotate(pass, spec, x.k, spec.kv_heads);
+  }
+  int64_t row = 0;
+  for (const SequenceTokens& sequence : pass.sequences) {
+    append(pass, spec, sequence, x.k.data + row * x.k.stride, x.k.stride, sequence.cache->keys(index));
+    append(pass, spec, sequence, x.v.data + row * x.v.stride, x.v.stride, sequence.cache->values(index));
+    row += sequence.tokens;
+  }
+}
+
 /// Fills the cache and softmax(q k^T) v into `attended` (tokens, heads, head_dim).
 void attend(Pass& pass, const AttentionSpec& spec, int64_t index, const Projected& x, float* attended) {
   const int64_t q_width = spec.heads * spec.head_dim;
@@ -74,18 +108,18 @@ void attend(Pass& pass, const AttentionSpec& spec, int64_t index, const Projecte
   for (size_t s = 0; s < pass.sequences.size(); ++s) {
     const SequenceTokens& sequence = pass.sequences[s];
     nn::KvCache& cache = *sequence.cache;
-    append(pass, spec, sequence, x.k.data + row * x.k.stride, x.k.stride, cache.keys(index));
-    append(pass, spec, sequence, x.v.data + row * x.v.stride, x.v.stride, cache.values(index));
     pass.attention[s] = {.q = x.q.data + row * x.q.stride,
                          .k = cache.keys(index),
                          .v = cache.values(index),
                          .capacity = cache.capacity(),
                          .tokens = sequence.tokens,
-                         .past = cache.length(),
-                         .out = attended + row * q_width};
+                         .past = pass.longest > 0 ? pass.longest - 1 : cache.length(),
+                         .out = attended + row * q_width,
+                         .past_at = pass.longest > 0 ? pass.pasts + s : nullptr};
     row += sequence.tokens;
     work += sequence.tokens * (cache.length() + sequence.tokens) * q_width;
   }
+  rotate_and_append(pass, spec, index, x);
   pass.backend.kernels().attention(pass.backend.context_for(work),
                                    {.sequences = pass.attention.data(),
                                     .sequence_count = static_cast<int64_t>(pass.attention.size()),
@@ -97,7 +131,7 @@ void attend(Pass& pass, const AttentionSpec& spec, int64_t index, const Projecte
                                     .scale = spec.scale,
                                     .softcap = spec.softcap,
                                     .window = spec.window,
-                                    .alibi_slopes = spec.has_alibi ? pass.model.alibi_slopes.data() : nullptr});
+                                    .alibi_slopes = spec.has_alibi ? pass.alibi_slopes : nullptr});
 }
 
 }  // namespace
@@ -108,10 +142,6 @@ void run_attention(Pass& pass, const Layer& layer, int64_t index, const float* x
   const Projected projected = project(pass, layer, x);
   norm_heads(pass, layer.q_norm, projected.q.data, q_width);
   norm_heads(pass, layer.k_norm, projected.k.data, spec.kv_heads * spec.head_dim);
-  if (spec.rope) {
-    rotate(pass, spec, projected.q, spec.heads);
-    rotate(pass, spec, projected.k, spec.kv_heads);
-  }
   float* attended = pass.get(Slot::attended, pass.tokens * q_width);
   attend(pass, spec, index, projected, attended);
   const std::array out{nn::LinearCall{&layer.out, sum, pass.model.hidden_size, accumulate}};

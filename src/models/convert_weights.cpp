@@ -74,7 +74,7 @@ int64_t write_quantized(const ModelSpec& spec, const Checkpoint& checkpoint, con
       writer.write(parameter.file_name, tensor.bytes());
     } else {
       if (parameter.is_transposed) tensor = tensor.transposed();
-      const nn::Weight weight = quantize_weight(backend, tensor, plan.config);
+      const nn::Weight weight = nn::to_host(backend, quantize_weight(backend, tensor, plan.config));
       if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight))
         write_4bit(parameter.file_name, packed->weight, state_json_room(packed->weight), writer);
       else
@@ -108,9 +108,9 @@ int64_t write_dequantized(const ModelSpec& spec, const Checkpoint& checkpoint, D
     } else {
       const nn::Weight weight = weight_from_stored(stored, {});
       if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight))
-        tensor = ops::dequantize_4bit(backend, packed->weight, dtype);
+        tensor = backend.to_host(ops::dequantize_4bit(backend, packed->weight, dtype));
       else
-        tensor = ops::dequantize_int8(backend, std::get<nn::WeightInt8>(weight).weight, dtype);
+        tensor = backend.to_host(ops::dequantize_int8(backend, std::get<nn::WeightInt8>(weight).weight, dtype));
       if (parameter.is_transposed) tensor = tensor.transposed();
       ++dequantized;
     }
@@ -137,10 +137,11 @@ std::vector<PlannedTensor> plan_saved(const ModelSpec& spec, const Weights& weig
   return tensors;
 }
 
-void write_saved(const ModelSpec& spec, const Weights& weights, SafetensorsWriter& writer) {
+void write_saved(const ModelSpec& spec, const Weights& weights, const ops::Backend& backend,
+                 SafetensorsWriter& writer) {
   for (const Parameter& parameter : stored_parameters(spec, weights.plan())) {
     throw_if_cancelled();
-    const nn::Weight& weight = weights.get(parameter.name);
+    const nn::Weight weight = nn::to_host(backend, weights.get(parameter.name));
     if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight)) {
       const auto json_bytes = state_json_size(packed->weight);
       write_4bit(parameter.file_name, packed->weight, json_bytes, writer);

@@ -35,6 +35,6 @@ Json dequantized_config(Json config, DType dtype);
 
 /// What a loaded model holds, for save_pretrained.
 std::vector<PlannedTensor> plan_saved(const ModelSpec& spec, const Weights& weights);
-void write_saved(const ModelSpec& spec, const Weights& weights, SafetensorsWriter& writer);
+void write_saved(const ModelSpec& spec, const Weights& weights, const ops::Backend& backend, SafetensorsWriter& writer);
 
 }  // namespace nibble::models

@@ -1,6 +1,7 @@
 // One forward pass: embedding, the layers, the final norm and the head.
 #include "models/decoder.h"
 
+#include <algorithm>
 #include <array>
 
 #include "models/layer.h"
@@ -8,21 +9,16 @@
 
 namespace nibble::models {
 
-float* Workspace::get(size_t slot, int64_t count) {
-  if (slot >= buffers_.size()) buffers_.resize(slot + 1);
-  if (!buffers_[slot] || buffers_[slot].count() < count) buffers_[slot] = Tensor(DType::f32, {count});
-  return buffers_[slot].as<float>();
-}
-
 Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> backend, std::unique_ptr<Weights> weights)
     : spec_(std::move(spec)), config_(std::move(config)), backend_(std::move(backend)), weights_(std::move(weights)) {
   summary_ = summarize(spec_, weights_->plan(), weights_->dtype());
   for (const nn::RopeSpec& rope : spec_.ropes) ropes_.emplace_back(rope);
   layers_.reserve(spec_.layers.size());
   for (size_t i = 0; i < spec_.layers.size(); ++i)
-    layers_.push_back(bind_layer(spec_, spec_.layers[i], spec_.layers_prefix + std::to_string(i) + ".", *weights_));
+    layers_.push_back(
+        bind_layer(*backend_, spec_, spec_.layers[i], spec_.layers_prefix + std::to_string(i) + ".", *weights_));
   const auto linear = [&](const std::string& path) {
-    return path.empty() ? nn::Linear{} : bind_linear(spec_, *weights_, path);
+    return path.empty() ? nn::Linear{} : bind_linear(*backend_, spec_, *weights_, path);
   };
   embed_ = weights_->dense(spec_.embed + ".weight");
   Tensor scale(DType::f32, {1});
@@ -30,10 +26,14 @@ Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> back
   spec_.embed_scale = *scale.to(weights_->dtype()).to(DType::f32).as<float>();
   project_in_ = linear(spec_.project_in);
   if (!spec_.positions.embed.empty()) positions_ = weights_->dense(spec_.positions.embed + ".weight");
-  embed_norm_ = bind_norm(*weights_, "", spec_.embed_norm);
-  final_norm_ = bind_norm(*weights_, "", spec_.final_norm);
+  embed_norm_ = bind_norm(*backend_, *weights_, "", spec_.embed_norm);
+  final_norm_ = bind_norm(*backend_, *weights_, "", spec_.final_norm);
   project_out_ = linear(spec_.project_out);
   head_ = linear(spec_.head);
+  if (!spec_.alibi_slopes.empty()) {
+    alibi_ = backend_->empty(DType::f32, {static_cast<int64_t>(spec_.alibi_slopes.size())});
+    backend_->upload(alibi_.data(), spec_.alibi_slopes.data(), alibi_.size_bytes());
+  }
 }
 
 Decoder::~Decoder() = default;
@@ -42,61 +42,88 @@ DType Decoder::cache_dtype() const { return weights_->dtype() == DType::f32 ? DT
 
 nn::KvCache Decoder::make_cache() const {
   const AttentionSpec& attention = spec_.layers.front().attention;
-  return {static_cast<int64_t>(spec_.layers.size()), attention.kv_heads, attention.head_dim, cache_dtype()};
+  return {*backend_, static_cast<int64_t>(spec_.layers.size()), attention.kv_heads, attention.head_dim, cache_dtype()};
 }
 
-void Decoder::fill_angles(Pass& pass) const {
-  for (size_t i = 0; i < ropes_.size(); ++i) {
-    const int64_t half = ropes_[i].spec().rotary_dim / 2;
-    const size_t slot = static_cast<size_t>(Slot::angles) + 2 * i;
-    float* cos = pass.workspace.get(slot, pass.tokens * half);
-    float* sin = pass.workspace.get(slot + 1, pass.tokens * half);
-    pass.cos.push_back(cos);
-    pass.sin.push_back(sin);
-    for (const SequenceTokens& sequence : pass.sequences) {
-      ropes_[i].fill(sequence.cache->length(), sequence.tokens, sequence.length, cos, sin);
-      cos += sequence.tokens * half;
-      sin += sequence.tokens * half;
-    }
-  }
-}
-
-void Decoder::embed(Pass& pass, const int32_t* ids) const {
-  const int64_t m = pass.tokens, width = embed_.dim(1);
-  const kernels::Kernels& kernels = backend_->kernels();
-  float* embedded = project_in_.rows > 0 ? pass.get(Slot::embedded, m * width) : pass.hidden;
-  kernels.embed(backend_->context_for(m * width),
-                {embed_.data(), embed_.dtype(), ids, m, width, spec_.embed_scale, embedded});
-  if (project_in_.rows > 0) {
-    const std::array calls{nn::LinearCall{&project_in_, pass.hidden, spec_.hidden_size}};
-    nn::run_linear(*backend_, embedded, m, calls, pass.batch_invariant);
-  }
-  if (positions_) {
-    std::vector<int32_t> rows;
-    for (const SequenceTokens& sequence : pass.sequences)
-      for (int64_t t = 0; t < sequence.tokens; ++t)
-        rows.push_back(static_cast<int32_t>(sequence.cache->length() + t + spec_.positions.offset));
-    kernels.embed(backend_->context_for(m * spec_.hidden_size),
-                  {positions_.data(), positions_.dtype(), rows.data(), m, spec_.hidden_size, 1, pass.hidden, true});
-  }
-  if (embed_norm_) nn::run_norm(*backend_, *embed_norm_, pass.hidden, m, pass.hidden);
-}
-
-void Decoder::forward(std::span<const SequenceTokens> sequences, const int32_t* ids, Workspace& workspace,
-                      float* logits, bool all_logits, bool batch_invariant) const {
+Pass Decoder::prepare(std::span<const SequenceTokens> sequences, const int32_t* ids, Workspace& workspace,
+                      bool batch_invariant, int64_t longest) const {
   int64_t tokens = 0;
   for (const SequenceTokens& sequence : sequences) tokens += sequence.tokens;
+  const auto count = static_cast<int64_t>(sequences.size());
+  int64_t size_bytes = 2 * Workspace::input_bytes(tokens, 4) + 2 * Workspace::input_bytes(count, 4);
+  for (const nn::Rope& rope : ropes_) size_bytes += 2 * Workspace::input_bytes(tokens * rope.spec().rotary_dim / 2, 4);
+  workspace.begin_inputs(size_bytes);
   Pass pass{.backend = *backend_,
             .model = spec_,
             .sequences = sequences,
             .workspace = workspace,
             .tokens = tokens,
             .batch_invariant = batch_invariant,
-            .cache_dtype = cache_dtype()};
-  pass.hidden = pass.get(Slot::hidden, tokens * spec_.hidden_size);
+            .cache_dtype = cache_dtype(),
+            .longest = longest,
+            .alibi_slopes = alibi_ ? alibi_.as<float>() : nullptr};
   pass.attention.resize(sequences.size());
-  fill_angles(pass);
-  embed(pass, ids);
+  const auto token_ids = workspace.add_input<int32_t>(tokens), positions = workspace.add_input<int32_t>(tokens),
+             last = workspace.add_input<int32_t>(count), pasts = workspace.add_input<int32_t>(count);
+  std::copy_n(ids, tokens, token_ids.host);
+  pass.ids = token_ids.device;
+  pass.positions = positions.device;
+  pass.last = last.device;
+  pass.pasts = pasts.device;
+  int64_t row = 0;
+  for (int64_t s = 0; s < count; ++s) {
+    const SequenceTokens& sequence = sequences[static_cast<size_t>(s)];
+    const int64_t past = sequence.cache->length();
+    pasts.host[s] = static_cast<int32_t>(past);
+    for (int64_t t = 0; t < sequence.tokens; ++t)
+      positions.host[row++] = static_cast<int32_t>(past + t + spec_.positions.offset);
+    last.host[s] = static_cast<int32_t>(row - 1);
+  }
+  for (const nn::Rope& rope : ropes_) {
+    const int64_t half = rope.spec().rotary_dim / 2;
+    const auto cos = workspace.add_input<float>(tokens * half), sin = workspace.add_input<float>(tokens * half);
+    pass.cos.push_back(cos.device);
+    pass.sin.push_back(sin.device);
+    int64_t done = 0;
+    for (const SequenceTokens& sequence : sequences) {
+      rope.fill(sequence.cache->length(), sequence.tokens, sequence.length, cos.host + done, sin.host + done);
+      done += sequence.tokens * half;
+    }
+  }
+  return pass;
+}
+
+void Decoder::embed(Pass& pass) const {
+  const int64_t m = pass.tokens, width = embed_.dim(1);
+  const kernels::Kernels& kernels = backend_->kernels();
+  float* embedded = project_in_.rows > 0 ? pass.get(Slot::embedded, m * width) : pass.hidden;
+  kernels.embed(backend_->context_for(m * width),
+                {embed_.data(), embed_.dtype(), pass.ids, m, width, spec_.embed_scale, embedded});
+  if (project_in_.rows > 0) {
+    const std::array calls{nn::LinearCall{&project_in_, pass.hidden, spec_.hidden_size}};
+    nn::run_linear(*backend_, embedded, m, calls, pass.batch_invariant);
+  }
+  if (positions_)
+    kernels.embed(backend_->context_for(m * spec_.hidden_size),
+                  {positions_.data(), positions_.dtype(), pass.positions, m, spec_.hidden_size, 1, pass.hidden, true});
+  if (embed_norm_) nn::run_norm(*backend_, *embed_norm_, pass.hidden, m, pass.hidden);
+}
+
+void Decoder::forward(std::span<const SequenceTokens> sequences, const int32_t* ids, Workspace& workspace,
+                      float* logits, bool all_logits, bool batch_invariant) const {
+  Pass pass = prepare(sequences, ids, workspace, batch_invariant);
+  workspace.send_inputs(false);
+  if (!backend_->cuda()) return run(pass, logits, all_logits);
+  const int64_t count = (all_logits ? pass.tokens : static_cast<int64_t>(sequences.size())) * spec_.vocab_size;
+  float* on_device = logits ? pass.get(Slot::logits, count) : nullptr;
+  run(pass, on_device, all_logits);
+  backend_->cuda()->check();
+  if (logits) backend_->download(logits, on_device, count * static_cast<int64_t>(sizeof(float)));
+}
+
+void Decoder::run(Pass& pass, float* logits, bool all_logits) const {
+  pass.hidden = pass.get(Slot::hidden, pass.tokens * spec_.hidden_size);
+  embed(pass);
   for (size_t i = 0; i < layers_.size(); ++i) run_layer(pass, layers_[i], static_cast<int64_t>(i));
   if (logits) run_head(pass, logits, all_logits);
 }
@@ -107,13 +134,8 @@ void Decoder::run_head(Pass& pass, float* logits, bool all_logits) const {
   int64_t rows = pass.tokens;
   if (!all_logits && rows != static_cast<int64_t>(pass.sequences.size())) {
     rows = static_cast<int64_t>(pass.sequences.size());
-    std::vector<int32_t> last;
-    int64_t end = 0;
-    for (const SequenceTokens& sequence : pass.sequences)
-      last.push_back(static_cast<int32_t>((end += sequence.tokens) - 1));
     float* picked = pass.get(Slot::last, rows * width);
-    backend_->kernels().embed(backend_->context_for(rows * width),
-                              {x, DType::f32, last.data(), rows, width, 1, picked});
+    backend_->kernels().embed(backend_->context_for(rows * width), {x, DType::f32, pass.last, rows, width, 1, picked});
     x = picked;
   }
   if (final_norm_) {

@@ -11,6 +11,7 @@
 #include "checkpoint/checkpoint.h"
 #include "models/spec.h"
 #include "models/weights.h"
+#include "models/workspace.h"
 #include "nibble/model.h"
 #include "nn/kv_cache.h"
 #include "nn/linear.h"
@@ -25,15 +26,6 @@ struct SequenceTokens {
   nn::KvCache* cache;  // holds the past; has room for `tokens` more
   int64_t tokens;      // at least 1
   int64_t length;      // of the sequence when its whole prompt is in, of which these tokens may be a chunk
-};
-
-/// Buffers of a forward pass, kept between passes so that a step allocates nothing.
-class Workspace {
- public:
-  float* get(size_t slot, int64_t count);
-
- private:
-  std::vector<Tensor> buffers_;
 };
 
 struct Layer;
@@ -58,13 +50,21 @@ class Decoder {
 
   /// Appends the tokens to the caches (whose lengths the caller advances) and writes logits: of each sequence's last
   /// token (sequences, vocab), or of every token (tokens, vocab) if `all_logits`; none if `logits` is null.
-  /// Ids must be inside the vocabulary (the caller checks).
+  /// Ids must be inside the vocabulary (the caller checks). `logits` lies in main memory.
   void forward(std::span<const SequenceTokens> sequences, const int32_t* ids, Workspace& workspace, float* logits,
                bool all_logits, bool batch_invariant) const;
 
+  // The two halves of a pass, for StepGraph. `longest`: 0, or for a pass that will be repeated by a GPU the most tokens
+  // that a sequence may have by then; lengths are then read from memory that prepare() writes.
+
+  /// What the host computes: ids, positions and angles, in the workspace's inputs.
+  Pass prepare(std::span<const SequenceTokens> sequences, const int32_t* ids, Workspace& workspace,
+               bool batch_invariant, int64_t longest = 0) const;
+  /// All kernels, once the inputs are sent. `logits` lies where kernels write.
+  void run(Pass& pass, float* logits, bool all_logits) const;
+
  private:
-  void fill_angles(Pass& pass) const;
-  void embed(Pass& pass, const int32_t* ids) const;
+  void embed(Pass& pass) const;
   void run_head(Pass& pass, float* logits, bool all_logits) const;
 
   ModelSpec spec_;
@@ -78,6 +78,7 @@ class Decoder {
   nn::Linear project_in_, project_out_, head_;
   Tensor embed_;      // (vocab, embedding width)
   Tensor positions_;  // (positions, hidden), or empty
+  Tensor alibi_;      // f32 (heads), or empty
 };
 
 /// Reads config.json and the weights of a directory, quantizing on the way. Errors: as AutoModelForCausalLM.

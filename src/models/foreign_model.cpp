@@ -102,7 +102,7 @@ void write_foreign(const Checkpoint& checkpoint, const ForeignPlan& plan, std::o
     if (!weights.contains(info.name)) {
       writer.write(info.name, tensor.bytes());
     } else {
-      const nn::Weight weight = quantize_weight(backend, tensor, plan.config);
+      const nn::Weight weight = nn::to_host(backend, quantize_weight(backend, tensor, plan.config));
       if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight))
         write_4bit(info.name, packed->weight, state_json_room(packed->weight), writer);
       else

@@ -11,11 +11,17 @@
 namespace nibble::models {
 namespace {
 
-MlpWeights bind_mlp(const ModelSpec& model, const MlpSpec& spec, const std::string& prefix, const Weights& weights) {
+MlpWeights bind_mlp(const ops::Backend& backend, const ModelSpec& model, const MlpSpec& spec, const std::string& prefix,
+                    const Weights& weights) {
   const auto linear = [&](const std::string& name) {
-    return name.empty() ? nn::Linear{} : bind_linear(model, weights, prefix + name);
+    return name.empty() ? nn::Linear{} : bind_linear(backend, model, weights, prefix + name);
   };
   return {linear(spec.gate), linear(spec.up), linear(spec.gate_up), linear(spec.down)};
+}
+
+/// A small parameter as kernels read it.
+Tensor as_float(const ops::Backend& backend, const Tensor& x) {
+  return x.dtype() == DType::f32 ? x : backend.to_device(backend.to_host(x).to(DType::f32));
 }
 
 /// x after `norm`, in `slot`, or in the residual stream itself; x if there is no norm.
@@ -42,7 +48,8 @@ void add_block(Pass& pass, const std::optional<nn::Norm>& out_norm, const std::o
 
 }  // namespace
 
-std::optional<nn::Norm> bind_norm(const Weights& weights, const std::string& prefix, const NormSpec& spec) {
+std::optional<nn::Norm> bind_norm(const ops::Backend& backend, const Weights& weights, const std::string& prefix,
+                                  const NormSpec& spec) {
   if (!spec) return std::nullopt;
   const std::string path = prefix + spec.module;
   nn::Norm norm;
@@ -50,31 +57,34 @@ std::optional<nn::Norm> bind_norm(const Weights& weights, const std::string& pre
   norm.eps = static_cast<float>(spec.eps);
   norm.weight_offset = spec.weight_offset;
   if (weights.contains(path + ".weight")) {
-    norm.weight = weights.dense(path + ".weight").to(DType::f32);
+    norm.weight = as_float(backend, weights.dense(path + ".weight"));
   } else {
     norm.weight = Tensor(DType::f32, {spec.size});
     std::fill_n(norm.weight.as<float>(), spec.size, 1.0f);
+    norm.weight = backend.to_device(norm.weight);
   }
-  if (weights.contains(path + ".bias")) norm.bias = weights.dense(path + ".bias").to(DType::f32);
+  if (weights.contains(path + ".bias")) norm.bias = as_float(backend, weights.dense(path + ".bias"));
   return norm;
 }
 
-nn::Linear bind_linear(const ModelSpec& model, const Weights& weights, const std::string& path) {
+nn::Linear bind_linear(const ops::Backend& backend, const ModelSpec& model, const Weights& weights,
+                       const std::string& path) {
   const ModuleSpec* module = find_module(model, path);
   if (!module || module->kind != ModuleKind::linear) fail(ErrorCode::internal, "no linear module '{}'", path);
   nn::Linear layer;
   layer.weight = weights.get(path + ".weight");
-  if (weights.contains(path + ".bias")) layer.bias = weights.dense(path + ".bias").to(DType::f32);
+  if (weights.contains(path + ".bias")) layer.bias = as_float(backend, weights.dense(path + ".bias"));
   const Shape shape = weight_shape(*module);
   layer.rows = shape[0];
   layer.cols = shape[1];
   return layer;
 }
 
-Layer bind_layer(const ModelSpec& model, const LayerSpec& spec, const std::string& prefix, const Weights& weights) {
-  const auto norm = [&](const NormSpec& n) { return bind_norm(weights, prefix, n); };
+Layer bind_layer(const ops::Backend& backend, const ModelSpec& model, const LayerSpec& spec, const std::string& prefix,
+                 const Weights& weights) {
+  const auto norm = [&](const NormSpec& n) { return bind_norm(backend, weights, prefix, n); };
   const auto linear = [&](const std::string& name) {
-    return name.empty() ? nn::Linear{} : bind_linear(model, weights, prefix + name);
+    return name.empty() ? nn::Linear{} : bind_linear(backend, model, weights, prefix + name);
   };
   const AttentionSpec& attention = spec.attention;
   Layer layer{.spec = &spec,
@@ -95,8 +105,9 @@ Layer bind_layer(const ModelSpec& model, const LayerSpec& spec, const std::strin
               .mlps = {}};
   const ExpertsSpec& experts = spec.mlp.experts;
   for (int64_t e = 0; e < experts.count; ++e)
-    layer.mlps.push_back(bind_mlp(model, spec.mlp, prefix + experts.prefix + std::to_string(e) + ".", weights));
-  if (layer.mlps.empty()) layer.mlps.push_back(bind_mlp(model, spec.mlp, prefix, weights));
+    layer.mlps.push_back(
+        bind_mlp(backend, model, spec.mlp, prefix + experts.prefix + std::to_string(e) + ".", weights));
+  if (layer.mlps.empty()) layer.mlps.push_back(bind_mlp(backend, model, spec.mlp, prefix, weights));
   return layer;
 }
 

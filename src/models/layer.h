@@ -31,10 +31,13 @@ struct Layer {
 };
 
 /// `prefix` is the layer's: "model.layers.0.".
-Layer bind_layer(const ModelSpec& model, const LayerSpec& spec, const std::string& prefix, const Weights& weights);
+Layer bind_layer(const ops::Backend& backend, const ModelSpec& model, const LayerSpec& spec, const std::string& prefix,
+                 const Weights& weights);
 /// The norm at `prefix` + spec.module, or nothing if the spec names none.
-std::optional<nn::Norm> bind_norm(const Weights& weights, const std::string& prefix, const NormSpec& spec);
-nn::Linear bind_linear(const ModelSpec& model, const Weights& weights, const std::string& path);
+std::optional<nn::Norm> bind_norm(const ops::Backend& backend, const Weights& weights, const std::string& prefix,
+                                  const NormSpec& spec);
+nn::Linear bind_linear(const ops::Backend& backend, const ModelSpec& model, const Weights& weights,
+                       const std::string& path);
 
 /// What the buffers of a workspace hold.
 enum class Slot : size_t {
@@ -53,9 +56,13 @@ enum class Slot : size_t {
   routed,     // (tokens, experts)
   expert_in,  // (rows, hidden)
   expert_out,
-  last,  // (sequences, hidden): the last token of each
+  expert_ids,  // (tokens, top_k), as int32
+  expert_weights,
+  expert_rows,  // the same by expert, as int32
+  expert_row_weights,
+  logits,  // on a GPU, before they are copied to the caller
+  last,    // (sequences, hidden): the last token of each
   projected,
-  angles,  // two for each rope, from here on
 };
 
 /// The state of one forward pass.
@@ -67,7 +74,13 @@ struct Pass {
   int64_t tokens;
   bool batch_invariant;
   DType cache_dtype;
+  int64_t longest;                                         // 0, or what prepare() was told
+  const float* alibi_slopes;                               // (heads), or null
   float* hidden = nullptr;                                 // (tokens, hidden_size)
+  const int32_t* ids = nullptr;                            // (tokens)
+  const int32_t* positions = nullptr;                      // (tokens): rows of the position embedding
+  const int32_t* last = nullptr;                           // (sequences): the last token of each
+  const int32_t* pasts = nullptr;                          // (sequences)
   std::vector<const float*> cos = {}, sin = {};            // per rope: (tokens, rotary_dim / 2)
   std::vector<kernels::AttentionSequence> attention = {};  // per sequence
 

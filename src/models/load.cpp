@@ -26,13 +26,14 @@ std::unique_ptr<Decoder> load_decoder(const std::filesystem::path& path, const L
 
 std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source,
                                       std::shared_ptr<const Checkpoint> checkpoint, const LoadOptions& options) {
+  const device::Device device = options.device_map == "auto" ? device::kCpu : device::parse_device(options.device_map);
   ModelSpec spec = build_spec(config, source);
   const auto stored = read_quantization_config(config, source);
   if (stored && options.quantization_config.is_quantizable() && options.warning)
     options.warning("the checkpoint is quantized already: its quantization_config is used, the one given is ignored");
   auto dtype = options.dtype ? options.dtype : config_dtype(config, source);
   if (!dtype) dtype = checkpoint_dtype(*checkpoint);
-  auto backend = std::make_shared<ops::Backend>(options.threads);
+  auto backend = std::make_shared<ops::Backend>(options.threads, device);
   QuantizationPlan plan = plan_quantization(spec, stored ? *stored : options.quantization_config);
   auto weights = load_weights(spec, std::move(checkpoint), std::move(plan), *backend,
                               {.dtype = *dtype,

@@ -156,7 +156,7 @@ std::vector<float> logits_of(const Decoder& decoder, std::vector<int32_t> ids) {
   cache.reserve(static_cast<int64_t>(ids.size()));
   const auto count = static_cast<int64_t>(ids.size());
   std::vector<float> logits(ids.size() * static_cast<size_t>(decoder.vocab_size()));
-  Workspace workspace;
+  Workspace workspace(decoder.backend());
   const SequenceTokens sequence{&cache, count, count};
   decoder.forward({&sequence, 1}, ids.data(), workspace, logits.data(), true, false);
   return logits;
@@ -210,7 +210,7 @@ TEST(Convert, SavingALoadedModelKeepsItsBytes) {
     Scratch scratch;
     const auto decoder = load_decoder(kModels / model, {});
     SafetensorsWriter writer(scratch.path, plan_saved(decoder->spec(), decoder->weights()), int64_t{1} << 30);
-    write_saved(decoder->spec(), decoder->weights(), writer);
+    write_saved(decoder->spec(), decoder->weights(), decoder->backend(), writer);
     writer.finish();
     const auto theirs = Checkpoint::open(kModels / model), ours = Checkpoint::open(scratch.path);
     ASSERT_EQ(theirs->tensors().size(), ours->tensors().size());

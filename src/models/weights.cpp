@@ -156,7 +156,7 @@ class WeightLoader {
       weights_.plan_.quantized.insert(path);
       std::erase(weights_.plan_.skipped, path);
       if (stored.packed) weights_.plan_.config.bnb_4bit_blocksize = stored.packed->blocksize;
-      return weight_from_stored(stored, weights_.plan_.config);
+      return nn::to_device(backend_, weight_from_stored(stored, weights_.plan_.config));
     }
     if (wants_quantized && options_.is_prequantized) {
       weights_.plan_.quantized.erase(path);
@@ -167,13 +167,13 @@ class WeightLoader {
     Tensor plain = checkpoint_.get(stored.name).to(weights_.dtype_);
     if (module.is_transposed) plain = plain.transposed();
     nn::Weight result = wants_quantized ? quantize_weight(backend_, plain, weights_.plan_.config)
-                                        : nn::Weight(nn::DenseWeight{std::move(plain)});
+                                        : nn::Weight(nn::DenseWeight{backend_.to_device(plain)});
     note(stored.name);
     checkpoint_.release(stored.name);
     return result;
   }
 
-  /// A view of the file, or a copy in another type.
+  /// A view of the file, or a copy in another type or on the GPU.
   Tensor dense(const std::string& name, const Shape& shape) {
     if (const auto found = weights_.parameters_.find(name); found != weights_.parameters_.end())
       if (const auto* weight = std::get_if<nn::DenseWeight>(&found->second)) return weight->weight;
@@ -182,7 +182,7 @@ class WeightLoader {
       fail(ErrorCode::unsupported, "tensor '{}': found a quantized tensor, expected a plain one", stored.name);
     note(stored.name);
     const Tensor mapped = checkpoint_.get(stored.name);
-    Tensor result = mapped.to(weights_.dtype_);
+    Tensor result = backend_.to_device(mapped.to(weights_.dtype_));
     if (result.data() != mapped.data()) checkpoint_.release(stored.name);
     return result;
   }

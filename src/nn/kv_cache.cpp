@@ -2,14 +2,18 @@
 #include "nn/kv_cache.h"
 
 #include <algorithm>
-#include <cstring>
+#include <atomic>
 
 #include "base/checked.h"
 
 namespace nibble::nn {
 
-KvCache::KvCache(int64_t layers, int64_t kv_heads, int64_t head_dim, DType dtype)
-    : layers_(static_cast<size_t>(layers)), kv_heads_(kv_heads), head_dim_(head_dim), dtype_(dtype) {}
+KvCache::KvCache(const ops::Backend& backend, int64_t layers, int64_t kv_heads, int64_t head_dim, DType dtype)
+    : backend_(&backend),
+      layers_(static_cast<size_t>(layers)),
+      kv_heads_(kv_heads),
+      head_dim_(head_dim),
+      dtype_(dtype) {}
 
 int64_t KvCache::size_bytes() const {
   return static_cast<int64_t>(layers_.size()) * 2 * kv_heads_ * capacity_ * head_dim_ * size_of(dtype_);
@@ -20,9 +24,11 @@ void KvCache::reserve(int64_t tokens) {
   KvCache old = *this;  // shares the storage
   capacity_ = std::max(tokens, capacity_ + std::min<int64_t>(capacity_, 4096));
   for (Layer& layer : layers_) {
-    layer.keys = Tensor(dtype_, {kv_heads_, capacity_, head_dim_});
-    layer.values = Tensor(dtype_, {kv_heads_, capacity_, head_dim_});
+    layer.keys = backend_->empty(dtype_, {kv_heads_, capacity_, head_dim_});
+    layer.values = backend_->empty(dtype_, {kv_heads_, capacity_, head_dim_});
   }
+  static std::atomic<int64_t> storages{0};
+  storage_id_ = ++storages;
   copy_tokens(old);
 }
 
@@ -37,9 +43,7 @@ void KvCache::copy_tokens(const KvCache& from) {
   if (length_ == 0) return;
   const int64_t row = head_dim_ * size_of(dtype_);
   const auto copy = [&](Tensor& target, const Tensor& source) {
-    for (int64_t head = 0; head < kv_heads_; ++head)
-      std::memcpy(target.as<std::byte>() + head * capacity_ * row, source.as<std::byte>() + head * from.capacity_ * row,
-                  static_cast<size_t>(length_ * row));
+    backend_->copy_rows(target.data(), capacity_ * row, source.data(), from.capacity_ * row, length_ * row, kv_heads_);
   };
   for (size_t i = 0; i < layers_.size(); ++i) {
     copy(layers_[i].keys, from.layers_[i].keys);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "ops/backend.h"
 #include "tensor/tensor.h"
 
 namespace nibble::nn {
@@ -12,11 +13,13 @@ namespace nibble::nn {
 class KvCache {
  public:
   /// The sizes of a layer's heads may differ between models, not between layers.
-  KvCache(int64_t layers, int64_t kv_heads, int64_t head_dim, DType dtype);
+  KvCache(const ops::Backend& backend, int64_t layers, int64_t kv_heads, int64_t head_dim, DType dtype);
 
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }
   int64_t size_bytes() const;
+  /// Changes when keys() and values() do; no other cache ever has the same.
+  int64_t storage_id() const { return storage_id_; }
   DType dtype() const { return dtype_; }
 
   /// Makes room for `tokens` in all. Errors: out_of_memory.
@@ -34,11 +37,13 @@ class KvCache {
     Tensor keys, values;  // (kv_heads, capacity, head_dim)
   };
   void copy_tokens(const KvCache& from);
+  const ops::Backend* backend_;
   std::vector<Layer> layers_;
   int64_t kv_heads_, head_dim_;
   DType dtype_;
   int64_t capacity_ = 0;
   int64_t length_ = 0;
+  int64_t storage_id_ = 0;
 };
 
 }  // namespace nibble::nn

@@ -3,6 +3,8 @@
 
 #include <array>
 
+#include "base/error.h"
+
 namespace nibble::nn {
 namespace {
 
@@ -12,6 +14,13 @@ struct Input {
   const ops::Backend& backend;
   kernels::MatmulInput matmul;
 };
+
+/// Errors: unsupported if the backend lacks the entry.
+template <typename Entry>
+Entry require_entry(const ops::Backend& backend, Entry entry, const char* name) {
+  if (!entry) fail(ErrorCode::unsupported, "{} has no {}", backend.kernels().name, name);
+  return entry;
+}
 
 kernels::MatmulOutput output_of(const LinearCall& call) {
   return {call.y, call.y_stride, call.layer->bias ? call.layer->bias.as<float>() : nullptr, call.accumulate};
@@ -43,8 +52,8 @@ struct Runner {
           return kernels::MatmulDenseJob{w.weight.data(), w.weight.dtype(), call.layer->rows, output_of(call)};
         });
     input.matmul.compute = first.weight.dtype();
-    input.backend.kernels().matmul_dense(input.backend.context(), input.matmul, jobs.data(),
-                                         static_cast<int64_t>(count));
+    require_entry(input.backend, input.backend.kernels().matmul_dense, "matmul_dense")(
+        input.backend.context(), input.matmul, jobs.data(), static_cast<int64_t>(count));
     return count;
   }
 
@@ -61,8 +70,8 @@ struct Runner {
                                         output_of(call)};
         });
     input.matmul.compute = first.compute;
-    input.backend.kernels().matmul_4bit(input.backend.context(), input.matmul, jobs.data(),
-                                        static_cast<int64_t>(count));
+    require_entry(input.backend, input.backend.kernels().matmul_4bit, "matmul_4bit")(
+        input.backend.context(), input.matmul, jobs.data(), static_cast<int64_t>(count));
     return count;
   }
 
@@ -75,13 +84,29 @@ struct Runner {
                                         output_of(call)};
         });
     input.matmul.compute = DType::f16;
-    input.backend.kernels().matmul_int8(input.backend.context(), input.matmul, first.threshold, jobs.data(),
-                                        static_cast<int64_t>(count));
+    require_entry(input.backend, input.backend.kernels().matmul_int8, "matmul_int8")(
+        input.backend.context(), input.matmul, first.threshold, jobs.data(), static_cast<int64_t>(count));
     return count;
   }
 };
 
 }  // namespace
+
+Weight to_device(const ops::Backend& backend, const Weight& weight) {
+  Weight result = weight;
+  if (auto* dense = std::get_if<DenseWeight>(&result)) dense->weight = backend.to_device(dense->weight);
+  if (auto* packed = std::get_if<Weight4Bit>(&result)) packed->weight = ops::to_device(backend, packed->weight);
+  if (auto* rows = std::get_if<WeightInt8>(&result)) rows->weight = ops::to_device(backend, rows->weight);
+  return result;
+}
+
+Weight to_host(const ops::Backend& backend, const Weight& weight) {
+  Weight result = weight;
+  if (auto* dense = std::get_if<DenseWeight>(&result)) dense->weight = backend.to_host(dense->weight);
+  if (auto* packed = std::get_if<Weight4Bit>(&result)) packed->weight = ops::to_host(backend, packed->weight);
+  if (auto* rows = std::get_if<WeightInt8>(&result)) rows->weight = ops::to_host(backend, rows->weight);
+  return result;
+}
 
 void run_linear(const ops::Backend& backend, const float* x, int64_t m, std::span<const LinearCall> calls,
                 bool batch_invariant) {

@@ -24,6 +24,10 @@ struct WeightInt8 {
 };
 using Weight = std::variant<DenseWeight, Weight4Bit, WeightInt8>;
 
+/// A weight where the kernels of `backend` reach it, or in main memory.
+Weight to_device(const ops::Backend& backend, const Weight& weight);
+Weight to_host(const ops::Backend& backend, const Weight& weight);
+
 /// y = x w^T + bias.
 struct Linear {
   Weight weight;

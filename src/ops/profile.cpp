@@ -50,6 +50,7 @@ kernels::Kernels wrapped() {
   NIBBLE_WRAP(dequantize_4bit);
   NIBBLE_WRAP(quantize_8bit);
   NIBBLE_WRAP(dequantize_8bit);
+  NIBBLE_WRAP(center);
   NIBBLE_WRAP(quantize_int8_rows);
   NIBBLE_WRAP(dequantize_int8_rows);
   NIBBLE_WRAP(matmul_4bit);
@@ -59,9 +60,15 @@ kernels::Kernels wrapped() {
   NIBBLE_WRAP(layer_norm);
   NIBBLE_WRAP(rope);
   NIBBLE_WRAP(cache_append);
+  NIBBLE_WRAP(rotate_append);
   NIBBLE_WRAP(attention);
   NIBBLE_WRAP(activate);
   NIBBLE_WRAP(embed);
+  NIBBLE_WRAP(split_heads);
+  NIBBLE_WRAP(softcap);
+  NIBBLE_WRAP(argmax);
+  NIBBLE_WRAP(route_experts);
+  NIBBLE_WRAP(scatter_add_rows);
 #undef NIBBLE_WRAP
   return table;
 }

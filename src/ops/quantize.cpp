@@ -1,6 +1,8 @@
 // Checks sizes and types, allocates the results and calls the kernels.
 #include "ops/quantize.h"
 
+#include <algorithm>
+
 #include "base/checked.h"
 #include "base/error.h"
 
@@ -13,20 +15,42 @@ void require_float(const Tensor& x, std::string_view what) {
           "{}: found {} elements, expected float32, bfloat16 or float16", what, name_of(dtype));
 }
 
-/// The 8-bit second level of double quantization; the mean is summed in double.
+/// x - mean in place; returns the mean, summed in double.
+float center(const Backend& backend, Tensor& x) {
+  Tensor mean = backend.empty(DType::f32, {1});
+  backend.kernels().center(backend.context(), {x.as<float>(), x.count(), mean.as<float>()});
+  float result = 0;
+  backend.download(&result, mean.data(), sizeof result);
+  return result;
+}
+
+/// The 8-bit second level of double quantization.
 void nest_statistics(const Backend& backend, Tensor4Bit& x) {
-  const int64_t blocks = x.absmax.count();
-  float* absmax = x.absmax.as<float>();
-  double sum = 0;
-  for (int64_t i = 0; i < blocks; ++i) sum += absmax[i];
-  x.nested_offset = blocks ? static_cast<float>(sum / static_cast<double>(blocks)) : 0.0f;
-  for (int64_t i = 0; i < blocks; ++i) absmax[i] -= x.nested_offset;
+  x.nested_offset = center(backend, x.absmax);
   Tensor8Bit nested = quantize_8bit(backend, x.absmax, quant::kDynamicSigned.data(), quant::kNestedBlock);
   x.absmax = nested.codes;
   x.nested_absmax = nested.absmax;
-  x.nested_code_book = Tensor(DType::f32, {256});
-  std::copy(quant::kDynamicSigned.begin(), quant::kDynamicSigned.end(), x.nested_code_book.as<float>());
+  x.nested_code_book = backend.empty(DType::f32, {256});
+  backend.upload(x.nested_code_book.data(), quant::kDynamicSigned.data(), x.nested_code_book.size_bytes());
   x.is_nested = true;
+}
+
+/// Bytes of a tensor that are on the GPU at a time while it is quantized from main memory.
+constexpr int64_t kPieceBytes = int64_t{32} << 20;
+
+/// Calls body(elements, first, count) for pieces of `x` whose sizes are multiples of `unit` (but for the last): all of
+/// it at once where the kernels reach it, else one piece after the other through a buffer on the GPU.
+template <typename Body>
+void for_each_piece(const Backend& backend, const Tensor& x, int64_t unit, const Body& body) {
+  if (x.device() == backend.device()) return body(x.data(), int64_t{0}, x.count());
+  const int64_t element = size_of(x.dtype());
+  const int64_t piece = std::min(x.count(), std::max<int64_t>(kPieceBytes / element / unit, 1) * unit);
+  Tensor buffer = backend.empty(x.dtype(), {piece});
+  for (int64_t first = 0; first < x.count(); first += piece) {
+    const int64_t count = std::min(piece, x.count() - first);
+    backend.upload(buffer.data(), x.as<std::byte>() + first * element, count * element);
+    body(static_cast<const void*>(buffer.data()), first, count);
+  }
 }
 
 }  // namespace
@@ -45,6 +69,31 @@ kernels::Absmax Tensor4Bit::absmax_view() const {
           .offset = nested_offset};
 }
 
+namespace {
+
+template <typename Move>
+Tensor4Bit moved(const Tensor4Bit& x, const Move& move) {
+  Tensor4Bit result = x;
+  for (Tensor* tensor : {&result.packed, &result.absmax, &result.nested_absmax, &result.nested_code_book})
+    *tensor = move(*tensor);
+  return result;
+}
+
+}  // namespace
+
+Tensor4Bit to_device(const Backend& backend, const Tensor4Bit& x) {
+  return moved(x, [&](const Tensor& tensor) { return backend.to_device(tensor); });
+}
+Tensor4Bit to_host(const Backend& backend, const Tensor4Bit& x) {
+  return moved(x, [&](const Tensor& tensor) { return backend.to_host(tensor); });
+}
+TensorInt8 to_device(const Backend& backend, const TensorInt8& x) {
+  return {backend.to_device(x.values), backend.to_device(x.absmax)};
+}
+TensorInt8 to_host(const Backend& backend, const TensorInt8& x) {
+  return {backend.to_host(x.values), backend.to_host(x.absmax)};
+}
+
 const quant::Format& format_4bit(std::string_view quant_type) {
   const quant::Format* format = quant::find_format(quant_type);
   if (!format || format->family != quant::Family::code_book_4bit)
@@ -61,21 +110,24 @@ Tensor4Bit quantize_4bit(const Backend& backend, const Tensor& x, const quant::F
   result.block = block;
   result.shape = x.shape();
   result.dtype = x.dtype();
-  result.packed = Tensor(DType::u8, {quant::packed_size_bytes(x.count())});
-  result.absmax = Tensor(DType::f32, {quant::block_count(x.count(), block)});
-  backend.kernels().quantize_4bit(backend.context(), {.x = x.data(),
-                                                      .dtype = x.dtype(),
-                                                      .count = x.count(),
-                                                      .block = block,
-                                                      .code_book = format.code_book_4bit,
-                                                      .packed = result.packed.as<uint8_t>(),
-                                                      .absmax = result.absmax.as<float>()});
+  result.packed = backend.empty(DType::u8, {quant::packed_size_bytes(x.count())});
+  result.absmax = backend.empty(DType::f32, {quant::block_count(x.count(), block)});
+  for_each_piece(backend, x, block, [&](const void* elements, int64_t first, int64_t count) {
+    backend.kernels().quantize_4bit(backend.context(), {.x = elements,
+                                                        .dtype = x.dtype(),
+                                                        .count = count,
+                                                        .block = block,
+                                                        .code_book = format.code_book_4bit,
+                                                        .packed = result.packed.as<uint8_t>() + first / 2,
+                                                        .absmax = result.absmax.as<float>() + first / block});
+  });
   if (is_nested) nest_statistics(backend, result);
   return result;
 }
 
-Tensor dequantize_4bit(const Backend& backend, const Tensor4Bit& x, DType dtype) {
-  Tensor result(dtype, x.shape);
+Tensor dequantize_4bit(const Backend& backend, const Tensor4Bit& anywhere, DType dtype) {
+  const Tensor4Bit x = to_device(backend, anywhere);
+  Tensor result = backend.empty(dtype, x.shape);
   require_float(result, "dequantize_4bit");
   backend.kernels().dequantize_4bit(backend.context(), {.packed = x.packed.as<uint8_t>(),
                                                         .absmax = x.absmax_view(),
@@ -87,10 +139,12 @@ Tensor dequantize_4bit(const Backend& backend, const Tensor4Bit& x, DType dtype)
   return result;
 }
 
-Tensor8Bit quantize_8bit(const Backend& backend, const Tensor& x, const float* code_book, int64_t block) {
-  require_float(x, "quantize_8bit");
+Tensor8Bit quantize_8bit(const Backend& backend, const Tensor& anywhere, const float* code_book, int64_t block) {
+  require_float(anywhere, "quantize_8bit");
   require(block > 0, "blocksize: found {}, expected a positive number", block);
-  Tensor8Bit result{Tensor(DType::u8, {x.count()}), Tensor(DType::f32, {quant::block_count(x.count(), block)})};
+  const Tensor x = backend.to_device(anywhere);
+  Tensor8Bit result{backend.empty(DType::u8, {x.count()}),
+                    backend.empty(DType::f32, {quant::block_count(x.count(), block)})};
   backend.kernels().quantize_8bit(backend.context(), {.x = x.data(),
                                                       .dtype = x.dtype(),
                                                       .count = x.count(),
@@ -105,20 +159,25 @@ TensorInt8 quantize_int8_weight(const Backend& backend, const Tensor& x) {
   require_float(x, "quantize_int8_rows");
   require(x.shape().size() == 2, "quantize_int8_rows: found shape {}, expected 2 dimensions", to_string(x.shape()));
   const Tensor rounded = x.to(DType::f16);
-  TensorInt8 result{Tensor(DType::i8, x.shape()), Tensor(DType::f32, {x.dim(0)})};
-  backend.kernels().quantize_int8_rows(backend.context(), {.x = rounded.data(),
-                                                           .dtype = rounded.dtype(),
-                                                           .rows = x.dim(0),
-                                                           .cols = x.dim(1),
-                                                           .threshold = 0,
-                                                           .q = result.values.as<int8_t>(),
-                                                           .absmax = result.absmax.as<float>(),
-                                                           .outlier_columns = nullptr});
+  const int64_t cols = x.dim(1);
+  TensorInt8 result{backend.empty(DType::i8, x.shape()), backend.empty(DType::f32, {x.dim(0)})};
+  for_each_piece(backend, rounded, std::max<int64_t>(cols, 1), [&](const void* elements, int64_t first, int64_t count) {
+    if (count == 0) return;
+    backend.kernels().quantize_int8_rows(backend.context(), {.x = elements,
+                                                             .dtype = rounded.dtype(),
+                                                             .rows = count / cols,
+                                                             .cols = cols,
+                                                             .threshold = 0,
+                                                             .q = result.values.as<int8_t>() + first,
+                                                             .absmax = result.absmax.as<float>() + first / cols,
+                                                             .outlier_columns = nullptr});
+  });
   return result;
 }
 
-Tensor dequantize_int8(const Backend& backend, const TensorInt8& x, DType dtype) {
-  Tensor result(dtype, x.values.shape());
+Tensor dequantize_int8(const Backend& backend, const TensorInt8& anywhere, DType dtype) {
+  const TensorInt8 x = to_device(backend, anywhere);
+  Tensor result = backend.empty(dtype, x.values.shape());
   require_float(result, "dequantize_int8_rows");
   backend.kernels().dequantize_int8_rows(backend.context(), {.q = x.values.as<int8_t>(),
                                                              .absmax = x.absmax.as<float>(),

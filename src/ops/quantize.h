@@ -35,6 +35,9 @@ struct TensorInt8 {
   Tensor absmax;  // f32 (rows)
 };
 
+// On a GPU, what is quantized or dequantized may lie in main memory or there (then it is streamed through in pieces);
+// results lie there.
+
 /// "nf4" or "fp4". Errors: unsupported for any other name.
 const quant::Format& format_4bit(std::string_view quant_type);
 
@@ -42,6 +45,12 @@ const quant::Format& format_4bit(std::string_view quant_type);
 Tensor4Bit quantize_4bit(const Backend& backend, const Tensor& x, const quant::Format& format, int64_t block,
                          bool is_nested);
 Tensor dequantize_4bit(const Backend& backend, const Tensor4Bit& x, DType dtype);
+
+/// The tensors of `x` where the kernels of `backend` reach them, or in main memory.
+Tensor4Bit to_device(const Backend& backend, const Tensor4Bit& x);
+Tensor4Bit to_host(const Backend& backend, const Tensor4Bit& x);
+TensorInt8 to_device(const Backend& backend, const TensorInt8& x);
+TensorInt8 to_host(const Backend& backend, const TensorInt8& x);
 
 /// 8-bit codes of `x` by a 256-value code book; absmax per `block` values.
 struct Tensor8Bit {

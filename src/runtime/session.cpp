@@ -5,12 +5,13 @@
 
 #include "base/cancel.h"
 #include "base/error.h"
+#include "models/step_graph.h"
 
 namespace nibble {
 namespace {
 
 /// Tokens of a prompt that run together: enough to use the processor well, few enough to keep buffers small.
-constexpr int64_t kChunk = 512;
+int64_t chunk_of(const ops::Backend& backend) { return backend.cuda() ? 2048 : 512; }
 
 }  // namespace
 
@@ -27,6 +28,7 @@ struct Session::State {
   models::Workspace workspace;
   std::vector<float> logits;
   std::vector<models::SequenceTokens> batch;
+  std::unique_ptr<models::StepGraph> graph;  // on a GPU
 
   nn::KvCache& cache(int64_t sequence) {
     require(sequence >= 0 && sequence < static_cast<int64_t>(caches.size()), "sequence: found {}, expected 0 to {}",
@@ -64,6 +66,25 @@ struct Session::State {
     history.tokens.insert(history.tokens.end(), tokens.begin(), tokens.end());
   }
 
+  /// Checks a step of one token for each sequence and makes it the batch.
+  void begin_step(std::span<const int64_t> sequences, std::span<const int32_t> tokens) {
+    require(!sequences.empty() && sequences.size() == tokens.size(), "step: found {} sequences and {} tokens",
+            sequences.size(), tokens.size());
+    throw_if_cancelled();
+    check_tokens(tokens);
+    batch.clear();
+    for (const int64_t sequence : sequences) {
+      nn::KvCache& own = cache(sequence);
+      for (const auto& other : batch) require(other.cache != &own, "step: sequence {} occurs twice", sequence);
+      make_room(own, own.length() + 1);
+      batch.push_back({&own, 1, own.length() + 1});
+    }
+    for (size_t i = 0; i < sequences.size(); ++i) renew(sequences[i], tokens.subspan(i, 1));
+  }
+  void end_step() {
+    for (const auto& sequence : batch) sequence.cache->set_length(sequence.length);
+  }
+
   /// Runs a prompt in chunks; `out` holds vocab floats, or that for every token.
   void append(int64_t sequence, std::span<const int32_t> tokens, float* out, bool all_logits) {
     nn::KvCache& cache = this->cache(sequence);
@@ -79,7 +100,7 @@ struct Session::State {
   void run(nn::KvCache& cache, std::span<const int32_t> tokens, int64_t length, float* out, bool all_logits) {
     while (!tokens.empty()) {
       throw_if_cancelled();
-      const auto count = std::min(static_cast<int64_t>(tokens.size()), kChunk);
+      const auto count = std::min(static_cast<int64_t>(tokens.size()), chunk_of(decoder.backend()));
       const bool is_last = count == static_cast<int64_t>(tokens.size());
       const models::SequenceTokens chunk{&cache, count, length};
       decoder.forward({&chunk, 1}, tokens.data(), workspace, all_logits || is_last ? out : nullptr, all_logits,
@@ -92,8 +113,10 @@ struct Session::State {
 };
 
 Session::Session(const models::Decoder& decoder, int64_t sequences, int64_t max_tokens, bool batch_invariant)
-    : state_(std::make_unique<State>(State{decoder, batch_invariant, {}, {}, {}, {}, {}})) {
+    : state_(std::make_unique<State>(
+          State{decoder, batch_invariant, {}, {}, models::Workspace(decoder.backend()), {}, {}, {}})) {
   require(sequences > 0, "sequences: found {}, expected at least 1", sequences);
+  if (decoder.backend().cuda()) state_->graph = std::make_unique<models::StepGraph>(decoder, state_->workspace);
   for (int64_t i = 0; i < sequences; ++i) {
     state_->caches.push_back(decoder.make_cache());
     state_->caches.back().reserve(std::min(max_tokens, decoder.spec().max_position_embeddings));
@@ -116,23 +139,27 @@ std::vector<float> Session::append_all(int64_t sequence, std::span<const int32_t
 }
 
 std::span<const float> Session::step(std::span<const int64_t> sequences, std::span<const int32_t> tokens) {
-  require(!sequences.empty() && sequences.size() == tokens.size(), "step: found {} sequences and {} tokens",
-          sequences.size(), tokens.size());
-  throw_if_cancelled();
-  state_->check_tokens(tokens);
-  state_->batch.clear();
-  for (const int64_t sequence : sequences) {
-    nn::KvCache& cache = state_->cache(sequence);
-    for (const auto& other : state_->batch) require(other.cache != &cache, "step: sequence {} occurs twice", sequence);
-    state_->make_room(cache, cache.length() + 1);
-    state_->batch.push_back({&cache, 1, cache.length() + 1});
+  state_->begin_step(sequences, tokens);
+  if (state_->graph) {
+    const auto logits = state_->graph->run(state_->batch, tokens.data(), state_->batch_invariant);
+    state_->end_step();
+    return logits;
   }
-  for (size_t i = 0; i < sequences.size(); ++i) state_->renew(sequences[i], tokens.subspan(i, 1));
   state_->logits.resize(sequences.size() * static_cast<size_t>(vocab_size()));
   state_->decoder.forward(state_->batch, tokens.data(), state_->workspace, state_->logits.data(), false,
                           state_->batch_invariant);
-  for (const auto& sequence : state_->batch) sequence.cache->set_length(sequence.length);
+  state_->end_step();
   return state_->logits;
+}
+
+bool Session::can_choose() const { return state_->graph != nullptr; }
+
+std::span<const int32_t> Session::step_greedy(std::span<const int64_t> sequences, std::span<const int32_t> tokens) {
+  if (!can_choose()) fail(ErrorCode::unsupported, "step_greedy: the model is on the CPU, expected a GPU");
+  state_->begin_step(sequences, tokens);
+  const auto best = state_->graph->run_greedy(state_->batch, tokens.data(), state_->batch_invariant);
+  state_->end_step();
+  return best;
 }
 
 int64_t Session::length(int64_t sequence) const { return state_->cache(sequence).length(); }

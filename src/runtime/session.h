@@ -26,6 +26,11 @@ class Session {
   /// One token for each of `sequences`; returns logits (sequences.size(), vocab).
   std::span<const float> step(std::span<const int64_t> sequences, std::span<const int32_t> tokens);
 
+  /// True on a GPU: step_greedy() spares the way of the logits to main memory.
+  bool can_choose() const;
+  /// As step(), returning only the most likely token of each: the lowest of equals, -1 if no logit is a number.
+  std::span<const int32_t> step_greedy(std::span<const int64_t> sequences, std::span<const int32_t> tokens);
+
   int64_t length(int64_t sequence) const;
   void truncate(int64_t sequence, int64_t length);
   /// Sequence i becomes a copy of what sequence source[i] was (beam search).

@@ -34,6 +34,10 @@ bool convert_from(const void* from, void* to, DType dtype, int64_t count) {
   }
 }
 
+void require_main_memory(device::Device device) {
+  if (device.is_cuda()) fail(ErrorCode::internal, "a tensor on {} was read by the CPU", device::to_string(device));
+}
+
 }  // namespace
 
 std::string to_string(const Shape& shape) {
@@ -62,6 +66,13 @@ Tensor Tensor::view(DType dtype, Shape shape, const void* data, std::shared_ptr<
   return tensor;
 }
 
+Tensor Tensor::in_device_memory(device::Device device, DType dtype, Shape shape, std::shared_ptr<void> storage) {
+  Tensor tensor = view(dtype, std::move(shape), storage.get(), storage);
+  tensor.is_mapped_ = false;
+  tensor.device_ = device;
+  return tensor;
+}
+
 Tensor Tensor::reshaped(Shape shape) const {
   if (checked_count(shape, "tensor shape") != count_)
     fail(ErrorCode::invalid_argument, "cannot view shape {} as {}", to_string(shape_), to_string(shape));
@@ -72,6 +83,7 @@ Tensor Tensor::reshaped(Shape shape) const {
 
 Tensor Tensor::to(DType dtype) const {
   if (dtype == dtype_) return *this;
+  require_main_memory(device_);
   Tensor result(dtype, shape_);
   bool converted = false;
   switch (dtype_) {
@@ -92,6 +104,7 @@ Tensor Tensor::to(DType dtype) const {
 }
 
 Tensor Tensor::transposed() const {
+  require_main_memory(device_);
   require(shape_.size() == 2, "cannot transpose shape {}: expected 2 dimensions", to_string(shape_));
   const int64_t rows = shape_[0], cols = shape_[1], size = size_of(dtype_);
   Tensor result(dtype_, {cols, rows});

@@ -1,4 +1,4 @@
-// A dense row-major tensor: a value on shared storage, which may be memory of our own or a mapped file.
+// A dense row-major tensor: a value on shared storage, which may be memory of our own, a mapped file or a GPU's memory.
 #pragma once
 
 #include <cstddef>
@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "device/device.h"
 #include "nibble/types.h"
 
 namespace nibble {
@@ -27,6 +28,9 @@ class Tensor {
   /// write through data() of a mapped tensor.
   static Tensor view(DType dtype, Shape shape, const void* data, std::shared_ptr<const void> owner);
 
+  /// Memory of `device` (ops::Backend::empty allocates it). What is not main memory is for kernels and copies alone.
+  static Tensor in_device_memory(device::Device device, DType dtype, Shape shape, std::shared_ptr<void> storage);
+
   explicit operator bool() const { return data_ != nullptr; }
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }
@@ -34,6 +38,7 @@ class Tensor {
   int64_t count() const { return count_; }
   int64_t size_bytes() const { return count_ * size_of(dtype_); }
   bool is_mapped() const { return is_mapped_; }
+  device::Device device() const { return device_; }
 
   const void* data() const { return data_; }
   void* data() { return data_; }
@@ -53,9 +58,9 @@ class Tensor {
 
   /// The same elements under another shape. Errors: invalid_argument if the count differs.
   Tensor reshaped(Shape shape) const;
-  /// Converted elements (float types among each other); itself if the type is the same.
+  /// Converted elements (float types among each other); itself if the type is the same. In main memory only.
   Tensor to(DType dtype) const;
-  /// Rows and columns swapped; 2-D only. A copy.
+  /// Rows and columns swapped; 2-D only. A copy. In main memory only.
   Tensor transposed() const;
 
  private:
@@ -64,6 +69,7 @@ class Tensor {
   int64_t count_ = 0;
   void* data_ = nullptr;
   bool is_mapped_ = false;
+  device::Device device_;
   std::shared_ptr<const void> owner_;
 };
 

@@ -33,6 +33,8 @@ TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& a
     : base_(base), has_gradient_checkpointing_(has_gradient_checkpointing) {
   const models::ModelSpec& spec = base.spec();
   const models::Weights& weights = base.weights();
+  if (base.backend().device().is_cuda())
+    fail(ErrorCode::unsupported, "training runs on the CPU; the model is on a GPU");
   for (const nn::RopeSpec& rope : spec.ropes) ropes_.emplace_back(rope);
   uint64_t number = 0;
   layers_.reserve(spec.layers.size());
@@ -43,7 +45,7 @@ TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& a
     if (layer.attention.softcap > 0)
       fail(ErrorCode::unsupported, "training a model with soft caps is not supported ({})", spec.architecture);
     const std::string prefix = spec.layers_prefix + std::to_string(i) + ".";
-    layers_.push_back(models::bind_layer(spec, layer, prefix, weights));
+    layers_.push_back(models::bind_layer(base.backend(), spec, layer, prefix, weights));
     const models::Layer& bound = layers_.back();
     const auto attach = [&](const nn::Linear& linear, const std::string& name) {
       return Attached{&linear, name.empty() ? nullptr : adapter.find(prefix + name), ++number};
@@ -58,7 +60,7 @@ TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& a
   const auto linear = [&](const std::string& path) {
     if (!path.empty() && adapter.find(path))
       fail(ErrorCode::unsupported, "an adapter on '{}' is not supported: only those of layers are trained", path);
-    return path.empty() ? nn::Linear{} : models::bind_linear(spec, weights, path);
+    return path.empty() ? nn::Linear{} : models::bind_linear(base.backend(), spec, weights, path);
   };
   if (spec.logit_softcap > 0)
     fail(ErrorCode::unsupported, "training a model with soft caps is not supported ({})", spec.architecture);
@@ -67,8 +69,8 @@ TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& a
   project_in_ = linear(spec.project_in);
   project_out_ = linear(spec.project_out);
   head_ = linear(spec.head);
-  embed_norm_ = models::bind_norm(weights, "", spec.embed_norm);
-  final_norm_ = models::bind_norm(weights, "", spec.final_norm);
+  embed_norm_ = models::bind_norm(base.backend(), weights, "", spec.embed_norm);
+  final_norm_ = models::bind_norm(base.backend(), weights, "", spec.final_norm);
 }
 
 TrainableModel::Pass TrainableModel::make_pass(const Batch& batch, bool is_training, uint64_t seed, float scale) const {

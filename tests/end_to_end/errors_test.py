@@ -39,7 +39,7 @@ class Errors(NibbleCase):
                 "blocksize": ("--load-in-4bit", "--bnb-4bit-blocksize", "63"),
                 "dtype": ("--dtype", "float8"),
                 "compute": ("--load-in-4bit", "--bnb-4bit-compute-dtype", "int3"),
-                "device": ("--device-map", "cuda:0"),
+                "device": ("--device", "gpu"),
                 "temperature": ("--do-sample", "--temperature", "-1"),
                 "top_p": ("--do-sample", "--top-p", "1.5"),
                 "max_new_tokens": ("--max-new-tokens", "0"),

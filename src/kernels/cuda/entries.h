@@ -9,10 +9,23 @@ void quantize_4bit(const Context& context, const Quantize4BitArgs& args);
 void dequantize_4bit(const Context& context, const Dequantize4BitArgs& args);
 void quantize_8bit(const Context& context, const Quantize8BitArgs& args);
 void dequantize_8bit(const Context& context, const Dequantize8BitArgs& args);
+void center(const Context& context, const CenterArgs& args);
 void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args);
 void dequantize_int8_rows(const Context& context, const DequantizeInt8RowsArgs& args);
 void matmul_4bit(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count);
 void matmul_dense(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count);
+void rms_norm(const Context& context, const RmsNormArgs& args);
+void layer_norm(const Context& context, const LayerNormArgs& args);
+void rope(const Context& context, const RopeArgs& args);
+void cache_append(const Context& context, const CacheAppendArgs& args);
+void rotate_append(const Context& context, const RotateAppendArgs& args);
+void attention(const Context& context, const AttentionArgs& args);
+void activate(const Context& context, const ActivateArgs& args);
 void embed(const Context& context, const EmbedArgs& args);
+void split_heads(const Context& context, const SplitHeadsArgs& args);
+void softcap(const Context& context, const SoftcapArgs& args);
+void argmax(const Context& context, const ArgmaxArgs& args);
+void route_experts(const Context& context, const RouteExpertsArgs& args);
+void scatter_add_rows(const Context& context, const ScatterAddRowsArgs& args);
 
 }  // namespace nibble::kernels::cuda

@@ -20,6 +20,7 @@ void quantize_4bit(const Context& context, const Quantize4BitArgs& args);
 void dequantize_4bit(const Context& context, const Dequantize4BitArgs& args);
 void quantize_8bit(const Context& context, const Quantize8BitArgs& args);
 void dequantize_8bit(const Context& context, const Dequantize8BitArgs& args);
+void center(const Context& context, const CenterArgs& args);
 void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args);
 void dequantize_int8_rows(const Context& context, const DequantizeInt8RowsArgs& args);
 

@@ -17,6 +17,7 @@ const Kernels& table() {
     k.dequantize_4bit = dequantize_4bit;
     k.quantize_8bit = quantize_8bit;
     k.dequantize_8bit = dequantize_8bit;
+    k.center = center;
     k.quantize_int8_rows = quantize_int8_rows;
     k.dequantize_int8_rows = dequantize_int8_rows;
     k.rms_norm = rms_norm;

@@ -1,0 +1,145 @@
+// Models on a GPU against the same on the CPU, and against themselves in other batches.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "device/cuda.h"
+#include "nibble/model.h"
+
+namespace nibble {
+namespace {
+
+const std::filesystem::path kModels = std::filesystem::path(NIBBLE_TEST_DATA) / "models";
+
+std::vector<int32_t> prompt_of(int64_t length, int32_t seed) {
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < length; ++i) ids.push_back((i * 37 + seed * 11 + 3) % 97);
+  return ids;
+}
+
+class GpuModel : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const device::CudaSupport support = device::describe_cuda();
+    if (!support.missing.empty()) GTEST_SKIP() << support.missing;
+  }
+  static AutoModelForCausalLM load(const std::string& name, const std::string& device, DType dtype,
+                                   const BitsAndBytesConfig& config = {}) {
+    LoadOptions options;
+    options.device_map = device;
+    options.dtype = dtype;
+    options.quantization_config = config;
+    return AutoModelForCausalLM::from_pretrained(kModels / name, options);
+  }
+  /// ||found - expected|| / ||expected|| of all logits of a prompt.
+  static double logit_error(const std::string& name, DType dtype, const BitsAndBytesConfig& config) {
+    AutoModelForCausalLM cpu = load(name, "cpu", dtype, config), gpu = load(name, "cuda", dtype, config);
+    EXPECT_EQ(gpu.hf_device_map().at(""), "cuda:0");
+    EXPECT_GT(gpu.peak_device_bytes(), 0);
+    const std::vector<float> expected = cpu.logits(prompt_of(70, 1)), found = gpu.logits(prompt_of(70, 1));
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      difference += std::pow(double{found[i]} - double{expected[i]}, 2);
+      size += std::pow(double{expected[i]}, 2);
+    }
+    return std::sqrt(difference / size);
+  }
+};
+
+constexpr const char* kArchitectures[] = {"llama",    "llama-odd", "qwen2", "qwen3",    "mistral-window", "gpt2",
+                                          "gpt-neox", "bloom",     "opt",   "opt-350m", "llama-yarn"};
+
+TEST_F(GpuModel, LogitsAgreeInFloat32) {
+  for (const char* name : kArchitectures) EXPECT_LT(logit_error(name, DType::f32, {}), 2e-4) << name;
+}
+
+TEST_F(GpuModel, LogitsAgreeInBfloat16) {
+  for (const char* name : kArchitectures) EXPECT_LT(logit_error(name, DType::bf16, {}), 2e-2) << name;
+}
+
+TEST_F(GpuModel, QuantizedLogitsAgree) {
+  for (const char* name : kArchitectures)
+    for (const char* type : {"nf4", "fp4"})
+      for (const bool nested : {false, true}) {
+        const BitsAndBytesConfig config{
+            .load_in_4bit = true, .bnb_4bit_quant_type = type, .bnb_4bit_use_double_quant = nested};
+        EXPECT_LT(logit_error(name, DType::f32, config), 2e-3) << name << " " << type << " " << nested;
+      }
+  for (const char* name : kArchitectures)
+    EXPECT_LT(logit_error(name, DType::f32, {.load_in_8bit = true}), 2e-2) << name;
+}
+
+TEST_F(GpuModel, StoredQuantizedWeightsAgree) {
+  for (const char* name : {"llama-nf4-dq", "llama-int8"}) EXPECT_LT(logit_error(name, DType::bf16, {}), 3e-2) << name;
+}
+
+TEST_F(GpuModel, GreedyTextIsThatOfTheCpu) {
+  for (const char* name : {"llama", "qwen3", "gpt2", "bloom"}) {
+    AutoModelForCausalLM cpu = load(name, "cpu", DType::f32), gpu = load(name, "cuda", DType::f32);
+    const GenerationConfig config{.max_new_tokens = 50, .eos_token_id = {-1}};
+    EXPECT_EQ(cpu.generate(prompt_of(9, 2), config)[0], gpu.generate(prompt_of(9, 2), config)[0]) << name;
+  }
+}
+
+TEST_F(GpuModel, TextDoesNotDependOnTheBatch) {
+  for (const bool is_int8 : {false, true}) {
+    BitsAndBytesConfig quantization{.load_in_8bit = is_int8, .load_in_4bit = !is_int8, .llm_int8_threshold = 0};
+    quantization.bnb_4bit_quant_type = "nf4";
+    quantization.bnb_4bit_use_double_quant = true;
+    quantization.bnb_4bit_compute_dtype = DType::bf16;
+    AutoModelForCausalLM model = load("qwen2", "cuda", DType::bf16, quantization);
+    const GenerationConfig config{.max_new_tokens = 40, .eos_token_id = {-1}, .batch_invariant = true};
+    std::vector<std::vector<int32_t>> prompts;
+    for (int32_t i = 0; i < 16; ++i) prompts.push_back(prompt_of(3 + 2 * i, i));
+    const auto sixteen = model.generate(prompts, config);
+    EXPECT_EQ(sixteen.sequences, model.generate(prompts, config).sequences) << "run to run";
+    const auto three = model.generate({prompts[0], prompts[1], prompts[2]}, config);
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_EQ(sixteen[i], three[i]) << i;
+      EXPECT_EQ(sixteen[i], model.generate(prompts[i], config)[0]) << i;
+    }
+  }
+}
+
+TEST_F(GpuModel, SamplingAndBeamsRun) {
+  AutoModelForCausalLM cpu = load("llama", "cpu", DType::f32), gpu = load("llama", "cuda", DType::f32);
+  const GenerationConfig sampled{.max_new_tokens = 20, .do_sample = true, .eos_token_id = {-1}, .seed = 5};
+  EXPECT_EQ(cpu.generate(prompt_of(9, 2), sampled)[0], gpu.generate(prompt_of(9, 2), sampled)[0]);
+  const GenerationConfig beams{.max_new_tokens = 20, .num_beams = 3, .eos_token_id = {-1}};
+  EXPECT_EQ(cpu.generate(prompt_of(9, 2), beams)[0], gpu.generate(prompt_of(9, 2), beams)[0]);
+}
+
+TEST_F(GpuModel, SavedFilesEqualThoseOfTheCpu) {
+  const BitsAndBytesConfig config{
+      .load_in_4bit = true, .bnb_4bit_quant_type = "nf4", .bnb_4bit_use_double_quant = true};
+  const auto base = std::filesystem::temp_directory_path() / "nibble_gpu_test";
+  std::filesystem::remove_all(base);
+  std::filesystem::create_directories(base);
+  std::vector<std::string> files;
+  for (const char* device : {"cpu", "cuda"}) {
+    load("llama", device, DType::bf16, config).save_pretrained(base / device);
+    std::ifstream file(base / device / "model.safetensors", std::ios::binary);
+    files.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+    EXPECT_GT(files.back().size(), 1000u);
+  }
+  EXPECT_TRUE(files[0] == files[1]);
+  std::filesystem::remove_all(base);
+}
+
+TEST(Gpu, MissingOnesAreNamed) {
+  LoadOptions options;
+  options.device_map = "cuda:77";
+  try {
+    AutoModelForCausalLM::from_pretrained(kModels / "llama", options);
+    FAIL() << "loaded onto a GPU that is not there";
+  } catch (const Error& error) {
+    EXPECT_TRUE(error.code() == ErrorCode::device || error.code() == ErrorCode::invalid_argument);
+    EXPECT_NE(std::string(error.what()).find("cuda:77"), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,59 @@
+// attention: sorts the sequences of a call by the kernel that suits them; cache_append.
+#include "kernels/cuda/device/attention.cuh"
+#include "kernels/cuda/entries.h"
+
+namespace nibble::kernels::cuda {
+namespace {
+
+using Kernel = void (*)(const Context&, const AttentionArgs&, const Sequences&);
+
+bool is_aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+/// Rows of the cache can be read 16 bytes at a time.
+bool has_wide_rows(const AttentionArgs& args, const AttentionSequence& sequence) {
+  return args.head_dim % 8 == 0 && args.head_dim <= 256 && is_aligned(sequence.k, 16) && is_aligned(sequence.v, 16);
+}
+
+Kernel choose(const Context& context, const AttentionArgs& args, const AttentionSequence& sequence) {
+  if (!has_wide_rows(args, sequence)) return attention_general;
+  if (sequence.tokens == 1) return attention_decode;
+  const bool has_tensor_cores = context.capability >= 80 && args.kv_dtype == DType::bf16;
+  return has_tensor_cores && args.is_causal && !args.relative_bias ? attention_prefill : attention_general;
+}
+
+template <typename T>
+__global__ void cache_append_kernel(CacheAppendArgs args) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= args.tokens * args.kv_heads * args.head_dim) return;
+  const int64_t past = args.past_at ? *args.past_at : args.past;
+  const int64_t d = index % args.head_dim, head = index / args.head_dim % args.kv_heads,
+                token = index / args.head_dim / args.kv_heads;
+  static_cast<T*>(args.cache)[(head * args.capacity + past + token) * args.head_dim + d] =
+      from_float<T>(args.x[token * args.stride + head * args.head_dim + d]);
+}
+
+}  // namespace
+
+void attention(const Context& context, const AttentionArgs& args) {
+  for (const Kernel kernel : {attention_decode, attention_prefill, attention_general}) {
+    Sequences sequences;
+    for (int64_t s = 0; s < args.sequence_count; ++s) {
+      if (args.sequences[s].tokens == 0 || choose(context, args, args.sequences[s]) != kernel) continue;
+      sequences.at[sequences.count++] = args.sequences[s];
+      if (sequences.count < kMaxSequences) continue;
+      kernel(context, args, sequences);
+      sequences.count = 0;
+    }
+    if (sequences.count > 0) kernel(context, args, sequences);
+  }
+}
+
+void cache_append(const Context& context, const CacheAppendArgs& args) {
+  const int64_t count = args.tokens * args.kv_heads * args.head_dim;
+  if (count == 0) return;
+  with_float_type(args.dtype, [&](auto element) {
+    cache_append_kernel<decltype(element)><<<blocks_for(count, 256), 256, 0, stream_of(context.stream)>>>(args);
+  });
+}
+
+}  // namespace nibble::kernels::cuda

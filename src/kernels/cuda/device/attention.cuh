@@ -1,0 +1,47 @@
+// What the attention kernels share: their sequences by value, and what happens to a score before softmax.
+#pragma once
+
+#include "kernels/cuda/device/element.cuh"
+#include "kernels/kernels.h"
+
+namespace nibble::kernels::cuda {
+
+/// Sequences of one launch: a kernel's arguments have 4 KB.
+inline constexpr int kMaxSequences = 32;
+
+struct Sequences {
+  AttentionSequence at[kMaxSequences];
+  int count = 0;
+};
+
+__device__ __forceinline__ int64_t past_of(const AttentionSequence& sequence) {
+  return sequence.past_at ? *sequence.past_at : sequence.past;
+}
+
+/// The keys [begin, end) that a query at `position` sees.
+struct KeyRange {
+  int64_t begin, end;
+};
+__device__ __forceinline__ KeyRange keys_of(const AttentionArgs& args, const AttentionSequence& sequence,
+                                            int64_t position) {
+  const int64_t end = args.is_causal ? position + 1 : sequence.keys;
+  const int64_t begin = args.window > 0 && end > args.window ? end - args.window : 0;
+  return {begin, end};
+}
+
+__device__ __forceinline__ float finish_score(const AttentionArgs& args, float product, int64_t head, int64_t position,
+                                              int64_t key) {
+  float score = product * args.scale;
+  if (args.softcap > 0) score = args.softcap * tanhf(score / args.softcap);
+  if (args.alibi_slopes) score = fmaf(args.alibi_slopes[head], static_cast<float>(key), score);
+  if (args.relative_bias)
+    score += args.relative_bias[head * (2 * args.relative_span - 1) + key - position + args.relative_span - 1];
+  return score;
+}
+
+/// Of a family of kernels each takes what it can; attention.cu picks.
+void attention_general(const Context& context, const AttentionArgs& args, const Sequences& sequences);
+void attention_decode(const Context& context, const AttentionArgs& args, const Sequences& sequences);
+void attention_prefill(const Context& context, const AttentionArgs& args, const Sequences& sequences);
+
+}  // namespace nibble::kernels::cuda
