@@ -7,6 +7,8 @@ PYTHON ?= python3
 # Seconds that `make tidy` may take; it starts with the files changed last. 0: no limit.
 TIDY_SECONDS ?= 600
 FUZZ_SECONDS ?= 30
+# 0: another one at each run.
+FUZZ_SEED ?= 0
 # gcc's sanitizers need the address layout that setarch -R gives; where that is forbidden, go on without.
 STEADY := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 SANITIZED_CTEST := $(STEADY) ctest --output-on-failure --no-tests=error -j2 --timeout 900
@@ -62,7 +64,7 @@ fuzz: deps
 	scripts/install_deps.sh fuzz
 	cmake --preset fuzz
 	cmake --build build/fuzz --target fuzzers
-	scripts/run_fuzzers.sh build/fuzz/tests/fuzz $(FUZZ_SECONDS)
+	scripts/run_fuzzers.sh build/fuzz/tests/fuzz $(FUZZ_SECONDS) $(FUZZ_SEED)
 
 bench: deps
 	scripts/install_deps.sh bench

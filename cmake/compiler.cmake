@@ -8,8 +8,9 @@ endif()
 if(NIBBLE_SANITIZE)
   target_compile_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer
                                                   -fno-sanitize-recover=all)
-  target_compile_definitions(nibble_options INTERFACE _GLIBCXX_ASSERTIONS)  # operator[] behind the end, front() of nothing
-  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # instrumented standard-library code looks uninitialized to GCC 12
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    target_compile_definitions(nibble_options INTERFACE _GLIBCXX_ASSERTIONS)  # [] behind the end, front() of nothing
+    # Instrumented standard-library code looks uninitialized to GCC 12.
     target_compile_options(nibble_options INTERFACE -Wno-maybe-uninitialized -Wno-uninitialized)
   endif()
   target_link_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE})

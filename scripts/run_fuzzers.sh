@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs every fuzzer of a build folder for some seconds, two at a time; a crash leaves its input in the build folder.
-# usage: run_fuzzers.sh FOLDER SECONDS
+# usage: run_fuzzers.sh FOLDER SECONDS [SEED]        SEED 0, the default: another one at each run
 set -euo pipefail
 folder=$1
-export seconds=$2
+export seconds=$2 seed=${3:-0}
 export seeds=$PWD/tests/fuzz/corpus
 export setarch=""
 setarch -R true 2>/dev/null && setarch="setarch -R"
@@ -15,8 +15,8 @@ run_one() {
   mkdir -p "$1.corpus"
   local folders=("$1.corpus")
   [ -d "$seeds/$name" ] && folders+=("$seeds/$name")
-  if $setarch "$1" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=3000 -max_len=65536 -artifact_prefix="$1." \
-    "${folders[@]}" >"$log" 2>&1; then
+  if $setarch "$1" -seed="$seed" -max_total_time="$seconds" -timeout=20 -malloc_limit_mb=600 -rss_limit_mb=2500 \
+    -max_len=65536 -artifact_prefix="$1." "${folders[@]}" >"$log" 2>&1; then
     echo "$name: ok, $(grep -oE 'Done [0-9]+ runs' "$log" | tail -1)"
   else
     tail -40 "$log"
