@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <thread>
 
 namespace nibble::bench {
@@ -39,6 +40,13 @@ std::string option(int argc, char** argv, const std::string& name, const std::st
   for (int i = 1; i + 1 < argc; ++i)
     if (argv[i] == "--" + name) return argv[i + 1];
   return otherwise;
+}
+
+Options parse_options(int argc, char** argv, int rounds) {
+  const char* library = std::getenv("BITSANDBYTES_LIBRARY");
+  return {std::stoi(option(argc, argv, "threads", "0")),
+          std::stoi(option(argc, argv, "rounds", std::to_string(rounds))), option(argc, argv, "only", ""),
+          option(argc, argv, "json", ""), option(argc, argv, "bitsandbytes", library ? library : "")};
 }
 
 Json to_json(const Timing& timing) {

@@ -27,6 +27,14 @@ std::vector<Timing> race(const std::vector<Contender>& contenders, int rounds);
 /// Value of `--name VALUE` or the default.
 std::string option(int argc, char** argv, const std::string& name, const std::string& otherwise);
 
+/// What every program takes: --threads N (0: all), --rounds N, --only TEXT (in a contender's name), --json FILE and
+/// --bitsandbytes LIBRARY (or the environment's BITSANDBYTES_LIBRARY).
+struct Options {
+  int threads, rounds;
+  std::string only, json, bitsandbytes;
+};
+Options parse_options(int argc, char** argv, int rounds);
+
 Json to_json(const Timing& timing);
 
 }  // namespace nibble::bench

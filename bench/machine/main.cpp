@@ -1,4 +1,4 @@
-// bench_machine [--threads N] [--json FILE]: the peaks of this machine.
+// bench_machine [--threads N] [--rounds N] [--json FILE]: the peaks of this machine.
 #include <cstdio>
 
 #include "base/output.h"
@@ -6,11 +6,12 @@
 
 int main(int argc, char** argv) {
   using namespace nibble;
-  ThreadPool pool(std::stoi(bench::option(argc, argv, "threads", "0")));
+  const auto options = bench::parse_options(argc, argv, 15);
+  ThreadPool pool(options.threads);
   const auto peaks = bench::machine_peaks(pool);
   std::vector<bench::Contender> contenders;
   for (const auto& peak : peaks) contenders.push_back(peak.contender);
-  const auto timings = bench::race(contenders, 15);
+  const auto timings = bench::race(contenders, options.rounds);
   Json json = {{"threads", pool.threads()}};
   std::printf("%-10s %12s %12s %8s\n", "peak", "best", "median", "spread");
   for (size_t i = 0; i < peaks.size(); ++i) {
@@ -20,6 +21,5 @@ int main(int argc, char** argv) {
                 peaks[i].unit.c_str(), timings[i].spread * 100);
     json[timings[i].name] = {{"best", best}, {"median", median}, {"unit", peaks[i].unit}};
   }
-  const std::string path = bench::option(argc, argv, "json", "");
-  if (!path.empty()) write_file(path, dump_json(json));
+  if (!options.json.empty()) write_file(options.json, dump_json(json));
 }

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <sstream>
 
@@ -50,19 +49,19 @@ double baseline_error(const Problem& p, const std::vector<float>& truth, bool in
   });
 }
 
-Json race_shape(const Problem& p, ThreadPool& pool, const std::string& library, int rounds, const std::string& only) {
+Json race_shape(const Problem& p, ThreadPool& pool, const Options& options) {
   std::vector<Entry*> entries;
   add_nibble(entries, p, pool);
-  add_bitsandbytes(entries, p, library);
+  add_bitsandbytes(entries, p, options.bitsandbytes);
 #if defined(NIBBLE_BENCH_ONEDNN)
   add_onednn(entries, p);
 #endif
-  std::erase_if(entries, [&](const Entry* e) { return e->contender.name.find(only) == std::string::npos; });
+  std::erase_if(entries, [&](const Entry* e) { return e->contender.name.find(options.only) == std::string::npos; });
   const auto peaks = machine_peaks(pool);
   std::vector<Contender> contenders;
   for (const auto& peak : peaks) contenders.push_back(peak.contender);
   for (const auto* entry : entries) contenders.push_back(entry->contender);
-  const auto timings = race(contenders, rounds);
+  const auto timings = race(contenders, options.rounds);
 
   Json json = {{"m", p.m},         {"rows", p.rows},          {"cols", p.cols},
                {"block", p.block}, {"peaks", Json::object()}, {"entries", Json::array()}};
@@ -105,19 +104,16 @@ Json race_shape(const Problem& p, ThreadPool& pool, const std::string& library, 
 int main(int argc, char** argv) {
   using namespace nibble;
   using namespace nibble::bench;
-  ThreadPool pool(std::stoi(option(argc, argv, "threads", "0")));
+  const Options options = parse_options(argc, argv, 9);
+  ThreadPool pool(options.threads);
   omp_set_num_threads(pool.threads());
-  const char* path = std::getenv("BITSANDBYTES_LIBRARY");
-  const std::string library = option(argc, argv, "bitsandbytes", path ? path : "");
-  const int rounds = std::stoi(option(argc, argv, "rounds", "9"));
   Json results = Json::array();
   for (const auto& shape : split(option(argc, argv, "shapes", "4096x4096"))) {
     const auto x = shape.find('x');
     for (const auto& m : split(option(argc, argv, "m", "1,128")))
       results.push_back(
           race_shape(make_problem(std::stoll(m), std::stoll(shape.substr(0, x)), std::stoll(shape.substr(x + 1)), 64),
-                     pool, library, rounds, option(argc, argv, "only", "")));
+                     pool, options));
   }
-  const std::string json = option(argc, argv, "json", "");
-  if (!json.empty()) write_file(json, dump_json(results));
+  if (!options.json.empty()) write_file(options.json, dump_json(results));
 }

@@ -2,7 +2,6 @@
 #include <omp.h>
 
 #include <cstdio>
-#include <cstdlib>
 
 #include "base/output.h"
 #include "base/random.h"
@@ -29,22 +28,21 @@ Problem make_problem(int64_t count) {
 int main(int argc, char** argv) {
   using namespace nibble;
   using namespace nibble::bench;
-  ThreadPool pool(std::stoi(option(argc, argv, "threads", "0")));
+  const Options options = parse_options(argc, argv, 9);
+  ThreadPool pool(options.threads);
   omp_set_num_threads(pool.threads());
-  const char* path = std::getenv("BITSANDBYTES_LIBRARY");
   const Problem problem = make_problem(std::stoll(option(argc, argv, "count", "134217728")));
   std::vector<Entry> entries;
   add_memcpy(entries, problem, pool);
   add_nibble(entries, problem, pool);
-  add_bitsandbytes(entries, problem, option(argc, argv, "bitsandbytes", path ? path : ""));
-  const std::string only = option(argc, argv, "only", "");
-  std::erase_if(entries, [&](const Entry& e) { return e.contender.name.find(only) == std::string::npos; });
+  add_bitsandbytes(entries, problem, options.bitsandbytes);
+  std::erase_if(entries, [&](const Entry& e) { return e.contender.name.find(options.only) == std::string::npos; });
 
   for (const auto& peak : machine_peaks(pool))
     if (peak.contender.name == "copy") entries.insert(entries.begin(), {peak.contender, peak.amount});
   std::vector<Contender> contenders;
   for (const auto& entry : entries) contenders.push_back(entry.contender);
-  const auto timings = race(contenders, std::stoi(option(argc, argv, "rounds", "9")));
+  const auto timings = race(contenders, options.rounds);
 
   Json json = Json::array();
   const double copy = entries.front().bytes / timings.front().min_us / 1e3;
@@ -60,6 +58,5 @@ int main(int argc, char** argv) {
     row["of_copy"] = bandwidth / copy;
     json.push_back(row);
   }
-  const std::string file = option(argc, argv, "json", "");
-  if (!file.empty()) write_file(file, dump_json(json));
+  if (!options.json.empty()) write_file(options.json, dump_json(json));
 }
