@@ -95,26 +95,37 @@ NIBBLE_SIMD bool has_special_scale(F32 x) {  // no sign bits here: signed compar
 }
 #endif
 
-NIBBLE_SIMD uint32_t largest_bits(const float* x, int64_t count) {
-  constexpr int64_t step = sizeof(Integers) / sizeof(float);
+/// The largest of all values taken so far.
+struct LargestBits {
   Integers even = {}, odd = {};
-  int64_t i = 0;
-  for (; i + 2 * step <= count; i += 2 * step) {
-    even = max_dwords(even, and_dwords(load_integers(x + i), 0x7fffffff));
-    odd = max_dwords(odd, and_dwords(load_integers(x + i + step), 0x7fffffff));
+};
+NIBBLE_SIMD void take_64(LargestBits& largest, const float* x) {
+  constexpr int64_t step = sizeof(Integers) / sizeof(float);
+  NIBBLE_UNROLL
+  for (int64_t i = 0; i < 64; i += 2 * step) {
+    largest.even = max_dwords(largest.even, and_dwords(load_integers(x + i), 0x7fffffff));
+    largest.odd = max_dwords(largest.odd, and_dwords(load_integers(x + i + step), 0x7fffffff));
   }
-  return largest_bits_one_by_one(x + i, count - i, largest_dword(fold_dwords(max_dwords(even, odd))));
 }
 template <typename T>
-NIBBLE_SIMD uint32_t largest_bits(const T* x, int64_t count) {
+NIBBLE_SIMD void take_64(LargestBits& largest, const T* x) {
   constexpr int64_t step = sizeof(Integers) / sizeof(T);
-  Integers largest = {};
-  int64_t i = 0;
-  for (; i + step <= count; i += step) largest = max_words(largest, and_dwords(load_integers(x + i), 0x7fff7fff));
-  const uint16_t bits = largest_bits_one_by_one(x + i, count - i, largest_word(fold_words(largest)));
+  NIBBLE_UNROLL
+  for (int64_t i = 0; i < 64; i += 2 * step) {
+    largest.even = max_words(largest.even, and_dwords(load_integers(x + i), 0x7fff7fff));
+    largest.odd = max_words(largest.odd, and_dwords(load_integers(x + i + step), 0x7fff7fff));
+  }
+}
+/// With the `count` values at x, fewer than 64, as the last ones.
+NIBBLE_SIMD uint32_t finish(const LargestBits& largest, const float* x, int64_t count) {
+  return largest_bits_one_by_one(x, count, largest_dword(fold_dwords(max_dwords(largest.even, largest.odd))));
+}
+template <typename T>
+NIBBLE_SIMD uint32_t finish(const LargestBits& largest, const T* x, int64_t count) {
+  const uint16_t bits =
+      largest_bits_one_by_one(x, count, largest_word(fold_words(max_words(largest.even, largest.odd))));
   return __builtin_bit_cast(uint32_t, to_float(T{bits}));
 }
-
 /// Lane by lane, of kCount values.
 template <int64_t kCount>
 NIBBLE_SIMD F32 largest_lanes(const float* x) {
@@ -156,13 +167,34 @@ NIBBLE_SIMD bool scales_of_lanes(const T*, float*, float*) {
   return false;
 }
 
-NIBBLE_SIMD uint32_t largest_bits(const float* x, int64_t count) { return largest_bits_one_by_one(x, count, 0); }
+struct LargestBits {
+  uint32_t bits = 0;  // as wide as the type
+};
+NIBBLE_SIMD uint32_t finish(const LargestBits& largest, const float* x, int64_t count) {
+  return largest_bits_one_by_one(x, count, largest.bits);
+}
 template <typename T>
-NIBBLE_SIMD uint32_t largest_bits(const T* x, int64_t count) {
-  return __builtin_bit_cast(uint32_t, to_float(T{largest_bits_one_by_one(x, count, uint16_t{0})}));
+NIBBLE_SIMD uint32_t finish(const LargestBits& largest, const T* x, int64_t count) {
+  const uint16_t bits = largest_bits_one_by_one(x, count, static_cast<uint16_t>(largest.bits));
+  return __builtin_bit_cast(uint32_t, to_float(T{bits}));
+}
+NIBBLE_SIMD void take_64(LargestBits& largest, const float* x) {
+  largest.bits = largest_bits_one_by_one(x, 64, largest.bits);
+}
+template <typename T>
+NIBBLE_SIMD void take_64(LargestBits& largest, const T* x) {
+  largest.bits = largest_bits_one_by_one(x, 64, static_cast<uint16_t>(largest.bits));
 }
 
 #endif
+
+template <typename T>
+NIBBLE_SIMD uint32_t largest_bits(const T* x, int64_t count) {
+  LargestBits largest;
+  int64_t i = 0;
+  for (; i + 64 <= count; i += 64) take_64(largest, x + i);
+  return finish(largest, x + i, count - i);
+}
 
 template <typename T>
 NIBBLE_SIMD BlockScale block_scale(const T* x, int64_t count) {

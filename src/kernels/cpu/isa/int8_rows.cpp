@@ -1,10 +1,13 @@
 // quantize_int8_rows and dequantize_int8_rows: LLM.int8(), one scale a row, outliers left out.
-#include "kernels/cpu/isa/simd.h"
+#include "kernels/cpu/isa/block_absmax.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 namespace {
 
 constexpr float kInt8Step = 1.0f / 127.0f;
+
+/// How far ahead of the row that is read for the first time memory is asked, in bytes.
+constexpr int64_t kRowAhead = 2048;
 
 /// Largest |x| below `limit`; NaN is passed over.
 template <typename T>
@@ -44,23 +47,28 @@ NIBBLE_SIMD void encode_64(const T* x, F32 factor, int8_t* q, bool streamed) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   store_bytes(q, _mm512_permutexvar_epi32(order, bytes), streamed);
 }
+#else
+template <typename T>
+NIBBLE_SIMD void encode_64(const T* x, F32 factor, int8_t* q, bool) {
+  for (int64_t i = 0; i < 64; i += kLanes)
+    store_int8(q + i, min(set1(127.0f), max(set1(-127.0f), round(load(x + i) * factor))));
+}
 #endif
 
-/// A whole row, as if it had no outliers.
+/// A whole row, as if it had no outliers. Returns the largest bits of |next|, a row as long, read on the way: memory
+/// then works while this row is encoded.
 template <typename T>
-NIBBLE_SIMD void encode_row(const T* x, int64_t cols, float scale, int8_t* q, [[maybe_unused]] bool streamed) {
+NIBBLE_SIMD uint32_t encode_row(const T* x, const T* next, int64_t cols, float scale, int8_t* q, bool streamed) {
   const F32 factor = set1(scale);
-  [[maybe_unused]] const int64_t ahead = prefetch_distance(cols * int64_t{sizeof(T)});
+  LargestBits largest;
   int64_t c = 0;
-#if defined(__AVX512F__)
   for (; c + 64 <= cols; c += 64) {
-    prefetch_ahead(x + c, 64 * int64_t{sizeof(T)}, ahead);
+    prefetch_ahead(next + c, 64 * int64_t{sizeof(T)}, kRowAhead);
+    take_64(largest, next + c);
     encode_64(x + c, factor, q + c, streamed);
   }
-#endif
-  for (; c + kLanes <= cols; c += kLanes)
-    store_int8(q + c, min(set1(127.0f), max(set1(-127.0f), round(load(x + c) * factor))));
-  for (; c < cols; ++c) q[c] = encode_int8(to_float(x[c]), scale);
+  for (int64_t i = c; i < cols; ++i) q[i] = encode_int8(to_float(x[i]), scale);
+  return finish(largest, next + c, cols - c);
 }
 
 template <typename T>
@@ -73,30 +81,33 @@ void clear_outliers(const QuantizeInt8RowsArgs& args, const T* x, int8_t* q) {
   }
 }
 
-/// The largest |x|, Inf and all: what a threshold of 0 asks for.
+/// The largest |x|, Inf and all but NaN.
 template <typename T>
-NIBBLE_SIMD float largest_of(const T* x, int64_t cols) {
-  F32 largest = set1(0);
-  int64_t c = 0;
-  for (; c + kLanes <= cols; c += kLanes) largest = max(abs(load(x + c)), largest);
-  float result = reduce_max(largest);
-  for (; c < cols; ++c) {
+float largest_number(const T* x, int64_t cols) {
+  float largest = 0;
+  for (int64_t c = 0; c < cols; ++c) {
     const float size = __builtin_fabsf(to_float(x[c]));
-    if (size > result) result = size;
+    if (size > largest) largest = size;
   }
-  return result;
+  return largest;
 }
 
+/// Rows [begin, end), each encoded while the largest value of the next one is found.
 template <typename T>
-void quantize_row(const QuantizeInt8RowsArgs& args, const T* x, int64_t r, bool streamed) {
-  const T* row = x + r * args.cols;
-  int8_t* q = args.q + r * args.cols;
-  float absmax = largest_of(row, args.cols);
-  const bool has_outlier = args.threshold > 0 && absmax >= args.threshold;
-  if (has_outlier) absmax = largest_below(row, args.cols, args.threshold);
-  args.absmax[r] = absmax;
-  encode_row(row, args.cols, 127.0f * (1.0f / absmax), q, streamed && !has_outlier);
-  if (has_outlier) clear_outliers(args, row, q);
+void quantize_range(const QuantizeInt8RowsArgs& args, const T* x, int64_t begin, int64_t end, bool streamed) {
+  uint32_t bits = largest_bits(x + begin * args.cols, args.cols);
+  for (int64_t r = begin; r < end; ++r) {
+    const T* row = x + r * args.cols;
+    int8_t* q = args.q + r * args.cols;
+    float absmax = __builtin_bit_cast(float, bits);
+    if (absmax != absmax) absmax = largest_number(row, args.cols);
+    const bool has_outlier = args.threshold > 0 && absmax >= args.threshold;
+    if (has_outlier) absmax = largest_below(row, args.cols, args.threshold);
+    args.absmax[r] = absmax;
+    const T* next = r + 1 < end ? row + args.cols : row;
+    bits = encode_row(row, next, args.cols, 127.0f * (1.0f / absmax), q, streamed && !has_outlier);
+    if (has_outlier) clear_outliers(args, row, q);
+  }
 }
 
 template <typename T>
@@ -125,7 +136,7 @@ void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args
   with_type(args.dtype, args.x, [&](const auto* x) {
     const bool streamed = args.cols % 64 == 0 && is_streamed(args.q, args.rows * args.cols);
     for_ranges(context, args.rows, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) quantize_row(args, x, r, streamed);
+      quantize_range(args, x, begin, end, streamed);
       finish_stream(streamed);
     });
   });
