@@ -27,7 +27,7 @@ void dequantize_blocks(const Dequantize4BitArgs& args, T* out, int64_t begin, in
 }  // namespace
 
 void dequantize_4bit(const Context& context, const Dequantize4BitArgs& args) {
-  const int64_t grain = max_of(1, 32768 / args.block);
+  const int64_t grain = max_of(1, piece_elements(args.count) / args.block);
   with_type(args.dtype, args.out, [&](auto* out) {
     for_ranges(context, ceil_of(args.count, args.block), grain,
                [&](int64_t begin, int64_t end) { dequantize_blocks(args, out, begin, end); });

@@ -145,7 +145,7 @@ void dequantize_blocks(const Dequantize8BitArgs& args, const Values& values, T* 
 
 void dequantize_8bit(const Context& context, const Dequantize8BitArgs& args) {
   const Values values = make_values(args.code_book);
-  const int64_t grain = max_of(1, 32768 / args.block);
+  const int64_t grain = max_of(1, piece_elements(args.count) / args.block);
   with_type(args.dtype, args.out, [&](auto* out) {
     for_ranges(context, ceil_of(args.count, args.block), grain,
                [&](int64_t begin, int64_t end) { dequantize_blocks(args, values, out, begin, end); });

@@ -132,7 +132,7 @@ void dequantize_row(const DequantizeInt8RowsArgs& args, T* out, int64_t r, bool 
 }  // namespace
 
 void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args) {
-  const int64_t grain = max_of(1, 32768 / max_of(1, args.cols));
+  const int64_t grain = max_of(1, piece_elements(args.rows * args.cols) / max_of(1, args.cols));
   with_type(args.dtype, args.x, [&](const auto* x) {
     const bool streamed = args.cols % 64 == 0 && is_streamed(args.q, args.rows * args.cols);
     for_ranges(context, args.rows, grain, [&](int64_t begin, int64_t end) {
@@ -143,7 +143,7 @@ void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args
 }
 
 void dequantize_int8_rows(const Context& context, const DequantizeInt8RowsArgs& args) {
-  const int64_t grain = max_of(1, 32768 / max_of(1, args.cols));
+  const int64_t grain = max_of(1, piece_elements(args.rows * args.cols) / max_of(1, args.cols));
   with_type(args.dtype, args.out, [&](auto* out) {
     const int64_t size_bytes = args.rows * args.cols * int64_t{sizeof *out};
     const bool streamed = args.cols % 64 == 0 && is_streamed(out, size_bytes);

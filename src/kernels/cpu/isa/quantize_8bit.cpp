@@ -67,7 +67,7 @@ void quantize_blocks(const Quantize8BitArgs& args, const Encoder& encoder, const
 
 void quantize_8bit(const Context& context, const Quantize8BitArgs& args) {
   const Encoder& encoder = encoder_for(args.code_book);
-  const int64_t grain = max_of(1, 32768 / args.block);
+  const int64_t grain = max_of(1, piece_elements(args.count) / args.block);
   with_type(args.dtype, args.x, [&](const auto* x) {
     for_ranges(context, ceil_of(args.count, args.block), grain,
                [&](int64_t begin, int64_t end) { quantize_blocks(args, encoder, x, begin, end); });

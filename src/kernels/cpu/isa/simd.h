@@ -367,6 +367,9 @@ NIBBLE_SIMD void prefetch_ahead(const void* p, int64_t size_bytes, int64_t ahead
 /// How far ahead: a whole block where it fits the first cache beside the current one.
 NIBBLE_SIMD int64_t prefetch_distance(int64_t block_bytes) { return max_of(8192, min_of(16384, block_bytes)); }
 
+/// Elements of a piece of blockwise work: large calls in large pieces, as each starts with cold memory.
+NIBBLE_SIMD int64_t piece_elements(int64_t count) { return count >= (int64_t{1} << 23) ? 1 << 18 : 1 << 15; }
+
 /// body(begin, end) over [0, count) in pieces of `grain`, shared by the pool's threads.
 template <typename Body>
 NIBBLE_SIMD void for_ranges(const Context& context, int64_t count, int64_t grain, Body&& body) {
