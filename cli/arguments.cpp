@@ -67,6 +67,7 @@ void ModelArguments::add_to(CLI::App& app) {
   quantization.add_to(app);
   app.add_option("--device,--device-map", device_map, "cpu (or auto), cuda or cuda:N")->group("Placement");
   app.add_option("--threads", threads, "CPU threads (0: all)")->group("Placement");
+  app.add_option("--adapter", adapter, "Directory of a LoRA adapter, by PEFT or `nibble finetune`, to apply");
 }
 
 LoadOptions ModelArguments::load_options() const {
@@ -81,7 +82,9 @@ LoadOptions ModelArguments::load_options() const {
 }
 
 AutoModelForCausalLM ModelArguments::load() const {
-  return AutoModelForCausalLM::from_pretrained(resolve_model(model), load_options());
+  AutoModelForCausalLM loaded = AutoModelForCausalLM::from_pretrained(resolve_model(model), load_options());
+  if (!adapter.empty()) loaded.load_adapter(adapter);
+  return loaded;
 }
 
 void SamplingArguments::add_to(CLI::App& app, int64_t default_new_tokens) {

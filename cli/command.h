@@ -54,6 +54,7 @@ struct ModelArguments {
   std::string model;
   QuantizationArguments quantization;
   std::string device_map = "auto";
+  std::string adapter;
   int threads = 0;
 
   void add_to(CLI::App& app);

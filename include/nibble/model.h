@@ -117,6 +117,16 @@ class AutoModelForCausalLM {
   /// Memory taken from the GPU at most so far; 0 on the CPU.
   int64_t peak_device_bytes() const;
 
+  /// Reads an adapter that PEFT or finetune wrote, under a name of its own, and applies it: y += scale * B A x beside the
+  /// weights, which stay as they are. Errors: as LoraConfig; invalid_argument (another model's; the name is taken).
+  void load_adapter(const std::filesystem::path& path, const std::string& name = "default");
+  /// Applies another adapter that was loaded. Errors: not_found.
+  void set_adapter(const std::string& name);
+  /// The base model again; adapters stay loaded.
+  void disable_adapter();
+  /// The name of the adapter that is applied, or nothing.
+  const std::string& active_adapter() const;
+
   /// Parameters and buffers as stored; statistics are not counted (as in transformers).
   int64_t get_memory_footprint() const;
   int64_t num_parameters() const;

@@ -114,6 +114,13 @@ Tensor zeros(Shape shape) {
   return tensor;
 }
 
+/// A copy times `factor`.
+Tensor scaled(const Tensor& x, float factor) {
+  Tensor copy(DType::f32, x.shape());
+  for (int64_t i = 0; i < x.count(); ++i) copy.as<float>()[i] = factor * x.as<float>()[i];
+  return copy;
+}
+
 std::string with_commas(int64_t value) {
   std::string text = std::to_string(value);
   for (auto at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3) text.insert(static_cast<size_t>(at), 1, ',');
@@ -183,6 +190,13 @@ Adapter create_adapter(const models::ModelSpec& spec, const LoraConfig& config, 
                                static_cast<float>(config.lora_dropout)}});
   }
   return adapter;
+}
+
+std::shared_ptr<const models::Updates> updates_of(const Adapter& adapter) {
+  auto updates = std::make_shared<models::Updates>();
+  for (const AdapterLayer& layer : adapter.layers)
+    (*updates)[layer.module] = {scaled(layer.lora.a->value, 1), scaled(layer.lora.b->value, layer.lora.scale)};
+  return updates;
 }
 
 std::string trainable_parameters_text(const Adapter& adapter, int64_t base) {

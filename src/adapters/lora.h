@@ -1,10 +1,12 @@
 // A LoRA adapter of a model: one low-rank update per targeted linear layer.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "models/decoder.h"
 #include "models/spec.h"
 #include "nibble/adapter.h"
 #include "nn/lora.h"
@@ -39,6 +41,9 @@ RankAndScale rank_and_scale(const LoraConfig& config, const std::string& module)
 
 /// A fresh adapter; `seed` draws it.
 Adapter create_adapter(const models::ModelSpec& spec, const LoraConfig& config, uint64_t seed);
+
+/// The updates that the decoder applies, as the adapter is now.
+std::shared_ptr<const models::Updates> updates_of(const Adapter& adapter);
 
 /// "trainable params: 1,792 || all params: 64,576 || trainable%: 2.7750", as PEFT prints it; `base` is the number of
 /// parameters without the adapter.

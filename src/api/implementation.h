@@ -1,8 +1,10 @@
 // What stands behind AutoModelForCausalLM.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <span>
+#include <string>
 
 #include "api/model_source.h"
 #include "models/decoder.h"
@@ -14,6 +16,8 @@ struct AutoModelForCausalLM::Implementation {
   api::ModelSource source;
   std::unique_ptr<models::Decoder> decoder;
   GenerationConfig generation_config;
+  std::map<std::string, std::shared_ptr<const models::Updates>> adapters;
+  std::string active_adapter;  // empty: none
 
   /// Errors: invalid_argument for an id outside the vocabulary.
   void check_ids(std::span<const int32_t> ids) const;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 
+#include "base/error.h"
 #include "models/layer.h"
 #include "models/summary.h"
 
@@ -13,23 +14,14 @@ Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> back
     : spec_(std::move(spec)), config_(std::move(config)), backend_(std::move(backend)), weights_(std::move(weights)) {
   summary_ = summarize(spec_, weights_->plan(), weights_->dtype());
   for (const nn::RopeSpec& rope : spec_.ropes) ropes_.emplace_back(rope);
-  layers_.reserve(spec_.layers.size());
-  for (size_t i = 0; i < spec_.layers.size(); ++i)
-    layers_.push_back(
-        bind_layer(*backend_, spec_, spec_.layers[i], spec_.layers_prefix + std::to_string(i) + ".", *weights_));
-  const auto linear = [&](const std::string& path) {
-    return path.empty() ? nn::Linear{} : bind_linear(*backend_, spec_, *weights_, path);
-  };
+  bind_linears();
   embed_ = weights_->dense(spec_.embed + ".weight");
   Tensor scale(DType::f32, {1});
   *scale.as<float>() = spec_.embed_scale;
   spec_.embed_scale = *scale.to(weights_->dtype()).to(DType::f32).as<float>();
-  project_in_ = linear(spec_.project_in);
   if (!spec_.positions.embed.empty()) positions_ = weights_->dense(spec_.positions.embed + ".weight");
   embed_norm_ = bind_norm(*backend_, *weights_, "", spec_.embed_norm);
   final_norm_ = bind_norm(*backend_, *weights_, "", spec_.final_norm);
-  project_out_ = linear(spec_.project_out);
-  head_ = linear(spec_.head);
   if (!spec_.alibi_slopes.empty()) {
     alibi_ = backend_->empty(DType::f32, {static_cast<int64_t>(spec_.alibi_slopes.size())});
     backend_->upload(alibi_.data(), spec_.alibi_slopes.data(), alibi_.size_bytes());
@@ -37,6 +29,26 @@ Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> back
 }
 
 Decoder::~Decoder() = default;
+
+void Decoder::bind_linears() {
+  layers_.clear();
+  for (size_t i = 0; i < spec_.layers.size(); ++i)
+    layers_.push_back(bind_layer(*backend_, spec_, spec_.layers[i], spec_.layers_prefix + std::to_string(i) + ".",
+                                 *weights_, updates_.get()));
+  const auto linear = [&](const std::string& path) {
+    return path.empty() ? nn::Linear{} : bind_linear(*backend_, spec_, *weights_, path, updates_.get());
+  };
+  project_in_ = linear(spec_.project_in);
+  project_out_ = linear(spec_.project_out);
+  head_ = linear(spec_.head);
+}
+
+void Decoder::set_updates(std::shared_ptr<const Updates> updates) {
+  if (updates && backend_->cuda())
+    fail(ErrorCode::unsupported, "adapters on a GPU are not supported yet: load the model with device_map 'cpu'");
+  updates_ = std::move(updates);
+  bind_linears();
+}
 
 DType Decoder::cache_dtype() const { return weights_->dtype() == DType::f32 ? DType::f32 : DType::bf16; }
 

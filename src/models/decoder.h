@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "base/json.h"
@@ -31,6 +32,9 @@ struct SequenceTokens {
 struct Layer;
 struct Pass;
 
+/// Updates of linear layers by an adapter, by module name.
+using Updates = std::unordered_map<std::string, nn::LowRank>;
+
 /// A model in memory. Immutable after loading, except that passes share its threads: one at a time.
 class Decoder {
  public:
@@ -48,6 +52,9 @@ class Decoder {
   DType cache_dtype() const;
   nn::KvCache make_cache() const;
 
+  /// From the next pass on, the linear layers have these updates and no others; null: none. Not during a pass.
+  void set_updates(std::shared_ptr<const Updates> updates);
+
   /// Appends the tokens to the caches (whose lengths the caller advances) and writes logits: of each sequence's last
   /// token (sequences, vocab), or of every token (tokens, vocab) if `all_logits`; none if `logits` is null.
   /// Ids must be inside the vocabulary (the caller checks). `logits` lies in main memory.
@@ -64,6 +71,7 @@ class Decoder {
   void run(Pass& pass, float* logits, bool all_logits) const;
 
  private:
+  void bind_linears();
   void embed(Pass& pass) const;
   void run_head(Pass& pass, float* logits, bool all_logits) const;
 
@@ -71,6 +79,7 @@ class Decoder {
   Json config_;
   std::shared_ptr<ops::Backend> backend_;
   std::unique_ptr<Weights> weights_;
+  std::shared_ptr<const Updates> updates_;
   ModelSummary summary_;
   std::vector<nn::Rope> ropes_;
   std::vector<Layer> layers_;

@@ -12,9 +12,9 @@ namespace nibble::models {
 namespace {
 
 MlpWeights bind_mlp(const ops::Backend& backend, const ModelSpec& model, const MlpSpec& spec, const std::string& prefix,
-                    const Weights& weights) {
+                    const Weights& weights, const Updates* updates) {
   const auto linear = [&](const std::string& name) {
-    return name.empty() ? nn::Linear{} : bind_linear(backend, model, weights, prefix + name);
+    return name.empty() ? nn::Linear{} : bind_linear(backend, model, weights, prefix + name, updates);
   };
   return {linear(spec.gate), linear(spec.up), linear(spec.gate_up), linear(spec.down)};
 }
@@ -68,7 +68,7 @@ std::optional<nn::Norm> bind_norm(const ops::Backend& backend, const Weights& we
 }
 
 nn::Linear bind_linear(const ops::Backend& backend, const ModelSpec& model, const Weights& weights,
-                       const std::string& path) {
+                       const std::string& path, const Updates* updates) {
   const ModuleSpec* module = find_module(model, path);
   if (!module || module->kind != ModuleKind::linear) fail(ErrorCode::internal, "no linear module '{}'", path);
   nn::Linear layer;
@@ -77,14 +77,16 @@ nn::Linear bind_linear(const ops::Backend& backend, const ModelSpec& model, cons
   const Shape shape = weight_shape(*module);
   layer.rows = shape[0];
   layer.cols = shape[1];
+  if (!updates) return layer;
+  if (const auto found = updates->find(path); found != updates->end()) layer.update = &found->second;
   return layer;
 }
 
 Layer bind_layer(const ops::Backend& backend, const ModelSpec& model, const LayerSpec& spec, const std::string& prefix,
-                 const Weights& weights) {
+                 const Weights& weights, const Updates* updates) {
   const auto norm = [&](const NormSpec& n) { return bind_norm(backend, weights, prefix, n); };
   const auto linear = [&](const std::string& name) {
-    return name.empty() ? nn::Linear{} : bind_linear(backend, model, weights, prefix + name);
+    return name.empty() ? nn::Linear{} : bind_linear(backend, model, weights, prefix + name, updates);
   };
   const AttentionSpec& attention = spec.attention;
   Layer layer{.spec = &spec,
@@ -106,8 +108,8 @@ Layer bind_layer(const ops::Backend& backend, const ModelSpec& model, const Laye
   const ExpertsSpec& experts = spec.mlp.experts;
   for (int64_t e = 0; e < experts.count; ++e)
     layer.mlps.push_back(
-        bind_mlp(backend, model, spec.mlp, prefix + experts.prefix + std::to_string(e) + ".", weights));
-  if (layer.mlps.empty()) layer.mlps.push_back(bind_mlp(backend, model, spec.mlp, prefix, weights));
+        bind_mlp(backend, model, spec.mlp, prefix + experts.prefix + std::to_string(e) + ".", weights, updates));
+  if (layer.mlps.empty()) layer.mlps.push_back(bind_mlp(backend, model, spec.mlp, prefix, weights, updates));
   return layer;
 }
 

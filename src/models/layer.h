@@ -30,14 +30,14 @@ struct Layer {
   std::vector<MlpWeights> mlps;  // one, or one per expert
 };
 
-/// `prefix` is the layer's: "model.layers.0.".
+/// `prefix` is the layer's: "model.layers.0.". `updates` may be null; it must outlive the layer.
 Layer bind_layer(const ops::Backend& backend, const ModelSpec& model, const LayerSpec& spec, const std::string& prefix,
-                 const Weights& weights);
+                 const Weights& weights, const Updates* updates = nullptr);
 /// The norm at `prefix` + spec.module, or nothing if the spec names none.
 std::optional<nn::Norm> bind_norm(const ops::Backend& backend, const Weights& weights, const std::string& prefix,
                                   const NormSpec& spec);
 nn::Linear bind_linear(const ops::Backend& backend, const ModelSpec& model, const Weights& weights,
-                       const std::string& path);
+                       const std::string& path, const Updates* updates = nullptr);
 
 /// What the buffers of a workspace hold.
 enum class Slot : size_t {

@@ -90,6 +90,21 @@ struct Runner {
   }
 };
 
+void multiply(const ops::Backend& backend, const float* x, int64_t m, const Tensor& w, float* y, int64_t y_stride,
+              bool accumulate, bool batch_invariant) {
+  const kernels::MatmulDenseJob job{w.data(), DType::f32, w.dim(0), {y, y_stride, nullptr, accumulate}};
+  backend.kernels().matmul_dense(backend.context(), {x, m, w.dim(1), DType::f32, batch_invariant}, &job, 1);
+}
+
+void add_update(const ops::Backend& backend, const float* x, int64_t m, const LinearCall& call, bool batch_invariant) {
+  const LowRank& update = *call.layer->update;
+  const int64_t rank = update.a.dim(0);
+  Tensor low(DType::f32, {m, rank});
+  auto* values = low.as<float>();
+  multiply(backend, x, m, update.a, values, rank, false, batch_invariant);
+  multiply(backend, values, m, update.b, call.y, call.y_stride, true, batch_invariant);
+}
+
 }  // namespace
 
 Weight to_device(const ops::Backend& backend, const Weight& weight) {
@@ -110,11 +125,14 @@ Weight to_host(const ops::Backend& backend, const Weight& weight) {
 
 void run_linear(const ops::Backend& backend, const float* x, int64_t m, std::span<const LinearCall> calls,
                 bool batch_invariant) {
+  const std::span<const LinearCall> all = calls;
   while (!calls.empty()) {
     const Linear& first = *calls.front().layer;
     Runner runner{{backend, {x, m, first.cols, DType::f32, batch_invariant}}, calls};
     calls = calls.subspan(std::visit(runner, first.weight));
   }
+  for (const LinearCall& call : all)
+    if (call.layer->update) add_update(backend, x, m, call, batch_invariant);
 }
 
 }  // namespace nibble::nn

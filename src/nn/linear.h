@@ -28,12 +28,19 @@ using Weight = std::variant<DenseWeight, Weight4Bit, WeightInt8>;
 Weight to_device(const ops::Backend& backend, const Weight& weight);
 Weight to_host(const ops::Backend& backend, const Weight& weight);
 
-/// y = x w^T + bias.
+/// An adapter's update of a linear layer: y += (x a^T) b^T.
+struct LowRank {
+  Tensor a;  // f32 (r, cols)
+  Tensor b;  // f32 (rows, r), with the adapter's scale
+};
+
+/// y = x w^T + bias, and the update if there is one.
 struct Linear {
   Weight weight;
   Tensor bias;  // f32 (rows), or empty
   int64_t rows = 0;
   int64_t cols = 0;
+  const LowRank* update = nullptr;
 };
 
 /// Where one layer's result goes: y[i * y_stride + n], added to what is there if `accumulate`.
