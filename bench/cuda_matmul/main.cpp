@@ -118,10 +118,10 @@ void measure_copy(Gpu& gpu) {
   std::printf("copy, read + written: %.0f GB/s\n", gpu.bandwidth / kGigabytes);
 }
 
-void print_row(Gpu& gpu, const char* what, int64_t rows, int64_t cols, int64_t m, double seconds, double bytes) {
-  constexpr double kPeak = 750e12;
+void print_row(Gpu& gpu, const char* what, int64_t rows, int64_t cols, int64_t m, double seconds, double bytes,
+               double peak = 750e12) {
   const double flops = 2.0 * static_cast<double>(rows) * static_cast<double>(cols) * static_cast<double>(m);
-  const double memory = bytes / gpu.bandwidth, compute = flops / kPeak;
+  const double memory = bytes / gpu.bandwidth, compute = flops / peak;
   std::printf("%-14s %6lld x %5lld  m %5lld  %8.1f us  %6.0f GB/s  %6.1f TFLOP/s  limit %6.1f us (%s)\n", what,
               static_cast<long long>(rows), static_cast<long long>(cols), static_cast<long long>(m), seconds * 1e6,
               bytes / seconds / kGigabytes, flops / seconds * 1e-12, std::max(memory, compute) * 1e6,
@@ -164,6 +164,39 @@ void bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const 
     gpu.stream->check();
     const double bytes = static_cast<double>(packed_bytes + (nested ? blocks : 4 * blocks) + 4 * m * (rows + cols));
     print_row(gpu, nested ? (invariant ? "nf4+dq inv" : "nf4+dq") : "nf4", rows, cols, m, seconds, bytes);
+  }
+}
+
+void bench_matmul_plain(Gpu& gpu, int64_t rows, int64_t cols, DType dtype, float threshold,
+                        const std::vector<int64_t>& ms) {
+  const int64_t size = rows * cols * size_of(dtype), copies = std::max<int64_t>(2, kRotated / size + 1);
+  std::vector<std::shared_ptr<void>> weights;
+  const auto bytes = dtype == DType::i8 ? random_bytes(gpu, size) : random_floats(gpu, size / 4, 0.05f);
+  for (int64_t i = 0; i < copies; ++i) {
+    weights.push_back(gpu.stream->allocate(size));
+    gpu.stream->copy(weights.back().get(), bytes.get(), size);
+  }
+  const auto absmax = random_floats(gpu, rows, 0.1f);
+  for (const int64_t m : ms) {
+    const auto x = random_floats(gpu, m * cols, 1), y = gpu.stream->allocate(m * rows * 4);
+    const MatmulInput input{static_cast<const float*>(x.get()), m, cols, DType::bf16};
+    const double seconds = gpu.time([&] {
+      for (const auto& weight : weights) {
+        const MatmulOutput out{static_cast<float*>(y.get()), rows};
+        if (dtype == DType::i8) {
+          const MatmulInt8Job job{static_cast<const int8_t*>(weight.get()), static_cast<const float*>(absmax.get()),
+                                  rows, out};
+          kernels::cuda::table()->matmul_int8(gpu.context, input, threshold, &job, 1);
+        } else {
+          const MatmulDenseJob job{weight.get(), dtype, rows, out};
+          kernels::cuda::table()->matmul_dense(gpu.context, input, &job, 1);
+        }
+      }
+    }) / static_cast<double>(copies);
+    gpu.stream->check();
+    const double peak = dtype == DType::i8 ? 1500e12 : 750e12;
+    print_row(gpu, dtype == DType::i8 ? (threshold > 0 ? "int8 t" : "int8") : "bf16", rows, cols, m, seconds,
+              static_cast<double>(size + 4 * m * (rows + cols)), peak);
   }
 }
 
@@ -216,13 +249,18 @@ int run(int count, char** arguments) {
   std::printf("%s\n", gpu.stream->description().name.c_str());
   measure_copy(gpu);
   bench_quantize(gpu);
-  bench_matmul_4bit(gpu, 11008, 4096, false, {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096}, false);
-  bench_matmul_4bit(gpu, 11008, 4096, true, {1, 4, 8, 16, 64, 512, 2048}, false);
+  bench_matmul_4bit(gpu, 11008, 4096, false, {1, 2, 4, 8, 16, 64, 128, 256, 512, 2048}, false);
+  bench_matmul_4bit(gpu, 11008, 4096, true, {1, 4, 8, 9, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096}, false);
+  bench_matmul_4bit(gpu, 11008, 4096, true, {1, 16, 64}, true);
   bench_matmul_4bit(gpu, 4096, 4096, true, {1, 4, 16, 64, 512, 2048}, false);
   bench_matmul_4bit(gpu, 4096, 11008, true, {1, 4, 16, 64, 512, 2048}, false);
   bench_matmul_4bit(gpu, 12288, 4096, true, {1, 16}, false);
   bench_matmul_4bit(gpu, 22016, 4096, true, {1, 16, 512, 2048}, false);
   bench_matmul_4bit(gpu, 28672, 8192, true, {1, 16, 64}, false);
+  bench_matmul_plain(gpu, 11008, 4096, DType::bf16, 0, {1, 4, 8, 16, 64, 128, 512, 2048});
+  bench_matmul_plain(gpu, 32000, 4096, DType::bf16, 0, {1, 16});
+  bench_matmul_plain(gpu, 11008, 4096, DType::i8, 0, {1, 4, 16, 64, 512, 2048});
+  bench_matmul_plain(gpu, 11008, 4096, DType::i8, 3.9f, {1, 16, 2048});
   gpu.stream->synchronize();
   return 0;
 }

@@ -13,6 +13,8 @@ void center(const Context& context, const CenterArgs& args);
 void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args);
 void dequantize_int8_rows(const Context& context, const DequantizeInt8RowsArgs& args);
 void matmul_4bit(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count);
+void matmul_int8(const Context& context, const MatmulInput& input, float threshold, const MatmulInt8Job* jobs,
+                 int64_t count);
 void matmul_dense(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count);
 void rms_norm(const Context& context, const RmsNormArgs& args);
 void layer_norm(const Context& context, const LayerNormArgs& args);

@@ -66,57 +66,65 @@ float book_scale(const float* code_book, DType compute) {
 }
 
 template <typename T, bool kNested>
-void multiply_few_rows(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+void multiply_few_rows(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count,
+                       int64_t limit) {
   FewRowsArgs args{};
   args.jobs = with_weights(jobs, count, kFewRowsTile);
   const float scale = book_scale(jobs[0].code_book, input.compute);
   for (int i = 0; i < 16; ++i) args.book[i] = jobs[0].code_book[i] * scale;
   args.book_scale = 1.0f / scale;
-  launch_few_rows<FewRows4Bit<T, kNested>>(context, input, args);
+  launch_few_rows_each<FewRows4Bit<T, kNested>>(context, input, args, limit);
 }
 
-template <typename T, bool kNested>
+int64_t blocks_of(const MatmulInput& input, const Matmul4BitJob& job) {
+  return quant::block_count(job.rows * input.cols, job.block);
+}
+
+template <typename T>
 void multiply_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
-  with_tile_shape(input.m, [&](auto columns, auto groups) {
-    using Launch = TileLaunch<Tile4Bit<T, kNested>, columns, groups>;
+  with_tile_shape<T>(input.m, [&](auto shape) {
+    using Launch = TileLaunch<Tile4Bit<T>, shape.columns, shape.groups>;
     TileArgs args{};
     args.jobs = with_weights(jobs, count, Launch::kRows);
     std::copy_n(jobs[0].code_book, 16, args.book);
-    const TileScratch scratch = Launch::reserve(context, input);
-    Launch::template prepare<T, ColumnOrder::runs_of_32>(context, input, scratch);
+    args.waits_for_scales = is_nested(jobs[0]);
+    int64_t scales = 0;
+    for (int64_t j = 0; args.waits_for_scales && j < count; ++j) scales += blocks_of(input, jobs[j]);
+    const TileScratch scratch = Launch::reserve(context, input, scales * 4);
+    PrepareArgs prepare{};
+    float* next = scratch.more;
+    for (int64_t j = 0; args.waits_for_scales && j < count; ++j) {
+      prepare.absmax[j] = {jobs[j].absmax, blocks_of(input, jobs[j]), next};
+      args.jobs.jobs[j].weight.absmax.values = next;
+      next += blocks_of(input, jobs[j]);
+    }
+    Launch::template prepare<T, ColumnOrder::runs_of_32>(context, input, scratch, prepare);
     Launch::run(context, input, scratch, args);
   });
 }
 
-/// body(T, nested) for the compute type and the kind of absmax.
-template <typename Body>
-void with_kind(DType compute, bool nested, const Body& body) {
-  const auto with_type = [&](auto element) {
-    if (nested)
-      body(element, std::true_type{});
-    else
-      body(element, std::false_type{});
-  };
-  if (compute == DType::bf16)
-    with_type(__nv_bfloat16{});
-  else
-    with_type(__half{});
+/// True if the call was taken. The kernel for few rows also serves calls whose bits must not depend on their number.
+template <typename T, bool kNested>
+bool multiply_regular(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  const int64_t limit =
+      is_regular(context, input, jobs, count, 64) ? few_rows_limit<FewRows4Bit<T, kNested>>(context, input.cols) : 0;
+  if (limit > 0 && (input.batch_invariant || input.m <= limit)) {
+    multiply_few_rows<T, kNested>(context, input, jobs, count, limit);
+    return true;
+  }
+  if (input.batch_invariant || context.capability != 90 || !is_regular(context, input, jobs, count, 32)) return false;
+  multiply_tiles<T>(context, input, jobs, count);
+  return true;
 }
 
 void multiply(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
   const bool nested = is_nested(jobs[0]);
-  bool is_done = false;
-  with_kind(input.compute, nested, [&](auto element, auto is_nested) {
-    using T = decltype(element);
-    if (is_regular(context, input, jobs, count, 64) && fits_few_rows<FewRows4Bit<T, is_nested>>(context, input)) {
-      multiply_few_rows<T, is_nested>(context, input, jobs, count);
-      is_done = true;
-    } else if (context.capability == 90 && is_regular(context, input, jobs, count, 32)) {
-      multiply_tiles<T, is_nested>(context, input, jobs, count);
-      is_done = true;
-    }
-  });
-  if (is_done) return;
+  if (input.compute == DType::bf16 && (nested ? multiply_regular<__nv_bfloat16, true>(context, input, jobs, count)
+                                              : multiply_regular<__nv_bfloat16, false>(context, input, jobs, count)))
+    return;
+  if (input.compute == DType::f16 && (nested ? multiply_regular<__half, true>(context, input, jobs, count)
+                                             : multiply_regular<__half, false>(context, input, jobs, count)))
+    return;
   for (int64_t j = 0; j < count; ++j) multiply_slowly(context, input, jobs[j]);
 }
 

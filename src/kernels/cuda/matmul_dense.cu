@@ -2,7 +2,7 @@
 #include "kernels/cuda/device/any_shape.cuh"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/vector.cuh"
-#include "kernels/cuda/device/weights_dense.cuh"
+#include "kernels/cuda/device/weights_plain.cuh"
 #include "kernels/cuda/device/weights_tile_plain.cuh"
 #include "kernels/cuda/entries.h"
 
@@ -32,17 +32,19 @@ DeviceJobs with_weights(const MatmulDenseJob* jobs, int64_t count, int tile_rows
   return all;
 }
 
+/// True if the call was taken; as in matmul_4bit.cu.
 template <typename T>
 bool multiply_regular(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count) {
-  if (!input.batch_invariant && fits_few_rows<FewRowsDense<T>>(context, input)) {
+  const int64_t limit = few_rows_limit<FewRowsDense<T>>(context, input.cols);
+  if (limit > 0 && (input.batch_invariant || input.m <= limit)) {
     FewRowsArgs args{};
     args.jobs = with_weights(jobs, count, kFewRowsTile);
-    launch_few_rows<FewRowsDense<T>>(context, input, args);
+    launch_few_rows_each<FewRowsDense<T>>(context, input, args, limit);
     return true;
   }
-  if (context.capability != 90) return false;
-  with_tile_shape(input.m, [&](auto columns, auto) {
-    using Launch = TileLaunch<TileDense<T>, columns, 2>;
+  if (input.batch_invariant || context.capability != 90) return false;
+  with_plain_tile_shape<T>(input.m, [&](auto shape) {
+    using Launch = TileLaunch<TileDense<T>, shape.columns, shape.groups>;
     TileArgs args{};
     args.jobs = with_weights(jobs, count, Launch::kRows);
     const TileScratch scratch = Launch::reserve(context, input);

@@ -185,5 +185,128 @@ TEST_F(MatmulGpuTest, JobsOfOneCallShareX) {
   }
 }
 
+TEST_F(MatmulGpuTest, DenseAgreesForAnyShape) {
+  Random random(4);
+  const Shape shapes[] = {{1, 64, 576, 0},   {1, 67, 1537, 0},   {2, 33, 40, 0},      {3, 7, 129, 0},
+                          {17, 40, 576, 0},  {300, 35, 190, 0},  {1, 1, 1, 0},        {9, 70, 2104, 0},
+                          {8, 2300, 512, 0}, {70, 300, 1024, 0}, {130, 140, 1032, 0}, {290, 1500, 640, 0}};
+  for (const Shape& shape : shapes)
+    for (const DType compute : {DType::f32, DType::bf16, DType::f16})
+      for (const DType dtype : kFloatTypes) {
+        const int64_t offset = random.next() % 4 == 0;
+        const bool invariant = random.next() & 1;
+        const std::string label = "m " + std::to_string(shape.m) + " rows " + std::to_string(shape.rows) + " cols " +
+                                  std::to_string(shape.cols) + " " + std::string(name_of(dtype)) + " in " +
+                                  std::string(name_of(compute));
+        Array w = random_array(random, dtype, shape.rows * shape.cols, 0.05f, offset);
+        Array x = random_array(random, DType::f32, shape.m * shape.cols, 1, offset);
+        x.upload(stream());
+        w.upload(stream());
+        std::vector<float> decoded;
+        for (int64_t i = 0; i < w.count(); ++i) decoded.push_back(w.get(i));
+        std::vector<float> first;
+        for (int run = 0; run < 2; ++run) {
+          Array y = outputs(shape, shape.rows, false);
+          const MatmulDenseJob job{w.device(stream()), dtype, shape.rows, {y.device<float>(stream()), shape.rows}};
+          MatmulInput input{x.device<float>(stream()), shape.m, shape.cols, compute};
+          input.batch_invariant = invariant;
+          cuda().matmul_dense(context, input, &job, 1);
+          finish(label);
+          y.download(stream(), label);
+          const float* values = y.host<float>();
+          if (run == 0) {
+            expect_near_exact(x, decoded, compute, shape, values, shape.rows, nullptr, 0, label);
+            first.assign(values, values + y.count());
+          } else {
+            ASSERT_TRUE(std::equal(first.begin(), first.end(), values)) << label << ": other bits in the second run";
+          }
+        }
+      }
+}
+
+TEST_F(MatmulGpuTest, Int8AgreesWithTheReference) {
+  Random random(5);
+  const Shape shapes[] = {{1, 64, 576, 0},   {1, 35, 1537, 0},  {3, 33, 48, 0},   {20, 7, 129, 0},
+                          {300, 35, 80, 0},  {1, 1, 1, 0},      {9, 40, 4112, 0}, {100, 130, 1024, 0},
+                          {8, 2200, 256, 0}, {257, 300, 512, 0}};
+  for (const Shape& shape : shapes)
+    for (const float threshold : {0.0f, 2.5f, 4.0f})
+      for (const DType compute : {DType::bf16, DType::f16}) {
+        const std::string label = "m " + std::to_string(shape.m) + " rows " + std::to_string(shape.rows) + " cols " +
+                                  std::to_string(shape.cols) + " threshold " + std::to_string(threshold);
+        Array w(DType::i8, shape.rows * shape.cols, random.next() % 4 == 0), absmax(DType::f32, shape.rows);
+        for (int64_t i = 0; i < w.count(); ++i)
+          w.set(i, static_cast<float>(static_cast<int>(random.next() % 255) - 127));
+        for (int64_t i = 0; i < shape.rows; ++i) absmax.set(i, static_cast<float>(0.1 + random.uniform()));
+        Array bias = random_array(random, DType::f32, shape.rows);
+        Array x = random_array(random, DType::f32, shape.m * shape.cols);
+        if (shape.m > 2)
+          for (int64_t c = 0; c < shape.cols; ++c) x.set(shape.cols + c, 0);
+        for (Array* array : {&w, &absmax, &bias, &x}) array->upload(stream());
+        const bool accumulate = random.next() & 1;
+        std::vector<float> first;
+        for (int run = 0; run < 2; ++run) {
+          Array y = outputs(shape, shape.rows, accumulate);
+          const MatmulInt8Job job{w.device<int8_t>(stream()),
+                                  absmax.device<float>(stream()),
+                                  shape.rows,
+                                  {y.device<float>(stream()), shape.rows, bias.device<float>(stream()), accumulate}};
+          cuda().matmul_int8(context, {x.device<float>(stream()), shape.m, shape.cols, compute}, threshold, &job, 1);
+          finish(label);
+          Array expected = y;
+          const MatmulInt8Job on_host{w.host<int8_t>(),
+                                      absmax.host<float>(),
+                                      shape.rows,
+                                      {expected.host<float>(), shape.rows, bias.host<float>(), accumulate}};
+          if (run == 0)
+            reference().matmul_int8({}, {x.host<float>(), shape.m, shape.cols, compute}, threshold, &on_host, 1);
+          y.download(stream(), label);
+          const float* values = y.host<float>();
+          if (run == 0) {
+            double scale = 1;
+            for (int64_t i = 0; i < expected.count(); ++i) scale = std::max(scale, std::abs(double{expected.get(i)}));
+            for (int64_t i = 0; i < expected.count(); ++i)
+              ASSERT_NEAR(values[i], expected.get(i), 4e-6 * scale) << label << " at " << i;
+            first.assign(values, values + y.count());
+          } else {
+            ASSERT_TRUE(std::equal(first.begin(), first.end(), values)) << label << ": other bits in the second run";
+          }
+        }
+      }
+}
+
+TEST_F(MatmulGpuTest, BatchInvariantModeGivesARowTheSameBitsForAnyM) {
+  Random random(6);
+  for (const int64_t cols : {576, 100}) {
+    const int64_t rows = 50, most = 70;
+    Weight4Bit w(random, {most, rows, cols, 64}, true, quant::kNf4, 0);
+    Array dense = random_array(random, DType::bf16, rows * cols, 0.05f, 0), int8(DType::i8, rows * cols, 0);
+    for (int64_t i = 0; i < int8.count(); ++i) int8.set(i, static_cast<float>(random.next() % 200) - 100);
+    Array absmax = random_array(random, DType::f32, rows), x = random_array(random, DType::f32, most * cols);
+    for (Array* array : {&dense, &int8, &absmax, &x}) array->upload(stream());
+    std::vector<float> all;
+    for (const int64_t m : {most, int64_t{1}, int64_t{2}, int64_t{7}, int64_t{8}, int64_t{33}}) {
+      Array y(DType::f32, m * 3 * rows);
+      float* to = y.device<float>(stream());
+      MatmulInput input{x.device<float>(stream()), m, cols, DType::bf16};
+      input.batch_invariant = true;
+      const auto job = w.job(stream(), to, 3 * rows, true, false);
+      cuda().matmul_4bit(context, input, &job, 1);
+      const MatmulDenseJob dense_job{dense.device(stream()), DType::bf16, rows, {to + rows, 3 * rows}};
+      cuda().matmul_dense(context, input, &dense_job, 1);
+      const MatmulInt8Job int8_job{
+          int8.device<int8_t>(stream()), absmax.device<float>(stream()), rows, {to + 2 * rows, 3 * rows}};
+      cuda().matmul_int8(context, input, 2.0f, &int8_job, 1);
+      finish("invariant");
+      y.download(stream(), "invariant");
+      if (m == most)
+        all.assign(y.host<float>(), y.host<float>() + y.count());
+      else
+        ASSERT_TRUE(std::equal(y.host<float>(), y.host<float>() + y.count(), all.begin()))
+            << "m " << m << " cols " << cols;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble::kernels::cuda::testing

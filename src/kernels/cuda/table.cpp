@@ -20,6 +20,7 @@ const Kernels* table() {
       .dequantize_int8_rows = dequantize_int8_rows,
       .matmul_4bit = matmul_4bit,
       .matmul_dense = matmul_dense,
+      .matmul_int8 = matmul_int8,
       .rms_norm = rms_norm,
       .layer_norm = layer_norm,
       .rope = rope,

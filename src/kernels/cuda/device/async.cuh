@@ -58,4 +58,10 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_
 __device__ __forceinline__ void wait_for_previous_launch() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void allow_next_launch() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
+__device__ __forceinline__ void allow_next_launch_where_possible() {
+#if __CUDA_ARCH__ >= 900
+  allow_next_launch();
+#endif
+}
+
 }  // namespace nibble::kernels::cuda

@@ -12,10 +12,11 @@ struct FewRowsArgs {
   DeviceJobs jobs;
   const float* x;  // (m, cols)
   int m, cols;
-  float book[16];    // 4 bits: the code book times `book_scale`
+  float book[16];    // 4 bits: the code book times a factor
   float book_scale;  // and what the sums are multiplied by in return
   float threshold;   // LLM.int8()
   int x_stride;      // elements between rows of x in shared memory
+  int extra_bytes;   // of shared memory, as Weights asks
 };
 
 inline constexpr int kFewRowsTile = 16;
@@ -23,90 +24,144 @@ inline constexpr int kFewRowsMax = 8;
 inline constexpr int kFewRowsStages = 4;
 inline constexpr int kFewRowsSums = kFewRowsTile * kFewRowsMax;  // of a tile
 
+inline constexpr int kFewRowsWarps = 16;  // as many as a tile has rows
+
 /// Shared memory of a launch, in bytes.
 template <typename Weights>
-inline int64_t few_rows_shared(int warps, int m, int x_stride) {
-  return Weights::kTableBytes + int64_t{warps} * kFewRowsStages * Weights::kSlotBytes +
-         int64_t{2} * warps * kFewRowsSums * 4 +
+inline int64_t few_rows_shared(int m, int x_stride, int extra_bytes) {
+  return Weights::kTableBytes + int64_t{kFewRowsWarps} * kFewRowsStages * Weights::kSlotBytes +
+         int64_t{2} * kFewRowsWarps * kFewRowsSums * 4 + extra_bytes +
          int64_t{m} * x_stride * static_cast<int64_t>(sizeof(typename Weights::X));
 }
 
-/// Weights: how a family's bytes become products; see weights_4bit.cuh and weights_dense.cuh.
-template <typename Weights, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_constant__ FewRowsArgs args) {
-#if __CUDA_ARCH__ >= 800
-  extern __shared__ __align__(128) uint8_t shared[];
-  using X = typename Weights::X;
-  uint8_t* ring = shared + Weights::kTableBytes;
-  float* sums = reinterpret_cast<float*>(ring + kWarps * kFewRowsStages * Weights::kSlotBytes);
-  X* x = reinterpret_cast<X*>(sums + 2 * kWarps * kFewRowsSums);
+/// Where a launch's shared memory is.
+template <typename Weights>
+struct FewRowsShared {
+  uint8_t* table;
+  uint8_t* ring;
+  typename Weights::Sum* sums;
+  uint8_t* extra;
+  typename Weights::X* x;
+
+  __device__ FewRowsShared(const FewRowsArgs& args, uint8_t* shared)
+      : table(shared), ring(shared + Weights::kTableBytes) {
+    sums = reinterpret_cast<typename Weights::Sum*>(ring + kFewRowsWarps * kFewRowsStages * Weights::kSlotBytes);
+    extra = reinterpret_cast<uint8_t*>(sums + 2 * kFewRowsWarps * kFewRowsSums);
+    x = reinterpret_cast<typename Weights::X*>(extra + args.extra_bytes);
+  }
+};
+
+/// The warps' sums of a tile, added in the order of the warps, and stored.
+template <typename Weights>
+__device__ __forceinline__ void finish_tile(const FewRowsArgs& args, const Weights& weights,
+                                            const FewRowsShared<Weights>& shared, int tile, int half) {
+  if (threadIdx.x >= kFewRowsSums) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int chunks = (args.cols + Weights::kChunk - 1) / Weights::kChunk;
-  const uint32_t slots = shared_address(ring) + warp * kFewRowsStages * Weights::kSlotBytes;
+  const auto* first = shared.sums + half * kFewRowsWarps * kFewRowsSums + threadIdx.x;
+  auto sum = first[0];
+#pragma unroll
+  for (int w = 1; w < kFewRowsWarps; ++w) sum += first[w * kFewRowsSums];
+  const DeviceJob& job = args.jobs.of_tile(tile);
+  const int in_tile = lane / 4 + 8 * (warp / 2), row = (tile - job.first_tile) * kFewRowsTile + in_tile;
+  const int i = 2 * (lane % 4) + warp % 2;
+  if (row < job.rows && i < args.m) put(job.out, i, row, weights.finish(args, shared, job, in_tile, row, i, half, sum));
+}
+
+/// Weights: how a family's bytes become products; see weights_4bit.cuh and weights_plain.cuh.
+template <typename Weights>
+__global__ void __launch_bounds__(kFewRowsWarps * 32, 1) few_rows_kernel(const __grid_constant__ FewRowsArgs args) {
+#if __CUDA_ARCH__ >= 800
+  extern __shared__ __align__(128) uint8_t memory[];
+  const FewRowsShared<Weights> shared(args, memory);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int chunks = (args.cols + Weights::kChunk - 1) / Weights::kChunk, tiles = args.jobs.tiles;
+  const uint32_t slots = shared_address(shared.ring) + warp * kFewRowsStages * Weights::kSlotBytes;
   const uint32_t slots_end = slots + kFewRowsStages * Weights::kSlotBytes;
 
   Weights weights(lane);
-  int ahead_tile = warp < chunks ? static_cast<int>(blockIdx.x) : args.jobs.tiles, ahead_chunk = warp;
+  int ahead_tile = warp < chunks ? static_cast<int>(blockIdx.x) : tiles, ahead_chunk = warp;
   uint32_t filling = slots;
-  if (ahead_tile < args.jobs.tiles) weights.enter(args, ahead_tile);
+  if (ahead_tile < tiles) weights.enter(args, ahead_tile);
   const auto prefetch = [&] {
-    if (ahead_tile < args.jobs.tiles) {
+    if (ahead_tile < tiles) {
       weights.prefetch(args, filling, ahead_chunk);
-      ahead_chunk += kWarps;
+      ahead_chunk += kFewRowsWarps;
       if (ahead_chunk >= chunks) {
         ahead_chunk = warp;
         ahead_tile += gridDim.x;
-        if (ahead_tile < args.jobs.tiles) weights.enter(args, ahead_tile);
+        if (ahead_tile < tiles) weights.enter(args, ahead_tile);
       }
     }
     commit_copies();
     filling = filling + Weights::kSlotBytes == slots_end ? slots : filling + Weights::kSlotBytes;
   };
-#pragma unroll
+#pragma unroll 1
   for (int s = 0; s < kFewRowsStages - 1; ++s) prefetch();
-  Weights::fill_table(args, shared);
-  Weights::stage_x(args, x, chunks * Weights::kChunk);
+  weights.load_scales(args, blockIdx.x);
+  weights.prepare(args, shared, chunks * Weights::kChunk);
+  __syncthreads();
+  weights.store_scales(args, shared, blockIdx.x, 0);
   __syncthreads();
 
-  const X* x_row = x + min(lane / 4, args.m - 1) * args.x_stride;
+  const auto* x_row = shared.x + min(lane / 4, args.m - 1) * args.x_stride;
   uint32_t reading = slots;
   int half = 0;
-  for (int tile = blockIdx.x; tile < args.jobs.tiles; tile += gridDim.x) {
-    weights.begin(args, tile);
-    for (int chunk = warp; chunk < chunks; chunk += kWarps) {
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    const int next_tile = tile + static_cast<int>(gridDim.x);
+    weights.begin();
+    if (next_tile < tiles) weights.load_scales(args, next_tile);
+    for (int chunk = warp; chunk < chunks; chunk += kFewRowsWarps) {
       wait_copies<kFewRowsStages - 2>();
       __syncwarp();
-      weights.multiply(args, reading, x_row, chunk);
+      weights.multiply(args, shared, reading, x_row, chunk, half);
       reading = reading + Weights::kSlotBytes == slots_end ? slots : reading + Weights::kSlotBytes;
       prefetch();  // into the slot that the iteration before has read
     }
-    float* own = sums + (half * kWarps + warp) * kFewRowsSums;
+    auto* own = shared.sums + (half * kFewRowsWarps + warp) * kFewRowsSums;
 #pragma unroll
     for (int i = 0; i < 4; ++i) own[i * 32 + lane] = weights.sum(i);
+    weights.end(args, shared, tile, half);
+    if (next_tile < tiles) weights.store_scales(args, shared, next_tile, half ^ 1);
     __syncthreads();
-    if (threadIdx.x < kFewRowsSums) {
-      const float* first = sums + half * kWarps * kFewRowsSums + threadIdx.x;
-      float sum = first[0];
-#pragma unroll
-      for (int w = 1; w < kWarps; ++w) sum += first[w * kFewRowsSums];
-      const DeviceJob& job = args.jobs.of_tile(tile);
-      const int row = (tile - job.first_tile) * kFewRowsTile + lane / 4 + 8 * (warp / 2);
-      const int i = 2 * (lane % 4) + warp % 2;
-      if (row < job.rows && i < args.m) put(job.out, i, row, weights.finish(args, job, row, i, sum));
-    }
+    finish_tile(args, weights, shared, tile, half);
     half ^= 1;
   }
 #endif
 }
 
-/// x rounded to T, dense rows to rows of `x_stride`, zeros up to `padded` columns.
+/// x rounded to T, dense rows to rows of `x_stride`, zeros up to `padded` columns. Four loads are under way at a time;
+/// aligned rows of a multiple of four take four values a load.
 template <typename T>
 __device__ __forceinline__ void stage_rounded(const FewRowsArgs& args, T* x, int padded) {
+  constexpr int kLoads = 4;
+  const int quads = padded / 4, threads = blockDim.x;
+  const bool is_aligned = args.cols % 4 == 0 && reinterpret_cast<uint64_t>(args.x) % 16 == 0;
   for (int i = 0; i < args.m; ++i) {
     const float* row = args.x + int64_t{i} * args.cols;
-#pragma unroll 4
-    for (int c = threadIdx.x; c < padded; c += blockDim.x)
-      x[i * args.x_stride + c] = from_float<T>(c < args.cols ? row[c] : 0.0f);
+    for (int first = threadIdx.x; first < quads; first += kLoads * threads) {
+      float4 values[kLoads];
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        const int c = (first + j * threads) * 4;
+        values[j] = make_float4(0, 0, 0, 0);
+        if (is_aligned && c < args.cols) {
+          values[j] = *reinterpret_cast<const float4*>(row + c);
+        } else {
+          if (c < args.cols) values[j].x = row[c];
+          if (c + 1 < args.cols) values[j].y = row[c + 1];
+          if (c + 2 < args.cols) values[j].z = row[c + 2];
+          if (c + 3 < args.cols) values[j].w = row[c + 3];
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        const int c = (first + j * threads) * 4;
+        if (c >= padded) continue;
+        const T rounded[4] = {from_float<T>(values[j].x), from_float<T>(values[j].y), from_float<T>(values[j].z),
+                              from_float<T>(values[j].w)};
+        *reinterpret_cast<uint2*>(x + i * args.x_stride + c) = *reinterpret_cast<const uint2*>(rounded);
+      }
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/device/few_rows.cuh"
 #include "kernels/cuda/device/tile.cuh"
@@ -27,18 +28,19 @@ inline int64_t shared_limit(int capability) {
   }
 }
 
-inline constexpr int kFewRowsWarps = 16;
-
 template <typename Weights>
 int few_rows_stride(int64_t cols) {
   return static_cast<int>((cols + Weights::kChunk - 1) / Weights::kChunk * Weights::kChunk + Weights::kXPadding);
 }
 
+/// Rows of x that one launch takes; 0 if the columns are too many.
 template <typename Weights>
-bool fits_few_rows(const Context& context, const MatmulInput& input) {
-  return input.m <= kFewRowsMax &&
-         few_rows_shared<Weights>(kFewRowsWarps, static_cast<int>(input.m), few_rows_stride<Weights>(input.cols)) <=
-             shared_limit(context.capability);
+int64_t few_rows_limit(const Context& context, int64_t cols) {
+  if (cols > Weights::kMaxCols) return 0;
+  const int stride = few_rows_stride<Weights>(cols), extra = Weights::extra_bytes(cols);
+  const int64_t row = int64_t{stride} * static_cast<int64_t>(sizeof(typename Weights::X));
+  const int64_t room = shared_limit(context.capability) - few_rows_shared<Weights>(0, stride, extra);
+  return std::clamp<int64_t>(room / row, 0, kFewRowsMax);
 }
 
 /// args: jobs and what Weights reads; the rest is filled in here.
@@ -48,11 +50,26 @@ void launch_few_rows(const Context& context, const MatmulInput& input, FewRowsAr
   args.m = static_cast<int>(input.m);
   args.cols = static_cast<int>(input.cols);
   args.x_stride = few_rows_stride<Weights>(input.cols);
-  const auto kernel = few_rows_kernel<Weights, kFewRowsWarps>;
-  const auto shared = static_cast<int>(few_rows_shared<Weights>(kFewRowsWarps, args.m, args.x_stride));
+  args.extra_bytes = Weights::extra_bytes(input.cols);
+  const auto kernel = few_rows_kernel<Weights>;
+  const auto shared = static_cast<int>(few_rows_shared<Weights>(args.m, args.x_stride, args.extra_bytes));
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   const auto blocks = static_cast<unsigned>(std::min(args.jobs.tiles, context.multiprocessors));
   kernel<<<blocks, kFewRowsWarps * 32, static_cast<size_t>(shared), stream_of(context.stream)>>>(args);
+}
+
+/// Any number of rows of x, `limit` a launch: a row's bits do not depend on how many there are.
+template <typename Weights>
+void launch_few_rows_each(const Context& context, const MatmulInput& input, FewRowsArgs& args, int64_t limit) {
+  const DeviceJobs jobs = args.jobs;
+  for (int64_t first = 0; first < input.m; first += limit) {
+    MatmulInput part = input;
+    part.x = input.x + first * input.cols;
+    part.m = std::min(limit, input.m - first);
+    for (int j = 0; j < jobs.count; ++j)
+      args.jobs.jobs[j].out.y = jobs.jobs[j].out.y + first * jobs.jobs[j].out.y_stride;
+    launch_few_rows<Weights>(context, part, args);
+  }
 }
 
 /// Starts while the launch before finishes; the kernel itself waits where it must.
@@ -76,6 +93,7 @@ void launch_early(Kernel kernel, unsigned blocks, unsigned threads, size_t share
 struct TileScratch {
   uint8_t* x;
   float* partials;
+  float* more;  // what the caller asked for beside
 };
 
 template <typename Weights, int kColumns, int kGroups>
@@ -88,9 +106,10 @@ struct TileLaunch {
   }
 
   static TileScratch reserve(const Context& context, const MatmulInput& input, int64_t more_bytes = 0) {
-    auto* memory = static_cast<uint8_t*>(context.scratch->reserve(
-        x_bytes(input) + int64_t{context.multiprocessors} * kRows * kColumns * 4 + more_bytes));
-    return {memory, reinterpret_cast<float*>(memory + x_bytes(input))};
+    const int64_t partials = int64_t{context.multiprocessors} * kRows * kColumns;
+    auto* memory = static_cast<uint8_t*>(context.scratch->reserve(x_bytes(input) + partials * 4 + more_bytes));
+    auto* floats = reinterpret_cast<float*>(memory + x_bytes(input));
+    return {memory, floats, floats + partials};
   }
 
   /// args: jobs, what Weights reads. x is prepared by a launch before this one.
@@ -110,31 +129,58 @@ struct TileLaunch {
     launch_early(kernel, blocks, kGroups * 128 + 128, Shared::kBytes, stream_of(context.stream), args);
   }
 
-  /// x rounded to T into scratch.
+  /// x rounded to T, and nested absmax in fp32, into scratch.
   template <typename T, ColumnOrder kOrder>
-  static void prepare(const Context& context, const MatmulInput& input, const TileScratch& scratch) {
-    const auto chunks = static_cast<int>((input.cols + kTileChunk - 1) / kTileChunk);
-    const int64_t count = x_bytes(input) / 16;
-    prepare_x<T, kOrder>
-        <<<blocks_for(count, 256, int64_t{context.multiprocessors} * 8), 256, 0, stream_of(context.stream)>>>(
-            input.x, static_cast<int>(input.m), static_cast<int>(input.cols), chunks, kColumns, count,
-            reinterpret_cast<uint4*>(scratch.x));
+  static void prepare(const Context& context, const MatmulInput& input, const TileScratch& scratch,
+                      PrepareArgs args = {}) {
+    args.x = input.x;
+    args.m = static_cast<int>(input.m);
+    args.cols = static_cast<int>(input.cols);
+    args.chunks = static_cast<int>((input.cols + kTileChunk - 1) / kTileChunk);
+    args.columns = kColumns;
+    args.count = x_bytes(input) / 16;
+    args.out = reinterpret_cast<uint4*>(scratch.x);
+    const int64_t most = int64_t{context.multiprocessors} * 8;
+    const unsigned x_blocks = blocks_for(args.count, 256, most);
+    args.x_blocks = static_cast<int>(x_blocks);
+    int64_t blocks = 0;
+    for (const ExpandedAbsmax& job : args.absmax) blocks = std::max(blocks, job.blocks);
+    prepare_kernel<T, kOrder>
+        <<<x_blocks + blocks_for(blocks, 256 * 4, most), 256, 0, stream_of(context.stream)>>>(args);
   }
 };
 
-/// Calls body(integral_constant columns, integral_constant groups) with the tile for m rows of x.
-template <typename Body>
+template <int kColumns, int kGroups>
+struct TileShape {
+  static constexpr int columns = kColumns, groups = kGroups;
+};
+
+/// Calls body(TileShape) with the tile for m rows of x; f16 has fewer, to keep the build small.
+template <typename T, typename Body>
 void with_tile_shape(int64_t m, const Body& body) {
-  if (m <= 16)
-    body(std::integral_constant<int, 16>{}, std::integral_constant<int, 4>{});
-  else if (m <= 32)
-    body(std::integral_constant<int, 32>{}, std::integral_constant<int, 4>{});
+  constexpr bool kHasAll = !std::is_same_v<T, __half>;
+  if (kHasAll && m <= 16)
+    body(TileShape < kHasAll ? 16 : 64, 4 > {});
+  else if (kHasAll && m <= 32)
+    body(TileShape < kHasAll ? 32 : 64, 4 > {});
   else if (m <= 64)
-    body(std::integral_constant<int, 64>{}, std::integral_constant<int, 4>{});
-  else if (m <= 128)
-    body(std::integral_constant<int, 128>{}, std::integral_constant<int, 2>{});
+    body(TileShape<64, 4>{});
+  else if (kHasAll && m <= 128)
+    body(TileShape < kHasAll ? 128 : 256, 2 > {});
   else
-    body(std::integral_constant<int, 256>{}, std::integral_constant<int, 2>{});
+    body(TileShape<256, 2>{});
+}
+
+/// The same for weights without decoding.
+template <typename T, typename Body>
+void with_plain_tile_shape(int64_t m, const Body& body) {
+  constexpr bool kHasAll = !std::is_same_v<T, __half>;
+  if (m <= 64)
+    body(TileShape<64, 2>{});
+  else if (kHasAll && m <= 128)
+    body(TileShape < kHasAll ? 128 : 256, 2 > {});
+  else
+    body(TileShape<256, 2>{});
 }
 
 }  // namespace nibble::kernels::cuda

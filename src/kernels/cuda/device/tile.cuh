@@ -17,6 +17,7 @@ struct TileArgs {
   float* partials;   // a tile for each block
   uint32_t* flags;   // one for each block, zero before and after
   int m, cols, chunks, column_tiles;
+  bool waits_for_scales;  // absmax is written by the launch before
   float book[16];
   const float* row_scales;  // LLM.int8(): of x (m)
 };
@@ -148,10 +149,12 @@ __device__ __forceinline__ void consume(const TileArgs& args, uint8_t* memory) {
   const uint32_t full = shared + Shared::kBarriers, empty = full + 8 * Shared::kXStages;
   const int block = tile_block();
   TileRange range(args, block);
-  Weights weights(args, shared + Shared::kRing, memory, 64 * kGroups, kThreads);
+  Weights weights(shared + Shared::kRing, shared, 64 * kGroups, kThreads);
+  if (args.waits_for_scales) wait_for_previous_launch();
   weights.start(args, range);
   Weights::fill_table(args, memory, kThreads);
   consumers_wait<kThreads>();
+  weights.take();
 
   Acc sums[kColumns / 2];
   uint32_t fragments[2][kSteps][4];
@@ -165,10 +168,10 @@ __device__ __forceinline__ void consume(const TileArgs& args, uint8_t* memory) {
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) sums[i] = 0;
     for (; range.at < piece_end; ++range.at) {
-      weights.next(args);
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) {
         weights.decode(half, fragments[half % 2]);
+        if (half == 0) weights.prefetch(args);
         barrier_wait(full + 8 * stage, parity);
         wgmma_fence();
 #pragma unroll
@@ -177,6 +180,7 @@ __device__ __forceinline__ void consume(const TileArgs& args, uint8_t* memory) {
               sums, fragments[half % 2][step],
               wgmma_operand(shared + Shared::kX + stage * Shared::kXBytes + step * kColumns * 32, kColumns * 16, 128));
         wgmma_commit();
+        if (half == kHalves - 1) weights.take();
         wgmma_wait<1>();  // the half before: its fragments and its x are free
         if (to_release && threadIdx.x % 32 == 0) barrier_arrive(to_release);
         to_release = empty + 8 * stage;

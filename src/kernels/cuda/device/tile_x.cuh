@@ -1,6 +1,7 @@
 // x for tile.cuh: rounded, and in the order in which the tensor cores read it from shared memory.
 #pragma once
 
+#include "kernels/cuda/device/absmax.cuh"
 #include "kernels/cuda/device/async.cuh"
 #include "kernels/cuda/device/tile.cuh"
 
@@ -10,25 +11,51 @@ namespace nibble::kernels::cuda {
 /// bits).
 enum class ColumnOrder { runs_of_32, runs_of_8 };
 
+/// Nested absmax in fp32.
+struct ExpandedAbsmax {
+  Absmax absmax;
+  int64_t blocks;
+  float* out;
+};
+
+struct PrepareArgs {
+  const float* x;
+  int m, cols, chunks, columns;  // columns: rows of x a tile
+  int64_t count;                 // of 16-byte pieces
+  uint4* out;
+  int x_blocks;  // thread blocks for x; those after them expand absmax
+  ExpandedAbsmax absmax[kMaxJobs];
+};
+
+__device__ __forceinline__ void expand_absmax(const PrepareArgs& args) {
+  const int64_t first = (int64_t{blockIdx.x} - args.x_blocks) * blockDim.x + threadIdx.x;
+  const int64_t stride = int64_t{gridDim.x - args.x_blocks} * blockDim.x;
+#pragma unroll 1
+  for (const ExpandedAbsmax& job : args.absmax)
+#pragma unroll 4
+    for (int64_t b = first; b < job.blocks; b += stride) job.out[b] = absmax_at(job.absmax, b);
+}
+
 /// out[column tile][chunk][8 columns: 16 of them][row]: 16 bytes. Zeros past m and cols; cols a multiple of 8.
 template <typename T, ColumnOrder kOrder>
-__global__ void __launch_bounds__(256)
-    prepare_x(const float* x, int m, int cols, int chunks, int columns, int64_t count, uint4* out) {
-#if __CUDA_ARCH__ >= 900
-  allow_next_launch();
-#endif
-  for (int64_t i = int64_t{blockIdx.x} * 256 + threadIdx.x; i < count; i += int64_t{gridDim.x} * 256) {
+__global__ void __launch_bounds__(256) prepare_kernel(const __grid_constant__ PrepareArgs args) {
+  allow_next_launch_where_possible();
+  if (static_cast<int>(blockIdx.x) >= args.x_blocks) {
+    expand_absmax(args);
+    return;
+  }
+  for (int64_t i = int64_t{blockIdx.x} * 256 + threadIdx.x; i < args.count; i += int64_t{args.x_blocks} * 256) {
     const int k8 = static_cast<int>(i / 8 % 16);
     const int64_t rest = i / 128;
-    const int chunk = static_cast<int>(rest % chunks);
-    const int row = static_cast<int>(rest / chunks) * 8 + static_cast<int>(i % 8);
+    const int chunk = static_cast<int>(rest % args.chunks);
+    const int row = static_cast<int>(rest / args.chunks) * 8 + static_cast<int>(i % 8);
     float values[8];
 #pragma unroll
     for (int quad = 0; quad < 4; ++quad) {
       const int column = chunk * kTileChunk +
                          (kOrder == ColumnOrder::runs_of_32 ? quad * 32 + 2 * k8 : k8 / 4 * 32 + quad * 8 + k8 % 4 * 2);
-      const bool is_inside = row < m && column < cols;
-      const float* from = x + int64_t{row} * cols + column;
+      const bool is_inside = row < args.m && column < args.cols;
+      const float* from = args.x + int64_t{row} * args.cols + column;
       values[2 * quad] = is_inside ? from[0] : 0.0f;
       values[2 * quad + 1] = is_inside ? from[1] : 0.0f;
     }
@@ -36,7 +63,8 @@ __global__ void __launch_bounds__(256)
     T* to = reinterpret_cast<T*>(&v);
 #pragma unroll
     for (int j = 0; j < 8; ++j) to[j] = from_float<T>(values[j]);
-    out[((static_cast<int64_t>(row / columns) * chunks + chunk) * 16 + k8) * columns + row % columns] = v;
+    args.out[((static_cast<int64_t>(row / args.columns) * args.chunks + chunk) * 16 + k8) * args.columns +
+             row % args.columns] = v;
   }
 }
 

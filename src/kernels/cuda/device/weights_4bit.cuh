@@ -11,31 +11,36 @@ template <typename T, bool kNested>
 class FewRows4Bit {
  public:
   using X = T;
+  using Sum = float;
+  using Shared = FewRowsShared<FewRows4Bit>;
   static constexpr int kChunk = 128;                  // columns: 64 bytes of a row
   static constexpr int kXPadding = 8;                 // rows of x start 16 bytes apart, modulo all banks
   static constexpr int kTableRow = 256;               // so that one byte permutation makes an address
   static constexpr int kPairBytes = 256 * kTableRow;  // a pair of T for each byte, a copy for each lane in half a row
   static constexpr int kTableBytes = kPairBytes + (kNested ? kMaxJobs * 1024 : 0);
-  static constexpr int kCodeBytes = 16 * 64;
-  static constexpr int kSlotBytes = kCodeBytes + 128 * (kNested ? 2 : 1);
+  static constexpr int kSlotBytes = 16 * 64;
+  static constexpr int kScales = 8;  // runs of 64 columns of a row that a lane takes care of
+  static constexpr int64_t kMaxCols = int64_t{kScales} * 32 * 64;
+
+  /// Scales of 16 rows for each 64 columns, twice; the rows 8 bytes apart, modulo all banks.
+  static int extra_bytes(int64_t cols) { return 2 * 16 * 4 * scale_stride(static_cast<int>(cols)); }
 
   __device__ explicit FewRows4Bit(int lane) : lane_(lane), group_(lane / 4), quad_(lane % 4) {}
 
-  __device__ static void fill_table(const FewRowsArgs& args, uint8_t* shared) {
+  __device__ static void prepare(const FewRowsArgs& args, const Shared& shared, int padded) {
     for (int i = threadIdx.x; i < 256 * 8; i += blockDim.x) {
       const int byte = i / 8, piece = (i + byte) % 8;  // rotated: neighbours write to different banks
       const T pair[2] = {from_float<T>(args.book[byte / 16]), from_float<T>(args.book[byte % 16])};
       const uint32_t word = *reinterpret_cast<const uint32_t*>(pair);
-      *reinterpret_cast<uint4*>(shared + byte * kTableRow + piece * 16) = make_uint4(word, word, word, word);
+      *reinterpret_cast<uint4*>(shared.table + byte * kTableRow + piece * 16) = make_uint4(word, word, word, word);
     }
     if constexpr (kNested) {
-      float* books = reinterpret_cast<float*>(shared + kPairBytes);
+      float* books = reinterpret_cast<float*>(shared.table + kPairBytes);
       for (int i = threadIdx.x; i < 256 * args.jobs.count; i += blockDim.x)
         books[i] = args.jobs.jobs[i / 256].weight.absmax.nested_code_book[i % 256];
     }
+    stage_rounded(args, shared.x, padded);
   }
-
-  __device__ static void stage_x(const FewRowsArgs& args, T* x, int padded) { stage_rounded(args, x, padded); }
 
   /// The copies go on to another tile.
   __device__ __forceinline__ void enter(const FewRowsArgs& args, int tile) {
@@ -44,16 +49,6 @@ class FewRows4Bit {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       codes_[half] = job.weight.data + (int64_t{min(first + group_ + 8 * half, last)} * args.cols >> 1) + quad_ * 16;
-    // A lane brings one scale: of row lane / 2, block lane % 2 of the chunk.
-    unit_ = scale_unit(args, job, tile);
-    unit_shift_ = job.weight.block_shift - 6;
-    if constexpr (kNested) {
-      scales_ = job.weight.absmax.codes;
-      groups_ = job.weight.absmax.nested_absmax;
-      blocks_ = static_cast<uint32_t>((int64_t{job.rows} * args.cols - 1) >> job.weight.block_shift) + 1;
-    } else {
-      scales_ = reinterpret_cast<const uint8_t*>(job.weight.absmax.values);
-    }
   }
 
   __device__ __forceinline__ void prefetch(const FewRowsArgs& args, uint32_t slot, int chunk) {
@@ -63,32 +58,60 @@ class FewRows4Bit {
     const uint32_t to = slot + group_ * 64 + (((quad_ >> 1) ^ (group_ >> 1 & 1)) * 32) + (quad_ & 1) * 16;
 #pragma unroll
     for (int half = 0; half < 2; ++half) copy_async_16(to + half * 512, codes_[half] + at, valid);
-    const bool has_scale = chunk * kChunk + (lane_ & 1) * 64 < args.cols;
-    const uint32_t block = (unit_ + (has_scale ? chunk * 2 : 0)) >> unit_shift_;
-    if constexpr (kNested) {
-      const uint32_t word = block & ~3u;
-      copy_async_4(slot + kCodeBytes + 4 * lane_, scales_ + word, static_cast<int>(min(4u, blocks_ - word)));
-      copy_async_4(slot + kCodeBytes + 128 + 4 * lane_, groups_ + (block >> 8), 4);
-    } else {
-      copy_async_4(slot + kCodeBytes + 4 * lane_, scales_ + uint64_t{block} * 4, 4);
+  }
+
+  /// Starts loading the scales of a tile: a row a warp.
+  __device__ __forceinline__ void load_scales(const FewRowsArgs& args, int tile) {
+    const DeviceJob& job = args.jobs.of_tile(tile);
+    const int row = min((tile - job.first_tile) * kFewRowsTile + static_cast<int>(threadIdx.x) / 32, job.rows - 1);
+    const int units = args.cols >> 6;
+    const uint32_t first = static_cast<uint32_t>(row) * static_cast<uint32_t>(units);
+    const int shift = job.weight.block_shift - 6;
+    const Absmax& absmax = job.weight.absmax;
+#pragma unroll
+    for (int j = 0; j < kScales; ++j) {
+      const int unit = lane_ + 32 * j;
+      if (unit >= units) continue;
+      const uint32_t block = (first + unit) >> shift;
+      if constexpr (kNested) {
+        codes8_[j] = absmax.codes[block];
+        scales_[j] = absmax.nested_absmax[block >> 8];
+      } else {
+        scales_[j] = absmax.values[block];
+      }
+    }
+  }
+
+  /// Decodes them; zeros past the last column, where weights are not read.
+  __device__ __forceinline__ void store_scales(const FewRowsArgs& args, const Shared& shared, int tile,
+                                               int half) const {
+    const int units = args.cols >> 6, stride = scale_stride(args.cols);
+    float* row = reinterpret_cast<float*>(shared.extra) + (half * 16 + threadIdx.x / 32) * stride;
+    const DeviceJob& job = args.jobs.of_tile(tile);
+    const float* book = reinterpret_cast<const float*>(shared.table + kPairBytes) + 256 * (&job - args.jobs.jobs);
+    const float offset = job.weight.absmax.offset;
+#pragma unroll
+    for (int j = 0; j < kScales; ++j) {
+      const int unit = lane_ + 32 * j;
+      if (unit >= stride - 2) continue;
+      float scale = 0;
+      if (unit < units) scale = kNested ? nested_value(book[codes8_[j]], scales_[j], offset) : scales_[j];
+      row[unit] = scale;
     }
   }
 
   /// The products go on to another tile.
-  __device__ __forceinline__ void begin(const FewRowsArgs& args, int tile) {
+  __device__ __forceinline__ void begin() {
 #pragma unroll
     for (float& value : total_) value = 0;
-    if constexpr (kNested) {
-      const DeviceJob& job = args.jobs.of_tile(tile);
-      own_unit_ = scale_unit(args, job, tile);
-      own_shift_ = job.weight.block_shift - 6;
-      offset_ = job.weight.absmax.offset;
-      book_ = kPairBytes + 1024 * static_cast<int>(&job - args.jobs.jobs);
-    }
   }
 
-  __device__ __forceinline__ void multiply(const FewRowsArgs& args, uint32_t slot, const T* x, int chunk) {
-    const float scale = own_scale(args, slot, chunk);
+  __device__ __forceinline__ void multiply(const FewRowsArgs& args, const Shared& shared, uint32_t slot, const T* x,
+                                           int chunk, int half) {
+    const int stride = scale_stride(args.cols);
+    const float* scales = reinterpret_cast<const float*>(shared.extra) + (half * 16 + group_) * stride + 2 * chunk;
+    const float2 upper_scales = *reinterpret_cast<const float2*>(scales);
+    const float2 lower_scales = *reinterpret_cast<const float2*>(scales + 8 * stride);
     const uint32_t from = slot + group_ * 64 + quad_ * 8;
     const T* columns = x + chunk * kChunk + quad_ * 16;
     float sums[2][4];
@@ -108,8 +131,8 @@ class FewRows4Bit {
     }
 #pragma unroll
     for (int block = 0; block < 2; ++block) {
-      const float upper_scale = __shfl_sync(kFullMask, scale, 2 * group_ + block);
-      const float lower_scale = __shfl_sync(kFullMask, scale, 2 * group_ + 16 + block);
+      const float upper_scale = block ? upper_scales.y : upper_scales.x;
+      const float lower_scale = block ? lower_scales.y : lower_scales.x;
       total_[0] = fmaf(upper_scale, sums[block][0], total_[0]);
       total_[1] = fmaf(upper_scale, sums[block][1], total_[1]);
       total_[2] = fmaf(lower_scale, sums[block][2], total_[2]);
@@ -119,7 +142,10 @@ class FewRows4Bit {
 
   __device__ __forceinline__ float sum(int i) const { return total_[i]; }
 
-  __device__ __forceinline__ float finish(const FewRowsArgs& args, const DeviceJob&, int, int, float sum) const {
+  __device__ __forceinline__ void end(const FewRowsArgs&, const Shared&, int, int) const {}
+
+  __device__ __forceinline__ float finish(const FewRowsArgs& args, const Shared&, const DeviceJob&, int, int, int, int,
+                                          float sum) const {
     return sum * args.book_scale;
   }
 
@@ -129,11 +155,8 @@ class FewRows4Bit {
     asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
     return v;
   }
-  __device__ __forceinline__ static uint32_t load_4(uint32_t address) {
-    uint32_t v;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
-    return v;
-  }
+
+  __host__ __device__ static int scale_stride(int cols) { return (cols + kChunk - 1) / kChunk * 2 + 2; }
 
   /// The pair of byte kByte: its number above this lane's place in a row.
   template <int kByte>
@@ -142,36 +165,11 @@ class FewRows4Bit {
     return *reinterpret_cast<const uint32_t*>(shared + __byte_perm(word, 4 * lane_, 0x5504 | kByte << 4));
   }
 
-  /// Runs of 64 columns before this lane's scale in the tile's first chunk.
-  __device__ __forceinline__ uint32_t scale_unit(const FewRowsArgs& args, const DeviceJob& job, int tile) const {
-    const int row = min((tile - job.first_tile) * kFewRowsTile + lane_ / 2, job.rows - 1);
-    return static_cast<uint32_t>(row) * static_cast<uint32_t>(args.cols >> 6) + (lane_ & 1);
-  }
-
-  /// The absmax of row lane / 2, block lane % 2 of the chunk; 0 past the last column, where weights are not read.
-  __device__ __forceinline__ float own_scale(const FewRowsArgs& args, uint32_t slot, int chunk) const {
-    const uint32_t word = load_4(slot + kCodeBytes + 4 * lane_);
-    float scale = __uint_as_float(word);
-    if constexpr (kNested) {
-      extern __shared__ __align__(128) uint8_t shared[];
-      const uint32_t block = (own_unit_ + chunk * 2) >> own_shift_;
-      const uint32_t code = word >> (8 * (block & 3)) & 255;
-      scale = nested_value(*reinterpret_cast<const float*>(shared + book_ + 4 * code),
-                           __uint_as_float(load_4(slot + kCodeBytes + 128 + 4 * lane_)), offset_);
-    }
-    return chunk * kChunk + (lane_ & 1) * 64 < args.cols ? scale : 0.0f;
-  }
-
   int lane_, group_, quad_;
-  // of the copies
-  const uint8_t* codes_[2];
-  const uint8_t* scales_;
-  const float* groups_;
-  uint32_t unit_, unit_shift_, blocks_;
-  // of the products
+  const uint8_t* codes_[2];  // of the copies
   float total_[4];
-  uint32_t own_unit_, own_shift_, book_;
-  float offset_;
+  float scales_[kScales];
+  uint8_t codes8_[kScales];
 };
 
 }  // namespace nibble::kernels::cuda

@@ -15,25 +15,38 @@ class TilePlain : public TileStream {
   static constexpr int kStages = 3;
   static constexpr int kHalves = 2;
 
-  __device__ TilePlain(const TileArgs&, uint32_t ring, const uint8_t*, int tile_rows, int threads)
-      : TileStream(ring, tile_rows, threads) {}
+  __device__ TilePlain(uint32_t ring, uint32_t, int tile_rows, int threads) : TileStream(ring, tile_rows, threads) {}
 
   __device__ static void fill_table(const TileArgs&, uint8_t*, int) {}
 
   __device__ __forceinline__ void start(const TileArgs& args, const TileRange& range) {
     begin(args, range);
-    if (at_ < end_) enter_tile(args);
-#pragma unroll
+    if (left_ > 0) enter_tile(args);
+#pragma unroll 1
     for (int s = 0; s < kStages - 1; ++s) prefetch(args);
   }
 
-  __device__ __forceinline__ void next(const TileArgs& args) {
+  __device__ __forceinline__ void take() {
     wait_copies<kStages - 2>();
     const uint32_t slot = ring_ + reading_ * threads_ * kThreadBytes;
     reading_ = reading_ + 1 == kStages ? 0 : reading_ + 1;
 #pragma unroll
     for (int i = 0; i < 2 * kPieces; ++i) pieces_[i] = load_shared_16(slot + (i * threads_ + threadIdx.x) * 16);
-    prefetch(args);
+  }
+
+  __device__ __forceinline__ void prefetch(const TileArgs& args) {
+    if (left_ > 0) {
+      const uint32_t slot = ring_ + filling_ * threads_ * kThreadBytes + threadIdx.x * 16;
+#pragma unroll
+      for (int i = 0; i < 2 * kPieces; ++i) {
+        const int at = (chunk_ * kPieces + i / 2) * 64;
+        const bool is_inside = at + static_cast<int>(threadIdx.x % 4) * 16 < args.cols * kElementBytes;
+        copy_async_16(slot + i * threads_ * 16, rows_[i % 2] + (is_inside ? at : 0), is_inside ? 16 : 0);
+      }
+      if (advance(args)) enter_tile(args);
+    }
+    commit_copies();
+    filling_ = filling_ + 1 == kStages ? 0 : filling_ + 1;
   }
 
   /// A quarter (16 bits) or half (8 bits) of the chunk's steps at 16 bytes of a row: words 0, 1 and 2, 3 are a step
@@ -53,30 +66,15 @@ class TilePlain : public TileStream {
 
  private:
   __device__ __forceinline__ void enter_tile(const TileArgs& args) {
-    const int first = enter(args);
+    const DeviceJob* job;
+    const int first = enter(args, job);
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      rows_[r] = job_->weight.data + int64_t{min(first + 8 * r, job_->rows - 1)} * args.cols * kElementBytes +
+      rows_[r] = job->weight.data + int64_t{min(first + 8 * r, job->rows - 1)} * args.cols * kElementBytes +
                  threadIdx.x % 4 * 16;
   }
 
-  __device__ __forceinline__ void prefetch(const TileArgs& args) {
-    if (at_ < end_) {
-      const uint32_t slot = ring_ + filling_ * threads_ * kThreadBytes + threadIdx.x * 16;
-#pragma unroll
-      for (int i = 0; i < 2 * kPieces; ++i) {
-        const int at = (chunk_ * kPieces + i / 2) * 64;
-        const bool is_inside = at + static_cast<int>(threadIdx.x % 4) * 16 < args.cols * kElementBytes;
-        copy_async_16(slot + i * threads_ * 16, rows_[i % 2] + (is_inside ? at : 0), is_inside ? 16 : 0);
-      }
-      if (advance(args)) enter_tile(args);
-    }
-    commit_copies();
-    filling_ = filling_ + 1 == kStages ? 0 : filling_ + 1;
-  }
-
   const uint8_t* rows_[2];
-  int filling_ = 0, reading_ = 0;
   uint4 pieces_[2 * kPieces];
 };
 
