@@ -4,6 +4,7 @@
 #include "nibble/checkpoint.h"
 #include "nibble/generate.h"
 #include "nibble/model.h"
+#include "nibble/optim.h"
 #include "nibble/plan.h"
 #include "nibble/quantize.h"
 #include "nibble/system.h"

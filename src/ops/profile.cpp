@@ -69,6 +69,9 @@ kernels::Kernels wrapped() {
   NIBBLE_WRAP(argmax);
   NIBBLE_WRAP(route_experts);
   NIBBLE_WRAP(scatter_add_rows);
+  NIBBLE_WRAP(optimizer_step_32bit);
+  NIBBLE_WRAP(optimizer_step_8bit);
+  NIBBLE_WRAP(sum_squares);
 #undef NIBBLE_WRAP
   return table;
 }

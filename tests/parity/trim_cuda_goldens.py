@@ -57,13 +57,26 @@ def trim_matmul_4bit(tensors):
     return {name: tensor for name, tensor in tensors.items() if name.removeprefix("w.").startswith(SHAPES_OF_MATMUL)}
 
 
+def trim_optimizers(tensors):
+    """Parameters and states after five steps, of the first 12 blocks where elements do not depend on each other."""
+    kept = {}
+    for name, tensor in tensors.items():
+        family, field = name.partition(".")[0], name.rpartition(".")[2]
+        if family in ("p0", "g0", "g1", "g2", "g3", "g4") or family in ("lamb", "lars"):
+            kept[name] = tensor
+        elif field != "p0":
+            kept[name] = tensor[..., : 12 if field.startswith("absmax") else 12 * 256].contiguous()
+    return {name: tensor for name, tensor in kept.items() if name.count(".") == 1 or not name.endswith(".p0")}
+
+
 def main(source, target):
     target.mkdir(parents=True, exist_ok=True)
     rules = {"quantize_4bit": trim_quantize_4bit, "quantize_blockwise": trim_quantize_blockwise,
-             "matmul_4bit": trim_matmul_4bit, "llm_int8": dict}
+             "matmul_4bit": trim_matmul_4bit, "llm_int8": dict, "optimizers": trim_optimizers}
     for name, rule in rules.items():
         tensors, metadata = read(source / f"{name}.safetensors")
         origin = {key: metadata[key] for key in ("library", "torch", "device")}
+        origin |= {key: metadata[key] for key in ("settings",) if key in metadata}
         path = target / f"{name}.safetensors"
         save_file(rule(tensors), path, metadata=origin)
         assert path.stat().st_size <= 1 << 20, f"{path}: {path.stat().st_size} bytes"

@@ -40,6 +40,9 @@ const Kernels& table() {
       .cross_entropy = cross_entropy,
       .dropout = dropout,
       .add_scaled = add_scaled,
+      .optimizer_step_32bit = optimizer_step_32bit,
+      .optimizer_step_8bit = optimizer_step_8bit,
+      .sum_squares = sum_squares,
   };
   return kernels;
 }

@@ -45,4 +45,8 @@ void cross_entropy(const Context& context, const CrossEntropyArgs& args);
 void dropout(const Context& context, const DropoutArgs& args);
 void add_scaled(const Context& context, const AddScaledArgs& args);
 
+void optimizer_step_32bit(const Context& context, const OptimizerStep32BitArgs& args);
+void optimizer_step_8bit(const Context& context, const OptimizerStep8BitArgs& args);
+void sum_squares(const Context& context, const SumSquaresArgs& args);
+
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

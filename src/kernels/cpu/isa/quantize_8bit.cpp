@@ -1,52 +1,9 @@
 // quantize_8bit: absmax and codes of a block while it lies in the first cache.
 #include "kernels/cpu/isa/block_absmax.h"
-#include "kernels/cpu/isa/quantize_8bit_lanes.h"
-#include "kernels/cpu/isa/quantize_8bit_mirrored.h"
+#include "kernels/cpu/isa/encoder_8bit.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 namespace {
-
-struct Encoder {
-  float code_book[256];  // that the rest was made for; all zero at first, which no map is
-  CodeSearch search;
-  Lanes lanes;
-  bool has_lanes;
-#if defined(__AVX512F__)
-  MirroredLanes mirrored;
-  bool is_mirrored;
-#endif
-};
-
-/// Making the tables takes as long as quantizing 100,000 elements: the last ones are kept.
-const Encoder& encoder_for(const float* code_book) {
-  static thread_local Encoder encoder;
-  if (__builtin_memcmp(encoder.code_book, code_book, sizeof encoder.code_book) != 0) {
-    __builtin_memcpy(encoder.code_book, code_book, sizeof encoder.code_book);
-    make_code_search(code_book, encoder.search);
-    encoder.has_lanes = make_lanes(encoder.search, encoder.lanes);
-#if defined(__AVX512F__)
-    encoder.is_mirrored = make_mirrored_lanes(code_book, encoder.mirrored);
-#endif
-  }
-  return encoder;
-}
-
-/// Finite elements, 64 at a time; returns how many.
-template <typename T>
-NIBBLE_SIMD int64_t encode_run(const Encoder& encoder, const T* x, int64_t count, float inverse, uint8_t* codes,
-                               bool streamed) {
-#if defined(__AVX512F__)
-  if (encoder.is_mirrored) return encode_run(encoder.mirrored, x, count, inverse, codes, streamed);
-#endif
-  const int64_t ahead = prefetch_distance(count * int64_t{sizeof(T)});
-  int64_t i = 0;
-  if (!encoder.has_lanes) return 0;
-  for (; i + 64 <= count; i += 64) {
-    prefetch_ahead(x + i, 64 * int64_t{sizeof(T)}, ahead);
-    encode_64(encoder.lanes, x + i, inverse, codes + i, streamed);
-  }
-  return i;
-}
 
 template <typename T>
 void quantize_blocks(const Quantize8BitArgs& args, const Encoder& encoder, const T* x, int64_t begin, int64_t end) {

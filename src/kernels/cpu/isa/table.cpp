@@ -40,6 +40,9 @@ const Kernels& table() {
     k.cross_entropy = cross_entropy;
     k.dropout = dropout;
     k.add_scaled = add_scaled;
+    k.optimizer_step_32bit = optimizer_step_32bit;
+    k.optimizer_step_8bit = optimizer_step_8bit;
+    k.sum_squares = sum_squares;
     return k;
   }();
   return kernels;
