@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -112,7 +113,7 @@ TEST(Optimizer, ResumesBitForBit) {
     for (const char* bits : {"32bit", "8bit"}) {
       OptimizerOptions options = options_of(family);
       options.percentile_clipping = 50;
-      const std::vector<int64_t> counts{5000, 100, 4096, 70001};
+      const std::vector<int64_t> counts{5000, 100, 4096, 20001};
       Training whole(family + bits, counts, options), first(family + bits, counts, options);
       whole.optimizer().override_config("p3", {.optim_bits = 32});
       first.optimizer().override_config("p3", {.optim_bits = 32});
@@ -135,8 +136,8 @@ TEST(Optimizer, ResumesBitForBit) {
 
 TEST(Optimizer, ThreadsDoNotMatter) {
   for (const std::string family : kFamilies) {
-    Training one(family + "8bit", {100000, 3, 5000}, options_of(family), 1);
-    Training three(family + "8bit", {100000, 3, 5000}, options_of(family), 3);
+    Training one(family + "8bit", {40000, 3, 5000}, options_of(family), 1);
+    Training three(family + "8bit", {40000, 3, 5000}, options_of(family), 3);
     one.run(0, 3);
     three.run(0, 3);
     EXPECT_EQ(one.all(), three.all()) << family;
@@ -199,12 +200,12 @@ TEST(Optimizer, WeightDecayOfEachKind) {
     options.weight_decay = 0.5;
     Training training(family, {4}, options);
     training.data() = {1, 1, 1, 1};
-    training.optimizer().step();  // gradient 0
-    const bool is_coupled = family == "SGD" || family == "LARS" || family == "RMSprop" || family == "Adagrad";
-    if (!is_coupled) EXPECT_FLOAT_EQ(training.data()[0], 0.95f) << family;
-    if (family == "SGD") EXPECT_FLOAT_EQ(training.data()[0], 0.95f);
-    if (family == "LARS") EXPECT_FLOAT_EQ(training.data()[0], 1 - 0.1f * 0.02f);  // an update of 2 % of the parameter
-    if (family == "Adagrad") EXPECT_FLOAT_EQ(training.data()[0], 0.9f);
+    training.optimizer().step();                        // gradient 0
+    float expected = 0.95f;                             // 1 - lr * weight_decay
+    if (family == "LARS") expected = 1 - 0.1f * 0.02f;  // an update of 2 % of the parameter
+    if (family == "Adagrad") expected = 0.9f;           // g / sqrt(g^2) = 1
+    if (family == "RMSprop") expected = 0;              // g / sqrt(0.01 g^2) = 10
+    EXPECT_NEAR(training.data()[0], expected, 1e-6) << family;
   }
 }
 
@@ -219,9 +220,11 @@ TEST(Optimizer, NonFiniteGradients) {
       wide.optimizer().step();
       narrow.optimizer().step();
       EXPECT_EQ(narrow.data()[7], before) << family;
-      if (family != "Lion") EXPECT_FALSE(std::isfinite(wide.data()[7])) << family;
+      const bool is_only_a_sign = family == "Lion" && !std::isnan(bad);
+      EXPECT_EQ(std::isfinite(wide.data()[7]), is_only_a_sign) << family << bad;
+      wide.data()[7] = 0;
       for (size_t i = 0; i < 5000; ++i)
-        if (i != 7) ASSERT_TRUE(std::isfinite(wide.data()[i]) && std::isfinite(narrow.data()[i])) << family << i;
+        ASSERT_TRUE(std::isfinite(wide.data()[i]) && std::isfinite(narrow.data()[i])) << family << i;
     }
   }
 }
