@@ -1,5 +1,6 @@
 // Attention of one query a sequence: blocks share a sequence's keys, and the last of them to finish joins the parts.
 #include "kernels/cuda/device/attention.cuh"
+#include "kernels/cuda/device/dependent.cuh"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -8,7 +9,7 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 constexpr int kTile = 64;      // keys whose scores are in flight together
 constexpr int kWide = 8;       // elements of a row that one lane holds
-constexpr int kMaxParts = 32;  // of a sequence
+constexpr int kMaxParts = 16;  // of a sequence
 
 /// How a sequence's keys are shared out: by its own length alone, so that its bits do not depend on others.
 struct Parts {
@@ -75,20 +76,26 @@ struct Partial {
   }
 };
 
-/// Joins the parts of one head in their order.
-__device__ void join(const Partial& partial, int64_t sequence, int64_t heads, int64_t head, int parts, float* out) {
+/// Joins the parts of one head in their order. `weights` holds kMaxParts + 1 floats.
+__device__ void join(const Partial& partial, int64_t sequence, int64_t heads, int64_t head, int parts, float* out,
+                     float* weights) {
   const float* first = partial.of(sequence, heads, head, 0);
   const int64_t step = partial.dim + 2;
-  float maximum = -INFINITY;
-  for (int p = 0; p < parts; ++p) maximum = fmaxf(maximum, __ldcg(first + p * step + partial.dim));
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    const int p = threadIdx.x;
+    const float maximum = p < parts ? __ldcg(first + p * step + partial.dim) : -INFINITY;
+    const float weight = expf(maximum - warp_max(maximum));
+    const float total = warp_sum(p < parts ? weight * __ldcg(first + p * step + partial.dim + 1) : 0.0f);
+    if (p < parts) weights[p] = weight;
+    if (p == 0) weights[kMaxParts] = total;
+  }
+  __syncthreads();
   for (int64_t d = threadIdx.x; d < partial.dim; d += kThreads) {
-    float sum = 0, total = 0;
-    for (int p = 0; p < parts; ++p) {
-      const float weight = expf(__ldcg(first + p * step + partial.dim) - maximum);
-      sum = fmaf(__ldcg(first + p * step + d), weight, sum);
-      total = fmaf(__ldcg(first + p * step + partial.dim + 1), weight, total);
-    }
-    out[d] = sum / total;
+    float sum = 0;
+#pragma unroll 8
+    for (int p = 0; p < parts; ++p) sum = fmaf(__ldcg(first + p * step + d), weights[p], sum);
+    out[d] = sum / weights[kMaxParts];
   }
 }
 
@@ -101,6 +108,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kSteps = kTile / kRows;     // times a thread loads in a tile
   __shared__ Shared<kHeads> shared;
   __shared__ float sums[kWarps][kHeads][kLanes * kWide];
+  wait_for_previous();
   const AttentionSequence& sequence = sequences.at[blockIdx.z];
   const int group = static_cast<int>(args.heads / args.kv_heads);
   const int groups = (group + kHeads - 1) / kHeads;
@@ -209,7 +217,8 @@ __global__ void __launch_bounds__(kThreads)
   if (!shared.is_last) return;
   __threadfence();
   for (int h = 0; h < heads; ++h)
-    join(partial, blockIdx.z, args.heads, first_head + h, parts.count, sequence.out + (first_head + h) * dim);
+    join(partial, blockIdx.z, args.heads, first_head + h, parts.count, sequence.out + (first_head + h) * dim,
+         &sums[0][0][0]);
 }
 
 template <typename T, int kLanes, int kHeads>
@@ -231,8 +240,8 @@ void launch(const Context& context, const AttentionArgs& args, const Sequences& 
   void* scratch = parts > 1 ? context.scratch->reserve(sequences.count * args.heads * kMaxParts * (args.head_dim + 2) *
                                                        static_cast<int64_t>(sizeof(float)))
                             : nullptr;
-  decode_kernel<T, kLanes, kHeads><<<grid, kThreads, 0, stream_of(context.stream)>>>(
-      args, sequences, static_cast<float*>(scratch), context.counters);
+  launch_dependent(context, decode_kernel<T, kLanes, kHeads>, grid, kThreads, 0, args, sequences,
+                   static_cast<float*>(scratch), context.counters);
 }
 
 template <typename T, int kLanes>

@@ -18,7 +18,9 @@ struct Tiles {
   static constexpr int kStride = kDim + 8;
   __nv_bfloat16 k[kKeys * kStride];
   __nv_bfloat16 v[kKeys * kStride];
-  __nv_bfloat16 q[kQueries * kStride];
+  /// Heads of up to 128 elements keep their queries in registers; those pass through v at the start.
+  static constexpr bool kKeepsQueries = kDim > 128;
+  __nv_bfloat16 q[kKeepsQueries ? kQueries * kStride : 8];
 };
 
 /// Starts copying kKeys rows of the cache from row `first` on; zeros beyond `end` and beyond the head's size.
@@ -54,9 +56,15 @@ struct Rows {
   float maximum[2], total[2];
 };
 
-/// Scores of one tile into probabilities; sums so far shrink where a maximum rises.
+__device__ __forceinline__ float power_of_two(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+/// Scores of one tile into probabilities 2^(unit * score), less the maximum; sums so far shrink where a maximum rises.
 template <int kDim>
-__device__ __forceinline__ void soften(Rows<kDim>& rows, float (&scores)[kKeys / 8][4]) {
+__device__ __forceinline__ void soften(Rows<kDim>& rows, float (&scores)[kKeys / 8][4], float unit) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float highest = rows.maximum[half];
@@ -64,14 +72,14 @@ __device__ __forceinline__ void soften(Rows<kDim>& rows, float (&scores)[kKeys /
     for (int n = 0; n < kKeys / 8; ++n) highest = fmaxf(highest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
     highest = fmaxf(highest, __shfl_xor_sync(kFullMask, highest, 1));
     highest = fmaxf(highest, __shfl_xor_sync(kFullMask, highest, 2));
-    const float base = highest == -INFINITY ? 0.0f : highest;  // nothing seen yet
-    const float shrink = exp2f((rows.maximum[half] - base) * kLog2E);
+    const float base = highest == -INFINITY ? 0.0f : highest * unit;  // nothing seen yet
+    const float shrink = power_of_two(fmaf(rows.maximum[half], unit, -base));
     float sum = 0;
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; ++i) {
-        scores[n][i] = exp2f((scores[n][i] - base) * kLog2E);
+        scores[n][i] = power_of_two(fmaf(scores[n][i], unit, -base));
         sum += scores[n][i];
       }
     rows.total[half] = fmaf(rows.total[half], shrink, sum);
@@ -84,9 +92,27 @@ __device__ __forceinline__ void soften(Rows<kDim>& rows, float (&scores)[kKeys /
   }
 }
 
+/// A warp's 16 queries as mma takes them: from registers, or from shared memory each time.
+template <int kDim>
+struct Queries {
+  static constexpr bool kIsKept = Tiles<kDim>::kKeepsQueries;
+  uint32_t held[kIsKept ? 1 : kDim / 16][4];
+
+  __device__ __forceinline__ static void load(uint32_t (&to)[4], const __nv_bfloat16* q, int d) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    load_matrices(to, q + (warp * 16 + lane % 16) * Tiles<kDim>::kStride + d + lane / 16 * 8);
+  }
+  __device__ __forceinline__ void hold(const __nv_bfloat16* q) {
+    if constexpr (!kIsKept) {
+#pragma unroll
+      for (int d = 0; d < kDim; d += 16) load(held[d / 16], q, d);
+    }
+  }
+};
+
 /// scores (16, kKeys) = q k^T.
 template <int kDim>
-__device__ __forceinline__ void multiply_keys(const Tiles<kDim>& tiles, int warp, int lane,
+__device__ __forceinline__ void multiply_keys(const Tiles<kDim>& tiles, const Queries<kDim>& queries, int lane,
                                               float (&scores)[kKeys / 8][4]) {
   constexpr int kStride = Tiles<kDim>::kStride;
 #pragma unroll
@@ -96,7 +122,12 @@ __device__ __forceinline__ void multiply_keys(const Tiles<kDim>& tiles, int warp
 #pragma unroll
   for (int d = 0; d < kDim; d += 16) {
     uint32_t q[4];
-    load_matrices(q, tiles.q + (warp * 16 + lane % 16) * kStride + d + lane / 16 * 8);
+    if constexpr (Queries<kDim>::kIsKept) {
+      Queries<kDim>::load(q, tiles.q, d);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) q[i] = queries.held[d / 16][i];
+    }
 #pragma unroll
     for (int n = 0; n < kKeys / 8; n += 2) {
       uint32_t k[4];
@@ -127,8 +158,25 @@ __device__ __forceinline__ void multiply_values(const Tiles<kDim>& tiles, int la
   }
 }
 
-/// Grid: (tiles of queries, heads, sequences); the last tiles, which see most keys, start first.
-template <int kDim>
+/// Hides what a query does not see; `position` is that of the thread's first row, counted from the tile's first key.
+template <bool kIsPlain>
+__device__ __forceinline__ void finish_scores(const AttentionArgs& args, float (&scores)[kKeys / 8][4], int64_t head,
+                                              int64_t first, int64_t position) {
+  const int row = static_cast<int>(position - first), lane = threadIdx.x % 32;
+  const int window = args.window > 0 ? static_cast<int>(min(args.window, int64_t{1} << 30)) : 1 << 30;
+#pragma unroll
+  for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int key = n * 8 + lane % 4 * 2 + i % 2, distance = row + i / 2 * 8 - key;
+      if constexpr (!kIsPlain) scores[n][i] = finish_score(args, scores[n][i], head, position + i / 2 * 8, first + key);
+      if (distance < 0 || distance >= window) scores[n][i] = -INFINITY;
+    }
+}
+
+/// Grid: (tiles of queries, heads, sequences); the last tiles, which see most keys, start first. kIsPlain: scores are
+/// scaled and nothing else.
+template <int kDim, bool kIsPlain>
 __global__ void __launch_bounds__(kThreads)
     prefill_kernel(const __grid_constant__ AttentionArgs args, const __grid_constant__ Sequences sequences) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -145,7 +193,12 @@ __global__ void __launch_bounds__(kThreads)
   const auto* v = static_cast<const __nv_bfloat16*>(sequence.v) + kv_head * sequence.capacity * dim;
 
   start_tile<kDim>(tiles.k, k, begin, end, dim);
-  store_queries<kDim>(tiles.q, sequence.q + first_token * args.q_stride + head * dim, args.q_stride, tokens, dim);
+  __nv_bfloat16* staged = Queries<kDim>::kIsKept ? tiles.q : tiles.v;
+  store_queries<kDim>(staged, sequence.q + first_token * args.q_stride + head * dim, args.q_stride, tokens, dim);
+  Queries<kDim> queries;
+  __syncthreads();
+  queries.hold(staged);
+  __syncthreads();
   Rows<kDim> rows;
 #pragma unroll
   for (int n = 0; n < kDim / 8; ++n)
@@ -154,27 +207,22 @@ __global__ void __launch_bounds__(kThreads)
   rows.maximum[0] = rows.maximum[1] = -INFINITY;
   rows.total[0] = rows.total[1] = 0;
   const int64_t first_position = past + first_token + warp * 16 + lane / 4;  // and 8 further
+  const float unit = kIsPlain ? args.scale * kLog2E : kLog2E;
 
   for (int64_t first = begin; first < end; first += kKeys) {
     start_tile<kDim>(tiles.v, v, first, end, dim);
     wait_for_copies<1>();
     __syncthreads();
     float scores[kKeys / 8][4];
-    multiply_keys<kDim>(tiles, warp, lane, scores);
+    multiply_keys<kDim>(tiles, queries, lane, scores);
     __syncthreads();  // every warp has read the keys
     if (first + kKeys < end)
       start_tile<kDim>(tiles.k, k, first + kKeys, end, dim);
     else
       commit_copies();  // an empty group, so that the count below holds
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t key = first + n * 8 + lane % 4 * 2 + i % 2, position = first_position + i / 2 * 8;
-        const bool is_seen = key <= position && (args.window == 0 || key > position - args.window);
-        scores[n][i] = is_seen ? finish_score(args, scores[n][i], head, position, key) : -INFINITY;
-      }
-    soften<kDim>(rows, scores);
+    const bool is_seen_whole = first + kKeys <= past + first_token + 1 && args.window == 0;
+    if (!kIsPlain || !is_seen_whole) finish_scores<kIsPlain>(args, scores, head, first, first_position);
+    soften<kDim>(rows, scores, unit);
     wait_for_copies<1>();
     __syncthreads();
     multiply_values<kDim>(tiles, lane, scores, rows);
@@ -197,24 +245,31 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int kDim>
+template <int kDim, bool kIsPlain>
 void launch(const Context& context, const AttentionArgs& args, const Sequences& sequences) {
   int64_t tokens = 0;
   for (int s = 0; s < sequences.count; ++s) tokens = sequences.at[s].tokens > tokens ? sequences.at[s].tokens : tokens;
   const dim3 grid(blocks_for(tokens, kQueries), static_cast<unsigned>(args.heads),
                   static_cast<unsigned>(sequences.count));
   constexpr size_t kBytes = sizeof(Tiles<kDim>);
-  cudaFuncSetAttribute(prefill_kernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes));
-  prefill_kernel<kDim><<<grid, kThreads, kBytes, stream_of(context.stream)>>>(args, sequences);
+  const auto kernel = prefill_kernel<kDim, kIsPlain>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes));
+  kernel<<<grid, kThreads, kBytes, stream_of(context.stream)>>>(args, sequences);
+}
+
+template <int kDim>
+void choose_scores(const Context& context, const AttentionArgs& args, const Sequences& sequences) {
+  const bool is_plain = args.softcap == 0 && !args.alibi_slopes && args.scale > 0;
+  is_plain ? launch<kDim, true>(context, args, sequences) : launch<kDim, false>(context, args, sequences);
 }
 
 }  // namespace
 
 void attention_prefill(const Context& context, const AttentionArgs& args, const Sequences& sequences) {
-  if (args.head_dim <= 64) return launch<64>(context, args, sequences);
-  if (args.head_dim <= 96) return launch<96>(context, args, sequences);
-  if (args.head_dim <= 128) return launch<128>(context, args, sequences);
-  launch<256>(context, args, sequences);
+  if (args.head_dim <= 64) return choose_scores<64>(context, args, sequences);
+  if (args.head_dim <= 96) return choose_scores<96>(context, args, sequences);
+  if (args.head_dim <= 128) return choose_scores<128>(context, args, sequences);
+  choose_scores<256>(context, args, sequences);
 }
 
 }  // namespace nibble::kernels::cuda
