@@ -180,7 +180,8 @@ QuantizationPlan quantize_into(const fs::path& out, const std::string& model, co
 const std::vector<int32_t> kIds{5, 17, 100, 31, 8, 64, 120, 9};
 
 TEST(Convert, QuantizedFilesEqualQuantizingOnLoad) {
-  for (const std::string model : {"llama", "llama-odd", "qwen2", "gpt2", "gpt-neox", "opt-350m"}) {
+  for (const std::string model :
+       {"llama", "llama-odd", "qwen2", "gpt2", "gpt-neox", "opt-350m", "gemma2", "phi3", "mixtral"}) {
     for (const bool is_int8 : {false, true}) {
       for (const bool has_quantized_head : {false, true}) {
         SCOPED_TRACE(model + (is_int8 ? " int8" : " nf4") + (has_quantized_head ? " with head" : ""));
