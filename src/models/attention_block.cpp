@@ -17,14 +17,13 @@ struct Projected {
   Heads q, k, v;
 };
 
-Projected project_fused(Pass& pass, const Layer& layer, const float* x) {
-  const AttentionSpec& spec = layer.spec->attention;
+Projected project_fused(Pass& pass, const AttentionSpec& spec, const AttentionWeights& weights, const float* x) {
   const int64_t m = pass.tokens, q_width = spec.heads * spec.head_dim, kv_width = spec.kv_heads * spec.head_dim;
   const int64_t width = q_width + 2 * kv_width;
   float* all = pass.get(Slot::qkv, m * width);
-  const std::array calls{nn::LinearCall{&layer.qkv, all, width}};
+  const std::array calls{nn::LinearCall{&weights.qkv, all, width}};
   nn::run_linear(pass.backend, x, m, calls, pass.batch_invariant);
-  if (spec.qkv_groups == 1 && !layer.q_norm && !layer.k_norm)
+  if (spec.qkv_groups == 1 && !weights.q_norm && !weights.k_norm)
     return {{all, width}, {all + q_width, width}, {all + q_width + kv_width, width}};
   float* q = pass.get(Slot::query, m * q_width);
   float* k = pass.get(Slot::key, m * kv_width);
@@ -35,15 +34,14 @@ Projected project_fused(Pass& pass, const Layer& layer, const float* x) {
   return {{q, q_width}, {k, kv_width}, {v, kv_width}};
 }
 
-Projected project(Pass& pass, const Layer& layer, const float* x) {
-  if (layer.qkv.rows > 0) return project_fused(pass, layer, x);
-  const AttentionSpec& spec = layer.spec->attention;
+Projected project(Pass& pass, const AttentionSpec& spec, const AttentionWeights& weights, const float* x) {
+  if (weights.qkv.rows > 0) return project_fused(pass, spec, weights, x);
   const int64_t m = pass.tokens, q_width = spec.heads * spec.head_dim, kv_width = spec.kv_heads * spec.head_dim;
   float* q = pass.get(Slot::query, m * q_width);
   float* k = pass.get(Slot::key, m * kv_width);
   float* v = pass.get(Slot::value, m * kv_width);
-  const std::array calls{nn::LinearCall{&layer.q, q, q_width}, nn::LinearCall{&layer.k, k, kv_width},
-                         nn::LinearCall{&layer.v, v, kv_width}};
+  const std::array calls{nn::LinearCall{&weights.q, q, q_width}, nn::LinearCall{&weights.k, k, kv_width},
+                         nn::LinearCall{&weights.v, v, kv_width}};
   nn::run_linear(pass.backend, x, m, calls, pass.batch_invariant);
   return {{q, q_width}, {k, kv_width}, {v, kv_width}};
 }
@@ -101,6 +99,26 @@ void rotate_and_append(Pass& pass, const AttentionSpec& spec, int64_t index, con
   }
 }
 
+/// Runs what pass.attention says.
+void run_scores(Pass& pass, const AttentionSpec& spec, int64_t q_stride, int64_t work) {
+  const RelativeBiasTable bias = spec.relative_bias ? pass.relative_bias[*spec.relative_bias] : RelativeBiasTable{};
+  pass.backend.kernels().attention(pass.backend.context_for(work),
+                                   {.sequences = pass.attention.data(),
+                                    .sequence_count = static_cast<int64_t>(pass.attention.size()),
+                                    .heads = spec.heads,
+                                    .kv_heads = spec.kv_heads,
+                                    .head_dim = spec.head_dim,
+                                    .q_stride = q_stride,
+                                    .kv_dtype = pass.cache_dtype,
+                                    .scale = spec.scale,
+                                    .softcap = spec.softcap,
+                                    .window = spec.window,
+                                    .alibi_slopes = spec.has_alibi ? pass.alibi_slopes : nullptr,
+                                    .is_causal = spec.is_causal,
+                                    .relative_bias = bias.values,
+                                    .relative_span = bias.span});
+}
+
 /// Fills the cache and softmax(q k^T) v into `attended` (tokens, heads, head_dim).
 void attend(Pass& pass, const AttentionSpec& spec, int64_t index, const Projected& x, float* attended) {
   const int64_t q_width = spec.heads * spec.head_dim;
@@ -115,23 +133,13 @@ void attend(Pass& pass, const AttentionSpec& spec, int64_t index, const Projecte
                          .tokens = sequence.tokens,
                          .past = pass.longest > 0 ? pass.longest - 1 : cache.length(),
                          .out = attended + row * q_width,
+                         .keys = cache.length() + sequence.tokens,
                          .past_at = pass.longest > 0 ? pass.pasts + s : nullptr};
     row += sequence.tokens;
     work += sequence.tokens * (cache.length() + sequence.tokens) * q_width;
   }
   rotate_and_append(pass, spec, index, x);
-  pass.backend.kernels().attention(pass.backend.context_for(work),
-                                   {.sequences = pass.attention.data(),
-                                    .sequence_count = static_cast<int64_t>(pass.attention.size()),
-                                    .heads = spec.heads,
-                                    .kv_heads = spec.kv_heads,
-                                    .head_dim = spec.head_dim,
-                                    .q_stride = x.q.stride,
-                                    .kv_dtype = pass.cache_dtype,
-                                    .scale = spec.scale,
-                                    .softcap = spec.softcap,
-                                    .window = spec.window,
-                                    .alibi_slopes = spec.has_alibi ? pass.alibi_slopes : nullptr});
+  run_scores(pass, spec, x.q.stride, work);
 }
 
 }  // namespace
@@ -139,13 +147,52 @@ void attend(Pass& pass, const AttentionSpec& spec, int64_t index, const Projecte
 void run_attention(Pass& pass, const Layer& layer, int64_t index, const float* x, float* sum, bool accumulate) {
   const AttentionSpec& spec = layer.spec->attention;
   const int64_t q_width = spec.heads * spec.head_dim;
-  const Projected projected = project(pass, layer, x);
-  norm_heads(pass, layer.q_norm, projected.q.data, q_width);
-  norm_heads(pass, layer.k_norm, projected.k.data, spec.kv_heads * spec.head_dim);
+  const Projected projected = project(pass, spec, layer.attention, x);
+  norm_heads(pass, layer.attention.q_norm, projected.q.data, q_width);
+  norm_heads(pass, layer.attention.k_norm, projected.k.data, spec.kv_heads * spec.head_dim);
   float* attended = pass.get(Slot::attended, pass.tokens * q_width);
   attend(pass, spec, index, projected, attended);
-  const std::array out{nn::LinearCall{&layer.out, sum, pass.model.hidden_size, accumulate}};
+  const std::array out{nn::LinearCall{&layer.attention.out, sum, pass.model.hidden_size, accumulate}};
   nn::run_linear(pass.backend, attended, pass.tokens, out, pass.batch_invariant);
+}
+
+void run_cross_attention(Pass& pass, const Layer& layer, int64_t index, const float* x, float* sum, bool accumulate) {
+  const AttentionSpec& spec = layer.spec->cross;
+  const int64_t q_width = spec.heads * spec.head_dim;
+  float* q = pass.get(Slot::query, pass.tokens * q_width);
+  const std::array query{nn::LinearCall{&layer.cross.q, q, q_width}};
+  nn::run_linear(pass.backend, x, pass.tokens, query, pass.batch_invariant);
+  float* attended = pass.get(Slot::attended, pass.tokens * q_width);
+  int64_t row = 0, work = 0;
+  for (size_t s = 0; s < pass.sequences.size(); ++s) {
+    const SequenceTokens& sequence = pass.sequences[s];
+    nn::KvCache& source = *sequence.source;
+    pass.attention[s] = {.q = q + row * q_width,
+                         .k = source.keys(index),
+                         .v = source.values(index),
+                         .capacity = source.capacity(),
+                         .tokens = sequence.tokens,
+                         .past = 0,
+                         .out = attended + row * q_width,
+                         .keys = source.length()};
+    row += sequence.tokens;
+    work += sequence.tokens * source.length() * q_width;
+  }
+  run_scores(pass, spec, q_width, work);
+  const std::array out{nn::LinearCall{&layer.cross.out, sum, pass.model.hidden_size, accumulate}};
+  nn::run_linear(pass.backend, attended, pass.tokens, out, pass.batch_invariant);
+}
+
+void fill_source(Pass& pass, const Layer& layer, int64_t index, const float* encoded, nn::KvCache& source) {
+  const AttentionSpec& spec = layer.spec->cross;
+  const int64_t width = spec.kv_heads * spec.head_dim;
+  float* k = pass.get(Slot::key, pass.tokens * width);
+  float* v = pass.get(Slot::value, pass.tokens * width);
+  const std::array calls{nn::LinearCall{&layer.cross.k, k, width}, nn::LinearCall{&layer.cross.v, v, width}};
+  nn::run_linear(pass.backend, encoded, pass.tokens, calls, pass.batch_invariant);
+  const SequenceTokens all{&source, pass.tokens, pass.tokens};
+  append(pass, spec, all, k, width, source.keys(index));
+  append(pass, spec, all, v, width, source.values(index));
 }
 
 }  // namespace nibble::models

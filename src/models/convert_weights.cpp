@@ -20,11 +20,12 @@ struct Parameter {
   Shape shape;  // (in, out) of a Conv1D
   bool is_linear_weight;
   bool is_transposed;
+  DType dtype;  // if it is not quantized
 
   Shape quantized_shape() const { return is_transposed ? Shape{shape[1], shape[0]} : shape; }
 };
 
-std::vector<Parameter> stored_parameters(const ModelSpec& spec, const QuantizationPlan& plan) {
+std::vector<Parameter> stored_parameters(const ModelSpec& spec, const QuantizationPlan& plan, DType dtype) {
   std::vector<Parameter> result;
   for_each_module(spec, [&](const std::string& path, const ModuleSpec& module) {
     for (const ParameterSpec& parameter : module.parameters) {
@@ -34,7 +35,8 @@ std::vector<Parameter> stored_parameters(const ModelSpec& spec, const Quantizati
       if (is_twin && !(is_linear_weight && plan.is_quantized(path))) continue;
       const std::string file_name = stored_name(spec, name);
       result.push_back({path, name, file_name.substr(0, file_name.size() - parameter.name.size() - 1), file_name,
-                        parameter.shape, is_linear_weight, is_linear_weight && module.is_transposed});
+                        parameter.shape, is_linear_weight, is_linear_weight && module.is_transposed,
+                        parameter_dtype(spec, path, dtype)});
     }
   });
   return result;
@@ -44,9 +46,9 @@ std::vector<Parameter> stored_parameters(const ModelSpec& spec, const Quantizati
 
 std::vector<PlannedTensor> plan_quantized(const ModelSpec& spec, const QuantizationPlan& plan, DType dtype) {
   std::vector<PlannedTensor> tensors;
-  for (const Parameter& parameter : stored_parameters(spec, plan)) {
+  for (const Parameter& parameter : stored_parameters(spec, plan, dtype)) {
     if (!parameter.is_linear_weight || !plan.is_quantized(parameter.module)) {
-      tensors.push_back({parameter.file_name, dtype, parameter.shape});
+      tensors.push_back({parameter.file_name, parameter.dtype, parameter.shape});
     } else if (plan.config.load_in_8bit) {
       plan_int8(parameter.file_module, parameter.file_name, parameter.quantized_shape(), tensors);
     } else {
@@ -59,7 +61,7 @@ std::vector<PlannedTensor> plan_quantized(const ModelSpec& spec, const Quantizat
 
 int64_t write_quantized(const ModelSpec& spec, const Checkpoint& checkpoint, const QuantizationPlan& plan, DType dtype,
                         const ops::Backend& backend, SafetensorsWriter& writer, const Progress& progress) {
-  const auto parameters = stored_parameters(spec, plan);
+  const auto parameters = stored_parameters(spec, plan, dtype);
   Steps steps{progress, "quantizing", parameters.size()};
   int64_t quantized = 0;
   for (const Parameter& parameter : parameters) {
@@ -69,7 +71,7 @@ int64_t write_quantized(const ModelSpec& spec, const Checkpoint& checkpoint, con
     const StoredWeight stored = find_stored(checkpoint, spec, original, parameter.shape, parameter.is_transposed);
     if (stored.is_quantized())
       fail(ErrorCode::invalid_argument, "tensor '{}' is quantized already; expected a plain checkpoint", stored.name);
-    Tensor tensor = checkpoint.get(stored.name).to(dtype);
+    Tensor tensor = checkpoint.get(stored.name).to(wants_quantized ? dtype : parameter.dtype);
     if (!wants_quantized) {
       writer.write(parameter.file_name, tensor.bytes());
     } else {
@@ -89,14 +91,14 @@ int64_t write_quantized(const ModelSpec& spec, const Checkpoint& checkpoint, con
 
 std::vector<PlannedTensor> plan_dequantized(const ModelSpec& spec, DType dtype) {
   std::vector<PlannedTensor> tensors;
-  for (const Parameter& parameter : stored_parameters(spec, {}))
-    tensors.push_back({parameter.file_name, dtype, parameter.shape});
+  for (const Parameter& parameter : stored_parameters(spec, {}, dtype))
+    tensors.push_back({parameter.file_name, parameter.dtype, parameter.shape});
   return tensors;
 }
 
 int64_t write_dequantized(const ModelSpec& spec, const Checkpoint& checkpoint, DType dtype, const ops::Backend& backend,
                           SafetensorsWriter& writer, const Progress& progress) {
-  const auto parameters = stored_parameters(spec, {});
+  const auto parameters = stored_parameters(spec, {}, dtype);
   Steps steps{progress, "dequantizing", parameters.size()};
   int64_t dequantized = 0;
   for (const Parameter& parameter : parameters) {
@@ -104,7 +106,7 @@ int64_t write_dequantized(const ModelSpec& spec, const Checkpoint& checkpoint, D
     const StoredWeight stored = find_stored(checkpoint, spec, parameter.name, parameter.shape, parameter.is_transposed);
     Tensor tensor;
     if (!stored.is_quantized()) {
-      tensor = checkpoint.get(stored.name).to(dtype);
+      tensor = checkpoint.get(stored.name).to(parameter.dtype);
     } else {
       const nn::Weight weight = weight_from_stored(stored, {});
       if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight))
@@ -123,7 +125,7 @@ int64_t write_dequantized(const ModelSpec& spec, const Checkpoint& checkpoint, D
 
 std::vector<PlannedTensor> plan_saved(const ModelSpec& spec, const Weights& weights) {
   std::vector<PlannedTensor> tensors;
-  for (const Parameter& parameter : stored_parameters(spec, weights.plan())) {
+  for (const Parameter& parameter : stored_parameters(spec, weights.plan(), weights.dtype())) {
     const nn::Weight& weight = weights.get(parameter.name);
     if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight)) {
       const auto json_bytes = state_json_size(packed->weight);
@@ -131,7 +133,7 @@ std::vector<PlannedTensor> plan_saved(const ModelSpec& spec, const Weights& weig
     } else if (std::holds_alternative<nn::WeightInt8>(weight)) {
       plan_int8(parameter.file_module, parameter.file_name, parameter.quantized_shape(), tensors);
     } else {
-      tensors.push_back({parameter.file_name, weights.dtype(), parameter.shape});
+      tensors.push_back({parameter.file_name, parameter.dtype, parameter.shape});
     }
   }
   return tensors;
@@ -139,7 +141,7 @@ std::vector<PlannedTensor> plan_saved(const ModelSpec& spec, const Weights& weig
 
 void write_saved(const ModelSpec& spec, const Weights& weights, const ops::Backend& backend,
                  SafetensorsWriter& writer) {
-  for (const Parameter& parameter : stored_parameters(spec, weights.plan())) {
+  for (const Parameter& parameter : stored_parameters(spec, weights.plan(), weights.dtype())) {
     throw_if_cancelled();
     const nn::Weight weight = nn::to_host(backend, weights.get(parameter.name));
     if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight)) {
@@ -168,8 +170,9 @@ void set_dtype(Json& config, DType dtype) {
 Json quantized_config(Json config, const ModelSpec& spec, const QuantizationPlan& plan, DType dtype) {
   set_dtype(config, dtype);
   config["quantization_config"] = quantization_config_json(plan.config);
-  for (const auto& [tied, original] : spec.tied)  // a quantized head is a tensor of its own
-    if (plan.is_quantized(tied.substr(0, tied.rfind('.')))) config["tie_word_embeddings"] = false;
+  const bool is_scaled = spec.final_norm.scale != 1;  // by this key, too: it stays
+  for (const auto& [tied, original] : spec.tied)      // a quantized head is a tensor of its own
+    if (!is_scaled && plan.is_quantized(tied.substr(0, tied.rfind('.')))) config["tie_word_embeddings"] = false;
   return config;
 }
 

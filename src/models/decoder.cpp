@@ -14,7 +14,11 @@ Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> back
     : spec_(std::move(spec)), config_(std::move(config)), backend_(std::move(backend)), weights_(std::move(weights)) {
   summary_ = summarize(spec_, weights_->plan(), weights_->dtype());
   for (const nn::RopeSpec& rope : spec_.ropes) ropes_.emplace_back(rope);
+  for (const RelativeBiasSpec& bias : spec_.relative_biases)
+    relative_biases_.emplace_back(backend_->to_host(weights_->dense(bias.embed + ".weight")), bias.max_distance,
+                                  bias.is_bidirectional);
   bind_linears();
+  if (spec_.encoder) encoder_norm_ = bind_norm(*backend_, *weights_, "", spec_.encoder->final_norm);
   embed_ = weights_->dense(spec_.embed + ".weight");
   Tensor scale(DType::f32, {1});
   *scale.as<float>() = spec_.embed_scale;
@@ -31,10 +35,15 @@ Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> back
 Decoder::~Decoder() = default;
 
 void Decoder::bind_linears() {
-  layers_.clear();
-  for (size_t i = 0; i < spec_.layers.size(); ++i)
-    layers_.push_back(bind_layer(*backend_, spec_, spec_.layers[i], spec_.layers_prefix + std::to_string(i) + ".",
-                                 *weights_, updates_.get()));
+  const auto bind_layers = [&](const std::vector<LayerSpec>& layers, const std::string& prefix) {
+    std::vector<Layer> result;
+    for (size_t i = 0; i < layers.size(); ++i)
+      result.push_back(
+          bind_layer(*backend_, spec_, layers[i], prefix + std::to_string(i) + ".", *weights_, updates_.get()));
+    return result;
+  };
+  layers_ = bind_layers(spec_.layers, spec_.layers_prefix);
+  if (spec_.encoder) encoder_layers_ = bind_layers(spec_.encoder->layers, spec_.encoder->layers_prefix);
   const auto linear = [&](const std::string& path) {
     return path.empty() ? nn::Linear{} : bind_linear(*backend_, spec_, *weights_, path, updates_.get());
   };
@@ -82,15 +91,18 @@ Pass Decoder::prepare(std::span<const SequenceTokens> sequences, const int32_t* 
   pass.positions = positions.device;
   pass.last = last.device;
   pass.pasts = pasts.device;
-  int64_t row = 0;
+  int64_t row = 0, span = longest;
   for (int64_t s = 0; s < count; ++s) {
     const SequenceTokens& sequence = sequences[static_cast<size_t>(s)];
     const int64_t past = sequence.cache->length();
+    span = std::max(span, past + sequence.tokens);
     pasts.host[s] = static_cast<int32_t>(past);
     for (int64_t t = 0; t < sequence.tokens; ++t)
       positions.host[row++] = static_cast<int32_t>(past + t + spec_.positions.offset);
     last.host[s] = static_cast<int32_t>(row - 1);
   }
+  for (size_t i = 0; i < relative_biases_.size(); ++i)
+    pass.relative_bias.push_back(workspace.get_bias(i, relative_biases_[i], span));
   for (const nn::Rope& rope : ropes_) {
     const int64_t half = rope.spec().rotary_dim / 2;
     const auto cos = workspace.add_input<float>(tokens * half), sin = workspace.add_input<float>(tokens * half);

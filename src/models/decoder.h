@@ -17,6 +17,7 @@
 #include "nn/kv_cache.h"
 #include "nn/linear.h"
 #include "nn/norm.h"
+#include "nn/relative_bias.h"
 #include "nn/rope.h"
 #include "ops/backend.h"
 
@@ -24,9 +25,10 @@ namespace nibble::models {
 
 /// One sequence's share of a forward pass; sequences stand one after the other in the token array.
 struct SequenceTokens {
-  nn::KvCache* cache;  // holds the past; has room for `tokens` more
-  int64_t tokens;      // at least 1
-  int64_t length;      // of the sequence when its whole prompt is in, of which these tokens may be a chunk
+  nn::KvCache* cache;             // holds the past; has room for `tokens` more
+  int64_t tokens;                 // at least 1
+  int64_t length;                 // of the sequence when its whole prompt is in, of which these tokens may be a chunk
+  nn::KvCache* source = nullptr;  // encoder-decoder: keys and values for cross-attention, as encode() made them
 };
 
 struct Layer;
@@ -55,6 +57,11 @@ class Decoder {
   /// From the next pass on, the linear layers have these updates and no others; null: none. Not during a pass.
   void set_updates(std::shared_ptr<const Updates> updates);
 
+  /// Encoder-decoder: runs the encoder on one source and returns SequenceTokens::source. `encoded`, unless it is null,
+  /// gets the encoder's output (ids.size(), hidden), in main memory. Ids must be inside the vocabulary, at least one.
+  nn::KvCache encode(std::span<const int32_t> ids, Workspace& workspace, bool batch_invariant,
+                     float* encoded = nullptr) const;
+
   /// Appends the tokens to the caches (whose lengths the caller advances) and writes logits: of each sequence's last
   /// token (sequences, vocab), or of every token (tokens, vocab) if `all_logits`; none if `logits` is null.
   /// Ids must be inside the vocabulary (the caller checks). `logits` lies in main memory.
@@ -82,8 +89,9 @@ class Decoder {
   std::shared_ptr<const Updates> updates_;
   ModelSummary summary_;
   std::vector<nn::Rope> ropes_;
-  std::vector<Layer> layers_;
-  std::optional<nn::Norm> embed_norm_, final_norm_;
+  std::vector<nn::RelativeBias> relative_biases_;
+  std::vector<Layer> encoder_layers_, layers_;
+  std::optional<nn::Norm> embed_norm_, encoder_norm_, final_norm_;
   nn::Linear project_in_, project_out_, head_;
   Tensor embed_;      // (vocab, embedding width)
   Tensor positions_;  // (positions, hidden), or empty

@@ -20,8 +20,22 @@ MlpWeights bind_mlp(const ops::Backend& backend, const ModelSpec& model, const M
 }
 
 /// A small parameter as kernels read it.
-Tensor as_float(const ops::Backend& backend, const Tensor& x) {
-  return x.dtype() == DType::f32 ? x : backend.to_device(backend.to_host(x).to(DType::f32));
+Tensor as_float(const ops::Backend& backend, const Tensor& x, float factor = 1) {
+  if (x.dtype() == DType::f32 && factor == 1) return x;
+  const Tensor host = backend.to_host(x).to(DType::f32);  // may be the parameter in memory
+  Tensor result(DType::f32, host.shape());
+  for (int64_t i = 0; i < host.count(); ++i) result.as<float>()[i] = host.as<float>()[i] * factor;
+  return backend.to_device(result);
+}
+
+AttentionWeights bind_attention(const ops::Backend& backend, const ModelSpec& model, const AttentionSpec& spec,
+                                const std::string& prefix, const Weights& weights, const Updates* updates) {
+  const auto norm = [&](const NormSpec& n) { return bind_norm(backend, weights, prefix, n); };
+  const auto linear = [&](const std::string& name) {
+    return name.empty() ? nn::Linear{} : bind_linear(backend, model, weights, prefix + name, updates);
+  };
+  return {norm(spec.q_norm), norm(spec.k_norm), linear(spec.q),  linear(spec.k),
+          linear(spec.v),    linear(spec.qkv),  linear(spec.out)};
 }
 
 /// x after `norm`, in `slot`, or in the residual stream itself; x if there is no norm.
@@ -55,15 +69,15 @@ std::optional<nn::Norm> bind_norm(const ops::Backend& backend, const Weights& we
   nn::Norm norm;
   norm.kind = spec.kind;
   norm.eps = static_cast<float>(spec.eps);
-  norm.weight_offset = spec.weight_offset;
+  norm.weight_offset = spec.weight_offset * spec.scale;
   if (weights.contains(path + ".weight")) {
-    norm.weight = as_float(backend, weights.dense(path + ".weight"));
+    norm.weight = as_float(backend, weights.dense(path + ".weight"), spec.scale);
   } else {
     norm.weight = Tensor(DType::f32, {spec.size});
-    std::fill_n(norm.weight.as<float>(), spec.size, 1.0f);
+    std::fill_n(norm.weight.as<float>(), spec.size, spec.scale);
     norm.weight = backend.to_device(norm.weight);
   }
-  if (weights.contains(path + ".bias")) norm.bias = as_float(backend, weights.dense(path + ".bias"));
+  if (weights.contains(path + ".bias")) norm.bias = as_float(backend, weights.dense(path + ".bias"), spec.scale);
   return norm;
 }
 
@@ -85,25 +99,18 @@ nn::Linear bind_linear(const ops::Backend& backend, const ModelSpec& model, cons
 Layer bind_layer(const ops::Backend& backend, const ModelSpec& model, const LayerSpec& spec, const std::string& prefix,
                  const Weights& weights, const Updates* updates) {
   const auto norm = [&](const NormSpec& n) { return bind_norm(backend, weights, prefix, n); };
-  const auto linear = [&](const std::string& name) {
-    return name.empty() ? nn::Linear{} : bind_linear(backend, model, weights, prefix + name, updates);
-  };
-  const AttentionSpec& attention = spec.attention;
+  const std::string& router = spec.mlp.experts.router;
   Layer layer{.spec = &spec,
               .attention_norm = norm(spec.attention_norm),
               .attention_out_norm = norm(spec.attention_out_norm),
               .attention_sum_norm = norm(spec.attention_sum_norm),
+              .cross_norm = norm(spec.cross_norm),
               .mlp_norm = norm(spec.mlp_norm),
               .mlp_out_norm = norm(spec.mlp_out_norm),
               .mlp_sum_norm = norm(spec.mlp_sum_norm),
-              .q_norm = norm(attention.q_norm),
-              .k_norm = norm(attention.k_norm),
-              .q = linear(attention.q),
-              .k = linear(attention.k),
-              .v = linear(attention.v),
-              .qkv = linear(attention.qkv),
-              .out = linear(attention.out),
-              .router = linear(spec.mlp.experts.router),
+              .attention = bind_attention(backend, model, spec.attention, prefix, weights, updates),
+              .cross = bind_attention(backend, model, spec.cross, prefix, weights, updates),
+              .router = router.empty() ? nn::Linear{} : bind_linear(backend, model, weights, prefix + router, updates),
               .mlps = {}};
   const ExpertsSpec& experts = spec.mlp.experts;
   for (int64_t e = 0; e < experts.count; ++e)
@@ -120,6 +127,10 @@ void run_layer(Pass& pass, const Layer& layer, int64_t index) {
   if (spec.is_parallel) mlp_x = layer.mlp_norm ? normed(pass, layer.mlp_norm, Slot::normed_mlp, false) : x;
   add_block(pass, layer.attention_out_norm, layer.attention_sum_norm,
             [&](float* sum, bool accumulate) { run_attention(pass, layer, index, x, sum, accumulate); });
+  if (spec.has_cross()) {
+    const float* cross_x = normed(pass, layer.cross_norm, Slot::normed, false);
+    run_cross_attention(pass, layer, index, cross_x, pass.hidden, true);
+  }
   if (!mlp_x) mlp_x = normed(pass, layer.mlp_norm, Slot::normed, spec.keeps_normed);
   if (spec.mlp.experts.count > 0) return run_experts(pass, layer, mlp_x, pass.hidden);
   add_block(pass, layer.mlp_out_norm, layer.mlp_sum_norm, [&](float* sum, bool accumulate) {

@@ -19,13 +19,19 @@ struct MlpWeights {
   nn::Linear gate, up, gate_up, down;
 };
 
+/// The modules of one attention block; those that the spec lacks are empty.
+struct AttentionWeights {
+  std::optional<nn::Norm> q_norm, k_norm;
+  nn::Linear q, k, v, qkv, out;
+};
+
 /// A LayerSpec bound to its weights.
 struct Layer {
   const LayerSpec* spec;
   std::optional<nn::Norm> attention_norm, attention_out_norm, attention_sum_norm;
+  std::optional<nn::Norm> cross_norm;
   std::optional<nn::Norm> mlp_norm, mlp_out_norm, mlp_sum_norm;
-  std::optional<nn::Norm> q_norm, k_norm;
-  nn::Linear q, k, v, qkv, out;
+  AttentionWeights attention, cross;
   nn::Linear router;
   std::vector<MlpWeights> mlps;  // one, or one per expert
 };
@@ -82,6 +88,7 @@ struct Pass {
   const int32_t* last = nullptr;                           // (sequences): the last token of each
   const int32_t* pasts = nullptr;                          // (sequences)
   std::vector<const float*> cos = {}, sin = {};            // per rope: (tokens, rotary_dim / 2)
+  std::vector<RelativeBiasTable> relative_bias = {};       // per ModelSpec::relative_biases
   std::vector<kernels::AttentionSequence> attention = {};  // per sequence
 
   float* get(Slot slot, int64_t count) { return workspace.get(static_cast<size_t>(slot), count); }
@@ -92,9 +99,13 @@ void run_layer(Pass& pass, const Layer& layer, int64_t index);
 
 // The blocks of a layer. Each adds its result to `sum` (tokens, hidden), or writes it there.
 void run_attention(Pass& pass, const Layer& layer, int64_t index, const float* x, float* sum, bool accumulate);
+void run_cross_attention(Pass& pass, const Layer& layer, int64_t index, const float* x, float* sum, bool accumulate);
 void run_mlp(Pass& pass, const Layer& layer, const MlpWeights& weights, const float* x, int64_t rows, float* sum,
              bool accumulate);
 /// Always adds.
 void run_experts(Pass& pass, const Layer& layer, const float* x, float* sum);
+
+/// The keys and values of cross-attention from the encoder's output (tokens, hidden), into an empty cache with room.
+void fill_source(Pass& pass, const Layer& layer, int64_t index, const float* encoded, nn::KvCache& source);
 
 }  // namespace nibble::models

@@ -28,6 +28,7 @@ std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source,
                                       std::shared_ptr<const Checkpoint> checkpoint, const LoadOptions& options) {
   const device::Device device = options.device_map == "auto" ? device::kCpu : device::parse_device(options.device_map);
   ModelSpec spec = build_spec(config, source);
+  untie_different(spec, *checkpoint);
   const auto stored = read_quantization_config(config, source);
   if (stored && options.quantization_config.is_quantizable() && options.warning)
     options.warning("the checkpoint is quantized already: its quantization_config is used, the one given is ignored");

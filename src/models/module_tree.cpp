@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace nibble::models {
 namespace {
 
@@ -174,6 +176,13 @@ std::string stored_name(const ModelSpec& spec, const std::string& name) {
     if (name.starts_with(ours) && name.size() > ours.size() && name[ours.size()] == '.')
       return theirs + name.substr(ours.size());
   return name;
+}
+
+DType parameter_dtype(const ModelSpec& spec, std::string_view path, DType dtype) {
+  const size_t dot = path.rfind('.');
+  const std::string_view name = dot == std::string_view::npos ? path : path.substr(dot + 1);
+  const bool is_kept = std::find(spec.keep_in_fp32.begin(), spec.keep_in_fp32.end(), name) != spec.keep_in_fp32.end();
+  return dtype == DType::f16 && is_kept ? DType::f32 : dtype;
 }
 
 const std::string& resolve_tied(const ModelSpec& spec, const std::string& name) {

@@ -100,6 +100,7 @@ std::vector<std::string> default_skipped_modules(const ModelSpec& spec) {
   });
   add(without_weight(last));
   add(spec.head);
+  for (const std::string& name : spec.keep_in_fp32) add(name);
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -124,6 +125,7 @@ QuantizationPlan plan_quantization(const ModelSpec& spec, const BitsAndBytesConf
   if (!config.is_quantizable()) return plan;
   std::vector<std::string> names =
       config.llm_int8_skip_modules ? *config.llm_int8_skip_modules : default_skipped_modules(spec);
+  names.insert(names.end(), spec.keep_in_fp32.begin(), spec.keep_in_fp32.end());
   const auto entries = compile(names);
   std::optional<std::regex> chosen;
   if (modules) chosen = compile_modules(*modules);

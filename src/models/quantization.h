@@ -31,7 +31,8 @@ QuantizationPlan plan_quantization(const ModelSpec& spec, const BitsAndBytesConf
 /// The expression of `--modules`. Errors: invalid_argument.
 std::regex compile_modules(const std::string& modules);
 
-/// transformers 5.x: tied weights, the last parameter and the output head.
+/// transformers 5.x: tied weights, the last parameter and the output head; ModelSpec::keep_in_fp32, which is skipped
+/// whatever `config` names.
 std::vector<std::string> default_skipped_modules(const ModelSpec& spec);
 
 /// A skip entry is a regular expression for the start of the name up to a dot, or a plain suffix of it.

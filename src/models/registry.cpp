@@ -9,16 +9,26 @@
 namespace nibble::models {
 
 std::span<const Architecture> architectures() {
+  // clang-format off
   static constexpr std::array kList{
-      Architecture{"BloomForCausalLM", bloom},     Architecture{"GemmaForCausalLM", gemma},
-      Architecture{"Gemma2ForCausalLM", gemma2},   Architecture{"Gemma3ForCausalLM", gemma3},
-      Architecture{"GPT2LMHeadModel", gpt2},       Architecture{"GPTNeoXForCausalLM", gpt_neox},
-      Architecture{"LlamaForCausalLM", llama},     Architecture{"MistralForCausalLM", mistral},
-      Architecture{"MixtralForCausalLM", mixtral}, Architecture{"Olmo2ForCausalLM", olmo2},
-      Architecture{"OPTForCausalLM", opt},         Architecture{"Phi3ForCausalLM", phi3},
-      Architecture{"Qwen2ForCausalLM", qwen2},     Architecture{"Qwen3ForCausalLM", qwen3},
+      Architecture{"BloomForCausalLM", bloom},
+      Architecture{"Gemma2ForCausalLM", gemma2},
+      Architecture{"Gemma3ForCausalLM", gemma3},
+      Architecture{"GemmaForCausalLM", gemma},
+      Architecture{"GPT2LMHeadModel", gpt2},
+      Architecture{"GPTNeoXForCausalLM", gpt_neox},
+      Architecture{"LlamaForCausalLM", llama},
+      Architecture{"MistralForCausalLM", mistral},
+      Architecture{"MixtralForCausalLM", mixtral},
+      Architecture{"Olmo2ForCausalLM", olmo2},
+      Architecture{"OPTForCausalLM", opt},
+      Architecture{"Phi3ForCausalLM", phi3},
+      Architecture{"Qwen2ForCausalLM", qwen2},
+      Architecture{"Qwen3ForCausalLM", qwen3},
       Architecture{"SmolLM3ForCausalLM", smollm3},
+      Architecture{"T5ForConditionalGeneration", t5},
   };
+  // clang-format on
   return kList;
 }
 

@@ -66,6 +66,7 @@ struct NormSpec {
   double eps = 1e-6;
   float weight_offset = 0;
   int64_t size = 0;  // only for a norm without weights
+  float scale = 1;   // its result is multiplied by this
 
   explicit operator bool() const { return !module.empty(); }
 };
@@ -79,9 +80,19 @@ struct AttentionSpec {
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 1;
   float softcap = 0;
-  int64_t window = 0;               // > 0: only the last `window` keys
-  std::optional<size_t> rope = {};  // index into ModelSpec::ropes
-  bool has_alibi = false;           // ModelSpec::alibi_slopes
+  int64_t window = 0;                        // > 0: only the last `window` keys
+  std::optional<size_t> rope = {};           // index into ModelSpec::ropes
+  bool has_alibi = false;                    // ModelSpec::alibi_slopes
+  bool is_causal = true;                     // false: a token sees those after it, too
+  std::optional<size_t> relative_bias = {};  // index into ModelSpec::relative_biases
+};
+
+/// T5's positions: a learned number per head, added to a score, for each bucket of distances between query and key.
+struct RelativeBiasSpec {
+  std::string embed;  // path of the embedding (buckets, heads), from the root
+  int64_t buckets = 32;
+  int64_t max_distance = 128;  // from here on all distances share a bucket
+  bool is_bidirectional = false;
 };
 
 /// A token goes through the top_k of `count` MLPs; their results are added, weighted by the router.
@@ -103,6 +114,7 @@ struct MlpSpec {
 };
 
 /// x += attention(attention_norm(x)); x += mlp(mlp_norm(x)). A norm that is missing is left out.
+/// Between the two, if there is a cross.q: x += cross(cross_norm(x)), whose keys and values come from the encoder.
 struct LayerSpec {
   NormSpec attention_norm = {}, mlp_norm = {};
   NormSpec attention_out_norm = {}, mlp_out_norm = {};  // of what is added to x (RMS only)
@@ -110,7 +122,18 @@ struct LayerSpec {
   bool is_parallel = false;   // the MLP reads x as attention does; without mlp_norm, attention's own input
   bool keeps_normed = false;  // x = attention_norm(x) before adding to it, and so for mlp_norm
   AttentionSpec attention = {};
+  NormSpec cross_norm = {};
+  AttentionSpec cross = {};
   MlpSpec mlp = {};
+
+  bool has_cross() const { return !cross.q.empty(); }
+};
+
+/// What reads the source of an encoder-decoder, with the decoder's token embedding; its layers have no cross-attention.
+struct EncoderSpec {
+  std::string layers_prefix;  // "encoder.block."
+  std::vector<LayerSpec> layers;
+  NormSpec final_norm;
 };
 
 /// Learned positions: row position + offset of an embedding is added to the token's.
@@ -127,7 +150,8 @@ struct ModelSpec {
   float embed_scale = 1;    // rounded to the weights' dtype
   std::string project_in;   // linear layer from the embedding's width to hidden_size; empty: none
   PositionSpec positions;
-  NormSpec embed_norm;        // of the sum
+  NormSpec embed_norm;  // of the sum
+  std::optional<EncoderSpec> encoder;
   std::string layers_prefix;  // "model.layers."
   std::vector<LayerSpec> layers;
   NormSpec final_norm;
@@ -136,12 +160,15 @@ struct ModelSpec {
   float logit_softcap = 0;  // > 0: logits become cap * tanh(logit / cap)
   std::vector<nn::RopeSpec> ropes;
   std::vector<float> alibi_slopes;  // (heads): ALiBi adds slope * position of the key to a score
+  std::vector<RelativeBiasSpec> relative_biases;
   /// Parameters that are one tensor: (name, the one it shares).
   std::vector<std::pair<std::string, std::string>> tied;
   /// Modules that files call by another name: (ours, theirs). Files are written with theirs.
   std::vector<std::pair<std::string, std::string>> aliases;
   /// Stored tensors that are no parameters, by the end of their names: ".rotary_emb.inv_freq".
   std::vector<std::string> ignored_suffixes;
+  /// Names of modules that are never quantized, and are float32 where the rest is float16: "wo".
+  std::vector<std::string> keep_in_fp32;
 
   int64_t hidden_size = 0;
   int64_t vocab_size = 0;
@@ -156,5 +183,8 @@ std::string stored_name(const ModelSpec& spec, const std::string& name);
 
 /// The tensor a tied name shares, or the name itself.
 const std::string& resolve_tied(const ModelSpec& spec, const std::string& name);
+
+/// The type of module `path`'s parameters in a model of `dtype`, if they are not quantized.
+DType parameter_dtype(const ModelSpec& spec, std::string_view path, DType dtype);
 
 }  // namespace nibble::models

@@ -23,8 +23,10 @@ int64_t bucket_of(std::span<const SequenceTokens> sequences) {
 StepGraph::StepGraph(const Decoder& decoder, Workspace& workspace)
     : decoder_(decoder), workspace_(workspace), cuda_(*decoder.backend().cuda()) {
   const auto& layers = decoder.spec().layers;
-  is_recordable_ =
-      std::none_of(layers.begin(), layers.end(), [](const LayerSpec& layer) { return layer.mlp.experts.count > 0; });
+  // Experts are sorted on the host; what cross-attention reads is not part of the key.
+  is_recordable_ = std::none_of(layers.begin(), layers.end(), [](const LayerSpec& layer) {
+    return layer.mlp.experts.count > 0 || layer.has_cross();
+  });
 }
 
 void StepGraph::make_room(int64_t sequences) {

@@ -58,6 +58,7 @@ ModelSummary summarize(const ModelSpec& spec, const QuantizationPlan& plan, DTyp
     ModuleInfo info;
     info.name = path;
     info.class_name = class_name(plan, path, module);
+    const DType own_dtype = parameter_dtype(spec, path, dtype);
     info.repr = module.children.empty() ? leaf_repr(module, info.class_name) : info.class_name;
     for (const ParameterSpec& parameter : module.parameters) {
       const std::string name = join(path, parameter.name);
@@ -65,14 +66,15 @@ ModelSummary summarize(const ModelSpec& spec, const QuantizationPlan& plan, DTyp
         counter.add_quantized(info, weight_shape(module));
         continue;
       }
-      if (info.dtype.empty()) info.dtype = name_of(dtype);
+      if (info.dtype.empty()) info.dtype = name_of(own_dtype);
       if (resolve_tied(spec, name) != name) continue;
       const int64_t count = checked_count(parameter.shape, name);
-      counter.add(info, count, checked_mul(count, size_of(dtype), name));
+      counter.add(info, count, checked_mul(count, size_of(own_dtype), name));
     }
-    // Of an embedding only a row is read, unless the head shares it and reads it whole.
+    // Of an embedding only a row is read, unless the head shares it and reads it whole; of an encoder nothing.
     const bool is_head = resolve_tied(spec, spec.head + ".weight") == path + ".weight";
-    if (module.kind != ModuleKind::embedding || is_head) summary.decode_bytes += info.size_bytes;
+    const bool is_encoder = spec.encoder && path.starts_with(spec.encoder->layers_prefix);
+    if ((module.kind != ModuleKind::embedding || is_head) && !is_encoder) summary.decode_bytes += info.size_bytes;
     for (const BufferSpec& buffer : module.buffers) {
       const int64_t bytes = buffer.count * size_of(buffer.dtype.value_or(dtype));
       info.size_bytes += bytes;

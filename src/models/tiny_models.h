@@ -17,6 +17,15 @@ inline std::vector<std::string> tiny_models(const std::string& file) {
   return names;
 }
 
+/// The decoders; encoder-decoders have goldens of their own, seq2seq.safetensors.
+inline std::vector<std::string> causal_models() {
+  std::vector<std::string> names = tiny_models("expected.json");
+  std::erase_if(names, [](const std::string& name) {
+    return !std::filesystem::exists(std::filesystem::path(NIBBLE_TEST_DATA) / "models" / name / "goldens.safetensors");
+  });
+  return names;
+}
+
 /// A name that GoogleTest accepts.
 inline std::string test_name(std::string model) {
   std::replace(model.begin(), model.end(), '-', '_');

@@ -15,7 +15,10 @@ bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 
 
 /// The name under which the checkpoint holds a parameter: base models are saved without the prefix.
 const TensorInfo* find_info(const Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name) {
-  for (const std::string& candidate : {name, stored_name(spec, name)}) {
+  std::vector<std::string> candidates{name, stored_name(spec, name)};
+  for (const auto& [tied, original] : spec.tied)  // files hold one of those that share a tensor, mostly the original
+    if (original == name) candidates.push_back(tied);
+  for (const std::string& candidate : candidates) {
     if (const TensorInfo* info = checkpoint.find(candidate)) return info;
     if (!candidate.starts_with(spec.base_prefix)) continue;
     if (const TensorInfo* info = checkpoint.find(candidate.substr(spec.base_prefix.size()))) return info;
@@ -52,6 +55,20 @@ std::vector<std::string> unused_tensors(const Checkpoint& checkpoint, const Mode
 }
 
 }  // namespace
+
+void untie_different(ModelSpec& spec, const Checkpoint& checkpoint) {
+  std::erase_if(spec.tied, [&](const std::pair<std::string, std::string>& tie) {
+    ModelSpec alone;  // neither name stands for the other
+    alone.base_prefix = spec.base_prefix;
+    alone.aliases = spec.aliases;
+    const TensorInfo* tied = find_info(checkpoint, alone, tie.first);
+    const TensorInfo* original = find_info(checkpoint, alone, tie.second);
+    if (!tied || !original || tied == original) return false;
+    if (tied->shape != original->shape || tied->dtype != original->dtype) return true;
+    const Tensor a = checkpoint.get(tied->name), b = checkpoint.get(original->name);
+    return !std::equal(a.bytes().begin(), a.bytes().end(), b.bytes().begin());
+  });
+}
 
 StoredWeight find_stored(const Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name,
                          const Shape& shape, bool is_transposed) {
@@ -134,6 +151,7 @@ class WeightLoader {
   void load(const std::string& path, const ModuleSpec& module, const ParameterSpec& parameter) {
     throw_if_cancelled();
     const std::string name = join(path, parameter.name);
+    dtype_ = parameter_dtype(spec_, path, weights_.dtype_);
     const bool is_weight = module.kind == ModuleKind::linear && parameter.name == "weight";
     const bool wants_quantized = is_weight && weights_.plan_.is_quantized(path);
     const std::string& original = resolve_tied(spec_, name);
@@ -164,7 +182,7 @@ class WeightLoader {
       wants_quantized = false;
     }
     if (!wants_quantized && !module.is_transposed) return nn::DenseWeight{dense(name, shape)};
-    Tensor plain = checkpoint_.get(stored.name).to(weights_.dtype_);
+    Tensor plain = checkpoint_.get(stored.name).to(dtype_);
     if (module.is_transposed) plain = plain.transposed();
     nn::Weight result = wants_quantized ? quantize_weight(backend_, plain, weights_.plan_.config)
                                         : nn::Weight(nn::DenseWeight{backend_.to_device(plain)});
@@ -182,7 +200,7 @@ class WeightLoader {
       fail(ErrorCode::unsupported, "tensor '{}': found a quantized tensor, expected a plain one", stored.name);
     note(stored.name);
     const Tensor mapped = checkpoint_.get(stored.name);
-    Tensor result = backend_.to_device(mapped.to(weights_.dtype_));
+    Tensor result = backend_.to_device(mapped.to(dtype_));
     if (result.data() != mapped.data()) checkpoint_.release(stored.name);
     return result;
   }
@@ -197,6 +215,7 @@ class WeightLoader {
   Weights& weights_;
   const Checkpoint& checkpoint_;
   std::unordered_set<std::string> used_;
+  DType dtype_ = DType::f32;  // of the parameter that is being loaded, if it is not quantized
   uint64_t done_ = 0;
   uint64_t total_ = 0;
 };

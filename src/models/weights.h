@@ -33,6 +33,9 @@ struct StoredWeight {
   bool is_quantized() const { return packed || rows; }
 };
 
+/// As transformers: what the config ties, but the checkpoint holds as two different tensors, is two tensors.
+void untie_different(ModelSpec& spec, const Checkpoint& checkpoint);
+
 /// Finds parameter `name` with or without the base prefix or under its alias, its shape and type checked. `shape` is
 /// that of the spec's parameter: a quantized weight `is_transposed` has its sides swapped. Errors: corrupt_file naming
 /// tensor, found and expected.

@@ -2,6 +2,7 @@
 #include "models/workspace.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "base/error.h"
 
@@ -16,6 +17,20 @@ float* Workspace::get(size_t slot, int64_t count) {
     ++moves_;
   }
   return buffer.as<float>();
+}
+
+RelativeBiasTable Workspace::get_bias(size_t index, const nn::RelativeBias& bias, int64_t span) {
+  if (index >= biases_.size()) biases_.resize(index + 1);
+  Bias& table = biases_[index];
+  if (table.span < span) {
+    constexpr int64_t kLeast = 128;  // a step a token must not make a table each
+    table.span = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max(span, kLeast))));
+    Tensor values(DType::f32, {bias.heads(), 2 * table.span - 1});
+    bias.fill(table.span, values.as<float>());
+    table.values = backend_.to_device(values);
+    ++moves_;
+  }
+  return {table.values.as<float>(), table.span};
 }
 
 void Workspace::begin_inputs(int64_t size_bytes) {

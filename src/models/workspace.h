@@ -5,10 +5,17 @@
 #include <memory>
 #include <vector>
 
+#include "nn/relative_bias.h"
 #include "ops/backend.h"
 #include "tensor/tensor.h"
 
 namespace nibble::models {
+
+/// A table as kernels::AttentionArgs::relative_bias.
+struct RelativeBiasTable {
+  const float* values = nullptr;
+  int64_t span = 0;
+};
 
 /// Kept between passes so that a step allocates nothing.
 class Workspace {
@@ -17,6 +24,9 @@ class Workspace {
 
   /// A buffer for kernels: `count` floats of any contents, the same ones until more are asked for.
   float* get(size_t slot, int64_t count);
+
+  /// The table of bias `index` for at least `span`, made again only when it has to grow.
+  RelativeBiasTable get_bias(size_t index, const nn::RelativeBias& bias, int64_t span);
 
   /// An array that the host writes and kernels read.
   template <typename T>
@@ -45,7 +55,12 @@ class Workspace {
   int64_t add_bytes(int64_t size_bytes);
 
   const ops::Backend& backend_;
+  struct Bias {
+    Tensor values;
+    int64_t span = 0;
+  };
   std::vector<Tensor> buffers_;
+  std::vector<Bias> biases_;
   std::shared_ptr<void> host_;  // pinned, for a GPU
   Tensor device_;               // u8; on the CPU a view of host_
   int64_t used_ = 0;

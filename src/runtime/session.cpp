@@ -25,6 +25,7 @@ struct Session::State {
     bool is_long = false;
   };
   std::vector<History> histories;
+  std::vector<std::optional<nn::KvCache>> sources;  // of an encoder-decoder; sequences of the same source share storage
   models::Workspace workspace;
   std::vector<float> logits;
   std::vector<models::SequenceTokens> batch;
@@ -34,6 +35,14 @@ struct Session::State {
     require(sequence >= 0 && sequence < static_cast<int64_t>(caches.size()), "sequence: found {}, expected 0 to {}",
             sequence, static_cast<int64_t>(caches.size()) - 1);
     return caches[static_cast<size_t>(sequence)];
+  }
+
+  /// What the encoder made for a sequence; null for a decoder alone.
+  nn::KvCache* source(int64_t sequence) {
+    if (!decoder.spec().encoder) return nullptr;
+    auto& found = sources[static_cast<size_t>(sequence)];
+    require(found.has_value(), "sequence {} has no source: expected encode() before its first token", sequence);
+    return &*found;
   }
 
   void check_tokens(std::span<const int32_t> tokens) const {
@@ -59,7 +68,7 @@ struct Session::State {
     if (past.length() > 0 && history.is_long != (length > limit)) {
       nn::KvCache fresh = decoder.make_cache();  // so that a cancelled run leaves the old one
       fresh.reserve(past.capacity());
-      run(fresh, history.tokens, length, nullptr, false);
+      run(fresh, source(sequence), history.tokens, length, nullptr, false);
       past = std::move(fresh);
     }
     history.is_long = length > limit;
@@ -77,7 +86,7 @@ struct Session::State {
       nn::KvCache& own = cache(sequence);
       for (const auto& other : batch) require(other.cache != &own, "step: sequence {} occurs twice", sequence);
       make_room(own, own.length() + 1);
-      batch.push_back({&own, 1, own.length() + 1});
+      batch.push_back({&own, 1, own.length() + 1, source(sequence)});
     }
     for (size_t i = 0; i < sequences.size(); ++i) renew(sequences[i], tokens.subspan(i, 1));
   }
@@ -88,21 +97,23 @@ struct Session::State {
   /// Runs a prompt in chunks; `out` holds vocab floats, or that for every token.
   void append(int64_t sequence, std::span<const int32_t> tokens, float* out, bool all_logits) {
     nn::KvCache& cache = this->cache(sequence);
+    nn::KvCache* source = this->source(sequence);
     require(!tokens.empty(), "append: found no tokens, expected at least one");
     check_tokens(tokens);
     const int64_t length = cache.length() + static_cast<int64_t>(tokens.size());
     make_room(cache, length);
     renew(sequence, tokens);
-    run(cache, tokens, length, out, all_logits);
+    run(cache, source, tokens, length, out, all_logits);
   }
 
   /// `length` is the sequence's when all of its tokens are in; `out` may be null.
-  void run(nn::KvCache& cache, std::span<const int32_t> tokens, int64_t length, float* out, bool all_logits) {
+  void run(nn::KvCache& cache, nn::KvCache* source, std::span<const int32_t> tokens, int64_t length, float* out,
+           bool all_logits) {
     while (!tokens.empty()) {
       throw_if_cancelled();
       const auto count = std::min(static_cast<int64_t>(tokens.size()), chunk_of(decoder.backend()));
       const bool is_last = count == static_cast<int64_t>(tokens.size());
-      const models::SequenceTokens chunk{&cache, count, length};
+      const models::SequenceTokens chunk{&cache, count, length, source};
       decoder.forward({&chunk, 1}, tokens.data(), workspace, all_logits || is_last ? out : nullptr, all_logits,
                       batch_invariant);
       cache.set_length(cache.length() + count);
@@ -114,7 +125,7 @@ struct Session::State {
 
 Session::Session(const models::Decoder& decoder, int64_t sequences, int64_t max_tokens, bool batch_invariant)
     : state_(std::make_unique<State>(
-          State{decoder, batch_invariant, {}, {}, models::Workspace(decoder.backend()), {}, {}, {}})) {
+          State{decoder, batch_invariant, {}, {}, {}, models::Workspace(decoder.backend()), {}, {}, {}})) {
   require(sequences > 0, "sequences: found {}, expected at least 1", sequences);
   if (decoder.backend().cuda()) state_->graph = std::make_unique<models::StepGraph>(decoder, state_->workspace);
   for (int64_t i = 0; i < sequences; ++i) {
@@ -122,9 +133,21 @@ Session::Session(const models::Decoder& decoder, int64_t sequences, int64_t max_
     state_->caches.back().reserve(std::min(max_tokens, decoder.spec().max_position_embeddings));
   }
   state_->histories.resize(state_->caches.size());
+  state_->sources.resize(state_->caches.size());
 }
 
 Session::~Session() = default;
+
+void Session::encode(std::span<const int64_t> sequences, std::span<const int32_t> ids) {
+  require(state_->decoder.spec().encoder.has_value(), "encode: {} has no encoder", state_->decoder.spec().architecture);
+  require(!ids.empty(), "encode: found no tokens, expected at least one");
+  throw_if_cancelled();
+  state_->check_tokens(ids);
+  for (const int64_t sequence : sequences)
+    require(state_->cache(sequence).length() == 0, "encode: sequence {} has begun already", sequence);
+  const nn::KvCache source = state_->decoder.encode(ids, state_->workspace, state_->batch_invariant);
+  for (const int64_t sequence : sequences) state_->sources[static_cast<size_t>(sequence)] = source;
+}
 
 std::span<const float> Session::append(int64_t sequence, std::span<const int32_t> tokens) {
   state_->logits.resize(static_cast<size_t>(vocab_size()));
@@ -175,6 +198,7 @@ void Session::reorder(std::span<const int64_t> source) {
   require(source.size() == state_->caches.size(), "reorder: found {} sources, expected {}", source.size(),
           state_->caches.size());
   const auto old_histories = state_->histories;
+  const auto old_sources = state_->sources;
   std::vector<nn::KvCache> old;
   for (const int64_t from : source) old.push_back(state_->cache(from));  // shares storage
   for (size_t i = 0; i < source.size(); ++i) {
@@ -183,6 +207,7 @@ void Session::reorder(std::span<const int64_t> source) {
     copy.assign(old[i]);
     state_->caches[i] = std::move(copy);
     state_->histories[i] = old_histories[static_cast<size_t>(source[i])];
+    state_->sources[i] = old_sources[static_cast<size_t>(source[i])];
   }
 }
 

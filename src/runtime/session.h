@@ -18,6 +18,9 @@ class Session {
   Session(const models::Decoder& decoder, int64_t sequences, int64_t max_tokens, bool batch_invariant = false);
   ~Session();
 
+  /// Encoder-decoder: runs the encoder once on the source of `sequences`, which are empty. Needed before their tokens.
+  void encode(std::span<const int64_t> sequences, std::span<const int32_t> ids);
+
   /// Appends `tokens` to one sequence; returns the logits (vocab) after the last of them. Long prompts run in chunks
   /// between which cancellation is seen.
   std::span<const float> append(int64_t sequence, std::span<const int32_t> tokens);

@@ -135,7 +135,7 @@ TEST_P(Parity, StepsEqualOnePass) {
   EXPECT_EQ(session.length(1), 48);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Parity, testing::ValuesIn(models::testing::tiny_models("expected.json")),
+INSTANTIATE_TEST_SUITE_P(Models, Parity, testing::ValuesIn(models::testing::causal_models()),
                          [](const auto& info) { return models::testing::test_name(info.param); });
 
 TEST(Session, TruncateAndReorder) {
@@ -185,7 +185,7 @@ struct QuantizedCase {
 
 /// The models whose goldens hold logits with quantized weights.
 std::vector<std::string> quantized_models() {
-  auto names = models::testing::tiny_models("expected.json");
+  auto names = models::testing::causal_models();
   std::erase_if(names, [](const std::string& name) {
     return !Checkpoint::open(kModels / name / "goldens.safetensors")->find("logits_nf4");
   });

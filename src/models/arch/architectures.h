@@ -21,5 +21,6 @@ ModelSpec phi3(const ConfigReader& config);
 ModelSpec qwen2(const ConfigReader& config);
 ModelSpec qwen3(const ConfigReader& config);
 ModelSpec smollm3(const ConfigReader& config);
+ModelSpec t5(const ConfigReader& config);
 
 }  // namespace nibble::models
