@@ -59,9 +59,8 @@ Result run(const std::string& class_name, const OptimizerOptions& options, const
 /// How far two arrays lie apart, over the elements that `expected` has of each plane.
 struct Distance {
   int64_t count = 0, different = 0;
-  double largest = 0;      // |found - expected|
-  double scale = 0;        // largest |expected|
-  int64_t code_steps = 0;  // of uint8
+  double largest = 0;  // |found - expected|
+  double scale = 0;    // largest |expected|
 };
 
 Distance distance(const Tensor& expected, const Tensor& found) {
@@ -100,29 +99,65 @@ class CudaOptimizers : public testing::Test {
   }
 };
 
+/// The library's own AdEMAMix in 32 bits has no room for its second average: parameters of a million, and states
+/// overwritten. Its first average is as ours.
+bool is_broken(const std::string& name) { return name.starts_with("ademamix.32"); }
+
+/// Five steps with fast division, and decay after the step in place of before it: a few ulp of fp32 parameters. In bf16
+/// an element that lies near a tie comes out one ulp away.
 TEST_F(CudaOptimizers, ParametersAfterFiveSteps) {
   int checked = 0;
   for (const char* bits : {"32", "8"})
     for (const std::string& name : cases(bits)) {
+      if (is_broken(name)) continue;
       const Distance d = distance(golden_.get(name + ".p4"), run_case(name).parameter);
-      std::printf("%-16s p: %5ld of %5ld differ, largest %.3g of %.3g\n", name.c_str(), long(d.different),
-                  long(d.count), d.largest, d.scale);
+      if (field(name, 2) == "f32")
+        EXPECT_LE(d.largest, 1.5e-6) << name << ": of " << d.scale;
+      else
+        EXPECT_LE(d.different, d.count / 100) << name;
+      EXPECT_LE(d.largest, 0.002) << name;
       ++checked;
     }
-  EXPECT_EQ(checked, 28);
+  EXPECT_EQ(checked, 26);
 }
 
-TEST_F(CudaOptimizers, StatesAfterFiveSteps) {
-  for (const char* bits : {"32", "8"})
-    for (const std::string& name : cases(bits)) {
-      const Result result = run_case(name);
-      for (const char* state : {"state1", "state2", "absmax1", "absmax2", "unorm_vec"}) {
-        if (!golden_.has(name + "." + state)) continue;
-        const Distance d = distance(golden_.get(name + "." + state), result.state.at(state));
-        std::printf("%-16s %s: %5ld of %5ld differ, largest %.3g of %.3g\n", name.c_str(), state, long(d.different),
-                    long(d.count), d.largest, d.scale);
-      }
+/// Where (1 - beta) g g is multiplied in another order there, the next float.
+TEST_F(CudaOptimizers, WideStatesAreTheSameBitsOrTheNext) {
+  for (const std::string& name : cases("32")) {
+    const Result result = run_case(name);
+    for (const char* state : {"state1", "state2"}) {
+      if (!golden_.has(name + "." + state) || name + state == "ademamix.32.bf16state2") continue;
+      const bool is_reordered = name.starts_with("rmsprop") || name + state == "ademamix.32.f32state2";
+      const Distance d = distance(golden_.get(name + "." + state), result.state.at(state));
+      EXPECT_LE(d.largest, is_reordered ? 2e-7 * d.scale : 0) << name << " " << state;
     }
+  }
+}
+
+TEST_F(CudaOptimizers, CodesAreTheSameBytes) {
+  int64_t codes = 0;
+  for (const std::string& name : cases("8")) {
+    const Result result = run_case(name);
+    for (const char* state : {"state1", "state2"}) {
+      if (!golden_.has(name + "." + state)) continue;
+      const Distance d = distance(golden_.get(name + "." + state), result.state.at(state));
+      EXPECT_EQ(d.different, 0) << name << " " << state;
+      codes += d.count;
+    }
+    for (const char* absmax : {"absmax1", "absmax2"}) {
+      if (!golden_.has(name + "." + absmax)) continue;
+      const Distance d = distance(golden_.get(name + "." + absmax), result.state.at(absmax));
+      EXPECT_LE(d.largest, 2e-7 * d.scale) << name << " " << absmax;
+    }
+  }
+  EXPECT_EQ(codes, 67584);
+}
+
+TEST_F(CudaOptimizers, NormsOfTrustRatios) {
+  for (const char* name : {"lamb.32.f32", "lars.32.f32", "lamb.32.bf16"}) {
+    const Distance d = distance(golden_.get(std::string(name) + ".unorm_vec"), run_case(name).state.at("unorm_vec"));
+    EXPECT_LE(d.largest, 1e-4 * d.scale) << name;  // summed by atomic adds there
+  }
 }
 
 TEST(TorchOptimizers, SameFormulas) {
