@@ -32,6 +32,7 @@ void add_tokenize(CLI::App& app, Action& action);
 void add_perplexity(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
 void add_chat(CLI::App& app, Action& action);
+void add_finetune(CLI::App& app, Action& action);
 
 /// The quantization options, named as BitsAndBytesConfig's fields.
 struct QuantizationArguments {

@@ -117,8 +117,8 @@ class AutoModelForCausalLM {
   /// Memory taken from the GPU at most so far; 0 on the CPU.
   int64_t peak_device_bytes() const;
 
-  /// Reads an adapter that PEFT or finetune wrote, under a name of its own, and applies it: y += scale * B A x beside the
-  /// weights, which stay as they are. Errors: as LoraConfig; invalid_argument (another model's; the name is taken).
+  /// Reads an adapter that PEFT or finetune wrote, under a name of its own, and applies it: y += scale * B A x beside
+  /// the weights, which stay as they are. Errors: as LoraConfig; invalid_argument (another model's; the name is taken).
   void load_adapter(const std::filesystem::path& path, const std::string& name = "default");
   /// Applies another adapter that was loaded. Errors: not_found.
   void set_adapter(const std::string& name);
@@ -140,8 +140,10 @@ class AutoModelForCausalLM {
   /// The directory appears whole or not at all. Errors: invalid_argument (it exists), io.
   void save_pretrained(const std::filesystem::path& path, int64_t max_shard_size_bytes = int64_t{50} << 30) const;
 
- private:
   struct Implementation;
+  Implementation& implementation() { return *model_; }
+
+ private:
   explicit AutoModelForCausalLM(std::unique_ptr<Implementation> model);
   std::unique_ptr<Implementation> model_;
 };

@@ -1,6 +1,7 @@
 // Everything nibble offers, in one include.
 #pragma once
 
+#include "nibble/adapter.h"
 #include "nibble/checkpoint.h"
 #include "nibble/generate.h"
 #include "nibble/model.h"
@@ -9,4 +10,5 @@
 #include "nibble/quantize.h"
 #include "nibble/system.h"
 #include "nibble/tokenizer.h"
+#include "nibble/train.h"
 #include "nibble/types.h"

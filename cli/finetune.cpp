@@ -1,0 +1,169 @@
+// nibble finetune: LoRA over a frozen model, QLoRA if that is quantized.
+#include <unistd.h>
+
+#include <iostream>
+
+#include "command.h"
+
+namespace nibble::cli {
+namespace {
+
+struct FinetuneArguments {
+  ModelArguments model;
+  LoraConfig lora{.r = 16, .lora_alpha = 32, .lora_dropout = 0.05};
+  TrainingArguments training;
+  DatasetOptions dataset;
+  std::string data, eval_data, output, targets = "all-linear", excluded, layers, resume;
+  bool completion_only = false, all_tokens = false;
+  CLI::Option* resume_option = nullptr;
+  bool json = false;
+};
+
+/// A list, or what holds signs that no module name has: a regular expression.
+std::variant<std::vector<std::string>, std::string> parse_modules(const std::string& text) {
+  if (text == "all-linear" || text.find_first_of("*+?()[]{}|\\^$") != std::string::npos) return text;
+  return split_list(text);
+}
+
+void print_progress(const TrainingProgress& now, bool is_terminal) {
+  if (now.eval_loss) {
+    std::cerr << fmt::format("{}step {}/{}  eval loss {:.4f}  perplexity {:.2f}\n", is_terminal ? "\r\033[K" : "",
+                             now.step, now.total_steps, *now.eval_loss, std::exp(*now.eval_loss));
+    return;
+  }
+  std::cerr << fmt::format(
+      "{}step {}/{}  epoch {:.2f}  loss {:.4f}  lr {:.2e}  grad norm {:.3f}  {:.0f} tokens/s  {}\n",
+      is_terminal ? "\r\033[K" : "", now.step, now.total_steps, now.epoch, now.loss, now.learning_rate, now.grad_norm,
+      now.tokens_per_second, human_size(now.peak_memory_bytes));
+}
+
+void print_counts(const char* what, const Dataset& dataset) {
+  std::cerr << fmt::format("{}: {} samples, {} tokens", what, dataset.samples.size(), dataset.token_count());
+  if (dataset.shortened > 0) std::cerr << fmt::format(", {} shortened", dataset.shortened);
+  if (dataset.dropped > 0) std::cerr << fmt::format(", {} dropped", dataset.dropped);
+  std::cerr << '\n';
+}
+
+int run(FinetuneArguments& arguments) {
+  arguments.lora.target_modules = parse_modules(arguments.targets);
+  arguments.lora.exclude_modules = parse_modules(arguments.excluded);
+  for (const std::string& number : split_list(arguments.layers))
+    arguments.lora.layers_to_transform.push_back(std::stoll(number));
+  arguments.lora.validate();
+  TrainingArguments& training = arguments.training;
+  training.output_dir = arguments.output;
+  training.packing_length = arguments.dataset.max_length;
+  if (arguments.resume_option->count() > 0)
+    training.resume_from_checkpoint = arguments.resume.empty() ? arguments.output : arguments.resume;
+  training.validate();
+  if (arguments.completion_only || arguments.all_tokens)
+    arguments.dataset.completion_only_loss = arguments.completion_only;
+  const AutoTokenizer tokenizer = AutoTokenizer::from_pretrained(resolve_model(arguments.model.model));
+  Dataset train = Dataset::from_jsonl(arguments.data, tokenizer, arguments.dataset);
+  print_counts("training data", train);
+  std::optional<Dataset> evaluation;
+  if (!arguments.eval_data.empty()) {
+    evaluation = Dataset::from_jsonl(arguments.eval_data, tokenizer, arguments.dataset);
+    print_counts("evaluation data", *evaluation);
+  }
+  AutoModelForCausalLM model = arguments.model.load();
+  Trainer trainer(model, arguments.lora, training, std::move(train), std::move(evaluation));
+  const bool is_terminal = isatty(STDERR_FILENO) != 0;
+  const TrainingReport report = trainer.train([&](const TrainingProgress& now) { print_progress(now, is_terminal); });
+  if (arguments.json) {
+    Json json = {{"steps", report.steps},
+                 {"final_loss", report.final_loss},
+                 {"tokens_per_second", report.tokens_per_second},
+                 {"trained_tokens", report.trained_tokens},
+                 {"peak_memory_bytes", report.peak_memory_bytes},
+                 {"stopped_early", report.stopped_early}};
+    if (report.eval_loss) json["eval_loss"] = *report.eval_loss;
+    print_json(json);
+    return 0;
+  }
+  std::cout << report.trainable_parameters << '\n'
+            << fmt::format("{}: {} steps, final loss {:.4f}, {:.0f} tokens/s, peak memory {}\n", arguments.output,
+                           report.steps, report.final_loss, report.tokens_per_second,
+                           human_size(report.peak_memory_bytes));
+  if (report.eval_loss)
+    std::cout << fmt::format("evaluation loss {:.4f}, perplexity {:.2f}\n", *report.eval_loss,
+                             std::exp(*report.eval_loss));
+  return 0;
+}
+
+void add_lora(CLI::App& command, FinetuneArguments& arguments) {
+  const char* group = "LoRA (as PEFT's LoraConfig)";
+  LoraConfig& lora = arguments.lora;
+  command.add_option("--r", lora.r, "Rank (16)")->group(group);
+  command.add_option("--lora-alpha", lora.lora_alpha, "Scale: alpha / r (32)")->group(group);
+  command.add_option("--lora-dropout", lora.lora_dropout, "On the adapters' inputs (0.05)")->group(group);
+  command.add_option("--target-modules", arguments.targets, "A,B, a regular expression, or all-linear (default)")
+      ->group(group);
+  command.add_option("--exclude-modules", arguments.excluded, "A,B or a regular expression")->group(group);
+  command.add_option("--layers-to-transform", arguments.layers, "Layer numbers N,M (all)")->group(group);
+  command.add_flag("--use-rslora", lora.use_rslora, "Scale by alpha / sqrt(r)")->group(group);
+  command.add_option("--init-lora-weights", lora.init_lora_weights, "default, gaussian or random")->group(group);
+}
+
+void add_training(CLI::App& command, FinetuneArguments& arguments) {
+  const char* group = "Training (as transformers' TrainingArguments)";
+  TrainingArguments& training = arguments.training;
+  training.learning_rate = 2e-4;
+  command.add_option("--num-train-epochs", training.num_train_epochs, "Passes over the data (3)")->group(group);
+  command.add_option("--max-steps", training.max_steps, "Steps, whatever the epochs")->group(group);
+  command
+      .add_option("--per-device-train-batch-size", training.per_device_train_batch_size, "Samples, or packed rows (8)")
+      ->group(group);
+  command.add_option("--gradient-accumulation-steps", training.gradient_accumulation_steps, "Batches a step (1)")
+      ->group(group);
+  command.add_option("--learning-rate", training.learning_rate, "At its highest (2e-4)")->group(group);
+  command
+      .add_option("--lr-scheduler-type", training.lr_scheduler_type, "linear, cosine, constant or constant_with_warmup")
+      ->group(group);
+  command.add_option("--warmup-steps", training.warmup_steps, "Steps up to the highest rate (0)")->group(group);
+  command.add_option("--max-grad-norm", training.max_grad_norm, "Longer gradients are shortened (1; 0: never)")
+      ->group(group);
+  command.add_option("--weight-decay", training.weight_decay, "(0)")->group(group);
+  command.add_option("--optim", training.optim, "adamw_torch, adamw_8bit, paged_adamw_8bit, lion_8bit, ...")
+      ->group(group);
+  command.add_flag("--gradient-checkpointing", training.gradient_checkpointing, "Less memory, a third more work")
+      ->group(group);
+  command.add_flag("--packing", training.packing, "Fill rows of --max-length tokens with several samples")
+      ->group(group);
+  command.add_option("--logging-steps", training.logging_steps, "Steps between reports (10)")->group(group);
+  command.add_option("--eval-steps", training.eval_steps, "Steps between evaluations (0: at the end)")->group(group);
+  command
+      .add_option("--early-stopping-patience", training.early_stopping_patience,
+                  "Stop after so many evaluations without a better loss, keep the best (0: never)")
+      ->group(group);
+  command.add_option("--save-steps", training.save_steps, "Steps between checkpoints (500; 0: none)")->group(group);
+  command.add_option("--seed", training.seed, "Of the adapter, the order of the data and dropout (42)")->group(group);
+  arguments.resume_option = command
+                                .add_option("--resume-from-checkpoint", arguments.resume,
+                                            "A checkpoint; without a value the newest of --output")
+                                ->expected(0, 1)
+                                ->group(group);
+}
+
+}  // namespace
+
+void add_finetune(CLI::App& app, Action& action) {
+  auto* command = app.add_subcommand("finetune", "Train a LoRA adapter over a frozen model (QLoRA if it is quantized)");
+  auto arguments = std::make_shared<FinetuneArguments>();
+  arguments->model.add_to(*command);
+  command->add_option("--data", arguments->data, "JSON lines with text, prompt and completion, or messages")
+      ->required();
+  command->add_option("--eval-data", arguments->eval_data, "The same, to measure the loss on");
+  command->add_option("--output", arguments->output, "Directory for the adapter and its checkpoints")->required();
+  command->add_option("--max-length", arguments->dataset.max_length, "Tokens of a sample (1024); longer ones are cut");
+  command->add_flag("--drop-long", arguments->dataset.drop_long, "Leave longer samples out instead");
+  auto* only = command->add_flag("--completion-only-loss", arguments->completion_only,
+                                 "Loss on completions and assistant turns alone (default for prompt/completion)");
+  command->add_flag("--all-tokens-loss", arguments->all_tokens, "Loss on prompts, too")->excludes(only);
+  add_lora(*command, *arguments);
+  add_training(*command, *arguments);
+  command->add_flag("--json", arguments->json, "One JSON object instead of text");
+  command->callback([&action, arguments] { action = [arguments] { return run(*arguments); }; });
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,116 @@
+// Fine-tuning a LoRA adapter over a frozen model, in the words of transformers' Trainer and TRL's SFTTrainer.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "nibble/adapter.h"
+#include "nibble/model.h"
+#include "nibble/tokenizer.h"
+
+namespace nibble {
+
+/// How lines of text become samples.
+struct DatasetOptions {
+  int64_t max_length = 1024;  // tokens of a sample; longer ones are cut, or dropped
+  bool drop_long = false;
+  std::optional<bool> completion_only_loss{};  // loss on completions and assistant turns alone; nullopt: for
+                                               // prompt/completion samples only
+};
+
+/// Tokenized samples.
+class Dataset {
+ public:
+  struct Sample {
+    std::vector<int32_t> ids;
+    std::vector<bool> is_target;  // whether the token is to be predicted; never the first
+  };
+
+  /// One JSON object a line: {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [{"role", "content"},
+  /// ...]} (the tokenizer's chat template). Texts and completions end in the end-of-text token. Errors: not_found;
+  /// corrupt_file naming the line; invalid_argument if no sample is left.
+  static Dataset from_jsonl(const std::filesystem::path& path, const AutoTokenizer& tokenizer,
+                            const DatasetOptions& options = {});
+
+  std::vector<Sample> samples;
+  int64_t shortened = 0;  // samples that were cut
+  int64_t dropped = 0;    // samples that were left out: too long, or with nothing to predict
+
+  int64_t token_count() const;
+};
+
+/// Field names and defaults as transformers' TrainingArguments, where it has them.
+struct TrainingArguments {
+  std::filesystem::path output_dir{};
+  double num_train_epochs = 3;
+  int64_t max_steps = -1;  // > 0: goes before num_train_epochs
+  int64_t per_device_train_batch_size = 8;
+  int64_t gradient_accumulation_steps = 1;
+  double learning_rate = 5e-5;
+  std::string lr_scheduler_type = "linear";
+  int64_t warmup_steps = 0;
+  double max_grad_norm = 1;  // 0: no clipping
+  double weight_decay = 0;
+  std::string optim = "adamw_torch";  // any of optim_names()
+  bool gradient_checkpointing = false;
+  bool packing = false;  // rows of up to max_length tokens from several samples, which do not see each other
+  int64_t packing_length = 1024;
+  int64_t logging_steps = 10;
+  int64_t eval_steps = 0;               // 0: at the end alone
+  int64_t early_stopping_patience = 0;  // > 0: stop after so many evaluations without a better loss; keep the best
+  int64_t save_steps = 500;             // 0: no checkpoints
+  uint64_t seed = 42;
+  std::optional<std::filesystem::path> resume_from_checkpoint{};  // a checkpoint, or output_dir: its newest
+
+  /// Errors: invalid_argument naming the field, what was found and what was expected.
+  void validate() const;
+};
+
+/// What is known after a step, or an evaluation.
+struct TrainingProgress {
+  int64_t step = 0, total_steps = 0;
+  double epoch = 0;
+  double loss = 0;  // mean over the targets since the last report
+  double learning_rate = 0;
+  double grad_norm = 0;
+  double tokens_per_second = 0;
+  int64_t peak_memory_bytes = 0;
+  std::optional<double> eval_loss{};
+};
+
+struct TrainingReport {
+  int64_t steps = 0;
+  double final_loss = 0;  // of the last step
+  std::optional<double> eval_loss{};
+  double tokens_per_second = 0;
+  int64_t trained_tokens = 0;
+  int64_t peak_memory_bytes = 0;
+  bool stopped_early = false;
+  std::string trainable_parameters;  // as PEFT's print_trainable_parameters
+};
+
+/// Trains an adapter and writes it, as PEFT does, into output_dir, with checkpoints beside it from which a run goes on
+/// bit for bit. The base model's weights, quantized or not, stay as they are; afterwards the adapter is applied to it
+/// under the name "default". Same arguments, same bits. Errors: invalid_argument (options; an output_dir with another
+/// run's state), unsupported (the architecture), internal naming the step at which loss or gradient was not finite (the
+/// last checkpoint is kept), cancelled, io.
+class Trainer {
+ public:
+  Trainer(AutoModelForCausalLM& model, LoraConfig lora, TrainingArguments arguments, Dataset train,
+          std::optional<Dataset> evaluation = std::nullopt);
+  TrainingReport train(const std::function<void(const TrainingProgress&)>& on_progress = {});
+
+ private:
+  AutoModelForCausalLM& model_;
+  LoraConfig lora_;
+  TrainingArguments arguments_;
+  Dataset train_;
+  std::optional<Dataset> evaluation_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,369 @@
+// A run is a function of its arguments and data: order, dropout and clipping follow from the step's number.
+#include "train/loop.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include "adapters/peft_files.h"
+#include "base/cancel.h"
+#include "base/error.h"
+#include "base/json.h"
+#include "base/output.h"
+#include "device/cpu.h"
+#include "nibble/optim.h"
+#include "train/model.h"
+#include "train/schedule.h"
+
+namespace nibble {
+
+void TrainingArguments::validate() const {
+  require(!output_dir.empty(), "output_dir: found nothing, expected a directory");
+  require(max_steps > 0 || (std::isfinite(num_train_epochs) && num_train_epochs > 0),
+          "num_train_epochs: found {}, expected a positive number", num_train_epochs);
+  require(per_device_train_batch_size >= 1, "per_device_train_batch_size: found {}, expected at least 1",
+          per_device_train_batch_size);
+  require(gradient_accumulation_steps >= 1, "gradient_accumulation_steps: found {}, expected at least 1",
+          gradient_accumulation_steps);
+  require(std::isfinite(learning_rate) && learning_rate > 0, "learning_rate: found {}, expected a positive number",
+          learning_rate);
+  require(max_grad_norm >= 0, "max_grad_norm: found {}, expected 0 or more", max_grad_norm);
+  require(weight_decay >= 0, "weight_decay: found {}, expected 0 or more", weight_decay);
+  require(warmup_steps >= 0, "warmup_steps: found {}, expected 0 or more", warmup_steps);
+  require(logging_steps >= 1, "logging_steps: found {}, expected at least 1", logging_steps);
+  require(eval_steps >= 0, "eval_steps: found {}, expected 0 or more", eval_steps);
+  require(save_steps >= 0, "save_steps: found {}, expected 0 or more", save_steps);
+  require(early_stopping_patience >= 0, "early_stopping_patience: found {}, expected 0 or more",
+          early_stopping_patience);
+  require(!packing || packing_length >= 2, "packing_length: found {}, expected at least 2", packing_length);
+}
+
+namespace train {
+namespace fs = std::filesystem;
+namespace {
+
+std::vector<ParameterGroup> parameters_of(adapters::Adapter& adapter) {
+  ParameterGroup group;
+  for (adapters::AdapterLayer& layer : adapter.layers)
+    for (auto& [side, variable] :
+         {std::pair{".lora_A.weight", layer.lora.a}, std::pair{".lora_B.weight", layer.lora.b}})
+      group.params.push_back(
+          {.name = layer.module + side, .shape = variable->value.shape(), .data = variable->value.data()});
+  return {std::move(group)};
+}
+
+/// What a checkpoint must agree on to be gone on from.
+Json fingerprint(const TrainingArguments& arguments, const Dataset& train) {
+  return {{"samples", train.samples.size()},
+          {"tokens", train.token_count()},
+          {"per_device_train_batch_size", arguments.per_device_train_batch_size},
+          {"gradient_accumulation_steps", arguments.gradient_accumulation_steps},
+          {"learning_rate", arguments.learning_rate},
+          {"lr_scheduler_type", arguments.lr_scheduler_type},
+          {"warmup_steps", arguments.warmup_steps},
+          {"max_grad_norm", arguments.max_grad_norm},
+          {"weight_decay", arguments.weight_decay},
+          {"optim", arguments.optim},
+          {"packing", arguments.packing},
+          {"packing_length", arguments.packing_length},
+          {"seed", arguments.seed}};
+}
+
+/// One run, from its first or a later step to its last.
+class Loop {
+ public:
+  Loop(const models::Decoder& base, adapters::Adapter& adapter, std::string base_model,
+       const TrainingArguments& arguments, const Dataset& train, const Dataset* evaluation,
+       const std::function<void(const TrainingProgress&)>& on_progress)
+      : base_(base),
+        adapter_(adapter),
+        base_model_(std::move(base_model)),
+        arguments_(arguments),
+        train_(train),
+        evaluation_(evaluation),
+        on_progress_(on_progress),
+        model_(base, adapter, arguments.gradient_checkpointing),
+        plan_(train, arguments),
+        optimizer_(optimizer_for(arguments.optim, parameters_of(adapter),
+                                 {.lr = arguments.learning_rate, .weight_decay = arguments.weight_decay},
+                                 base.backend().pool().size())),
+        schedule_{arguments.lr_scheduler_type, arguments.warmup_steps, plan_.total_steps()} {}
+
+  TrainingReport run() {
+    open_output();
+    if (arguments_.resume_from_checkpoint) resume(find_checkpoint(*arguments_.resume_from_checkpoint));
+    report_.trainable_parameters = trainable_parameters_text(adapter_, base_.summary().num_parameters);
+    begin_ = since_report_ = Clock::now();
+    while (step_ < plan_.total_steps() && !report_.stopped_early) {
+      throw_if_cancelled();
+      run_step();
+      if (step_ % arguments_.logging_steps == 0 || step_ == plan_.total_steps()) report_progress();
+      if (evaluation_ && arguments_.eval_steps > 0 && step_ % arguments_.eval_steps == 0) evaluate();
+      if (arguments_.save_steps > 0 && step_ % arguments_.save_steps == 0) save_checkpoint();
+    }
+    if (evaluation_ && evaluated_ != step_) evaluate();
+    if (arguments_.early_stopping_patience > 0 && !best_.empty()) restore_best();
+    finish();
+    return report_;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void open_output() {
+    const fs::path& out = arguments_.output_dir;
+    std::error_code error;
+    const bool is_used = fs::exists(out, error) && !(fs::is_directory(out, error) && fs::is_empty(out, error));
+    require(!is_used || arguments_.resume_from_checkpoint,
+            "output_dir: '{}' holds files already; expected a new directory, or resume_from_checkpoint", out.string());
+    fs::create_directories(out, error);
+    if (error) fail(ErrorCode::io, "{}: cannot be made: {}", out.string(), error.message());
+  }
+
+  void run_step() {
+    std::vector<Batch> batches = plan_.batches_of(step_);
+    int64_t targets = 0;
+    for (const Batch& batch : batches) targets += batch.target_count();
+    double loss = 0;
+    uint64_t micro = 0;
+    for (const Batch& batch : batches) {
+      const uint64_t seed = arguments_.seed ^ (static_cast<uint64_t>(step_) << 20 | micro++) * 0xbf58476d1ce4e5b9u;
+      loss += model_.accumulate_gradients(batch, seed, static_cast<float>(1.0 / static_cast<double>(targets)));
+      report_.trained_tokens += static_cast<int64_t>(batch.ids.size());
+      tokens_ += static_cast<int64_t>(batch.ids.size());
+      throw_if_cancelled();
+    }
+    loss /= static_cast<double>(targets);
+    update(loss);
+    losses_ += loss * static_cast<double>(targets);
+    targets_ += targets;
+    report_.final_loss = loss;
+    ++step_;
+    report_.steps = step_;
+  }
+
+  /// Gives the optimizer this step's gradients, checked, and takes them away again.
+  void update(double loss) {
+    auto& parameters = optimizer_.groups()[0].params;
+    size_t i = 0;
+    for (adapters::AdapterLayer& layer : adapter_.layers)
+      for (const auto& variable : {layer.lora.a, layer.lora.b})
+        parameters[i++].grad = variable->grad ? variable->grad.data() : nullptr;
+    grad_norm_ = optimizer_.gradient_norm();
+    if (!std::isfinite(loss) || !std::isfinite(grad_norm_))
+      fail(ErrorCode::internal, "step {}: the loss is {} and the gradient's norm {}, expected finite numbers{}",
+           step_ + 1, loss, grad_norm_, first_bad_tensor());
+    learning_rate_ = arguments_.learning_rate * schedule_.factor(step_);
+    optimizer_.set_lr(learning_rate_);
+    optimizer_.step(arguments_.max_grad_norm > 0 ? optimizer_.clip_scale(arguments_.max_grad_norm) : 1);
+    for (adapters::AdapterLayer& layer : adapter_.layers) layer.lora.a->grad = layer.lora.b->grad = {};
+  }
+
+  std::string first_bad_tensor() const {
+    for (const adapters::AdapterLayer& layer : adapter_.layers)
+      for (const auto& variable : {layer.lora.a, layer.lora.b})
+        for (int64_t i = 0; variable->grad && i < variable->grad.count(); ++i)
+          if (!std::isfinite(variable->grad.as<float>()[i])) return "; first in the gradient of " + layer.module;
+    return "";
+  }
+
+  TrainingProgress progress() {
+    const auto now = Clock::now();
+    TrainingProgress progress;
+    progress.step = step_;
+    progress.total_steps = plan_.total_steps();
+    progress.epoch = plan_.epoch_of(step_);
+    progress.loss = targets_ > 0 ? losses_ / static_cast<double>(targets_) : report_.final_loss;
+    progress.learning_rate = learning_rate_;
+    progress.grad_norm = grad_norm_;
+    const double seconds = std::chrono::duration<double>(now - since_report_).count();
+    progress.tokens_per_second = static_cast<double>(tokens_) / std::max(seconds, 1e-9);
+    progress.peak_memory_bytes = device::peak_rss_bytes();
+    return progress;
+  }
+
+  void report_progress() {
+    const TrainingProgress now = progress();
+    log_.push_back({{"step", now.step},
+                    {"epoch", now.epoch},
+                    {"loss", now.loss},
+                    {"learning_rate", now.learning_rate},
+                    {"grad_norm", now.grad_norm}});
+    if (on_progress_) on_progress_(now);
+    losses_ = 0;
+    targets_ = tokens_ = 0;
+    since_report_ = Clock::now();
+  }
+
+  void evaluate() {
+    double loss = 0;
+    int64_t targets = 0;
+    const auto count = evaluation_->samples.size(), size = static_cast<size_t>(arguments_.per_device_train_batch_size);
+    for (size_t begin = 0; begin < count; begin += size) {
+      std::vector<size_t> samples;
+      for (size_t i = begin; i < std::min(count, begin + size); ++i) samples.push_back(i);
+      const Batch batch = make_batch(*evaluation_, samples);
+      loss += model_.evaluate(batch);
+      targets += batch.target_count();
+      throw_if_cancelled();
+    }
+    report_.eval_loss = loss / static_cast<double>(targets);
+    evaluated_ = step_;
+    log_.push_back({{"step", step_}, {"epoch", plan_.epoch_of(step_)}, {"eval_loss", *report_.eval_loss}});
+    TrainingProgress now = progress();
+    now.eval_loss = report_.eval_loss;
+    if (on_progress_) on_progress_(now);
+    since_report_ = Clock::now();
+    if (arguments_.early_stopping_patience == 0) return;
+    if (best_.empty() || *report_.eval_loss < best_loss_) {
+      best_loss_ = *report_.eval_loss;
+      worse_ = 0;
+      best_.clear();
+      for (const adapters::AdapterLayer& layer : adapter_.layers)
+        for (const auto& variable : {layer.lora.a, layer.lora.b})
+          best_.emplace_back(variable->value.as<float>(), variable->value.as<float>() + variable->value.count());
+    } else if (++worse_ >= arguments_.early_stopping_patience) {
+      report_.stopped_early = true;
+    }
+  }
+
+  void restore_best() {
+    size_t i = 0;
+    for (adapters::AdapterLayer& layer : adapter_.layers)
+      for (const auto& variable : {layer.lora.a, layer.lora.b}) {
+        std::memcpy(variable->value.data(), best_[i].data(), best_[i].size() * sizeof(float));
+        ++i;
+      }
+    report_.eval_loss = best_loss_;
+  }
+
+  /// checkpoint-N appears whole or not at all.
+  void save_checkpoint() {
+    AtomicDirectory directory(arguments_.output_dir / ("checkpoint-" + std::to_string(step_)));
+    write_adapter(adapter_, base_.spec(), base_model_, directory.path());
+    optimizer_.save(directory.path() / "optimizer.safetensors");
+    write_file(directory.path() / "trainer_state.json", state().dump(1) + "\n");
+    directory.commit();
+  }
+
+  Json state() const {
+    Json state = {{"global_step", step_},
+                  {"epoch", plan_.epoch_of(step_)},
+                  {"max_steps", plan_.total_steps()},
+                  {"run", fingerprint(arguments_, train_)},
+                  {"log_history", log_}};
+    // Sums since the last report, as bits, so that a resumed run reports the same numbers.
+    state["pending"] = {{"losses", losses_}, {"targets", targets_}};
+    return state;
+  }
+
+  void resume(const fs::path& checkpoint) {
+    const fs::path path = checkpoint / "trainer_state.json";
+    const Json state = read_json(path);
+    const Json mine = fingerprint(arguments_, train_);
+    const auto theirs = state.find("run");
+    if (theirs == state.end() || !theirs->is_object())
+      fail(ErrorCode::corrupt_file, "{}: key 'run' is missing", path.string());
+    for (const auto& item : mine.items()) {
+      const std::string found = theirs->contains(item.key()) ? (*theirs)[item.key()].dump() : "nothing";
+      require(found == item.value().dump(), "{}: the run was made with {} {}, found {} now; expected the same",
+              path.string(), item.key(), found, item.value().dump());
+    }
+    step_ = get_value<int64_t>(state, "global_step", path.string());
+    if (step_ < 0) fail(ErrorCode::corrupt_file, "{}: key 'global_step': found {}", path.string(), step_);
+    if (const auto log = state.find("log_history"); log != state.end() && log->is_array())
+      for (const Json& entry : *log) log_.push_back(entry);
+    if (const auto pending = state.find("pending"); pending != state.end()) {
+      losses_ = find_value<double>(*pending, "losses", path.string()).value_or(0);
+      targets_ = find_value<int64_t>(*pending, "targets", path.string()).value_or(0);
+    }
+    const adapters::Adapter stored = adapters::read_adapter(base_.spec(), checkpoint);
+    require(stored.layers.size() == adapter_.layers.size(), "{}: found {} layers with an update, expected {}",
+            checkpoint.string(), stored.layers.size(), adapter_.layers.size());
+    for (size_t i = 0; i < stored.layers.size(); ++i) {
+      const auto take = [&](const autograd::Var& from, const autograd::Var& to) {
+        require(stored.layers[i].module == adapter_.layers[i].module && from->value.shape() == to->value.shape(),
+                "{}: the update of '{}' is another than this run's", checkpoint.string(), stored.layers[i].module);
+        std::memcpy(to->value.data(), from->value.data(), static_cast<size_t>(to->value.size_bytes()));
+      };
+      take(stored.layers[i].lora.a, adapter_.layers[i].lora.a);
+      take(stored.layers[i].lora.b, adapter_.layers[i].lora.b);
+    }
+    optimizer_.load(checkpoint / "optimizer.safetensors");
+    report_.steps = step_;
+  }
+
+  /// The adapter beside the checkpoints: written in a folder of its own, then moved file by file.
+  void finish() {
+    const fs::path out = arguments_.output_dir, staging = out / ".adapter";
+    std::error_code error;
+    fs::remove_all(staging, error);
+    fs::create_directories(staging, error);
+    write_adapter(adapter_, base_.spec(), base_model_, staging);
+    write_file(staging / "trainer_state.json", state().dump(1) + "\n");
+    for (const char* name : {"adapter_model.safetensors", "adapter_config.json", "trainer_state.json"}) {
+      fs::rename(staging / name, out / name, error);
+      if (error) fail(ErrorCode::io, "{}: cannot be written: {}", (out / name).string(), error.message());
+    }
+    fs::remove_all(staging, error);
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
+    report_.tokens_per_second = static_cast<double>(report_.trained_tokens) / std::max(seconds, 1e-9);
+    report_.peak_memory_bytes = device::peak_rss_bytes();
+  }
+
+  const models::Decoder& base_;
+  adapters::Adapter& adapter_;
+  std::string base_model_;
+  const TrainingArguments& arguments_;
+  const Dataset& train_;
+  const Dataset* evaluation_;
+  const std::function<void(const TrainingProgress&)>& on_progress_;
+  TrainableModel model_;
+  StepPlan plan_;
+  Optimizer optimizer_;
+  LearningRateSchedule schedule_;
+  TrainingReport report_;
+  int64_t step_ = 0;
+  int64_t evaluated_ = -1;
+  double losses_ = 0;  // since the last report
+  int64_t targets_ = 0, tokens_ = 0;
+  double grad_norm_ = 0, learning_rate_ = 0;
+  Json log_ = Json::array();
+  std::vector<std::vector<float>> best_;
+  double best_loss_ = 0;
+  int64_t worse_ = 0;
+  Clock::time_point begin_, since_report_;
+};
+
+}  // namespace
+
+fs::path find_checkpoint(const fs::path& path) {
+  if (fs::exists(path / "trainer_state.json") && fs::exists(path / "optimizer.safetensors")) return path;
+  fs::path newest;
+  int64_t best = -1;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(path, error)) {
+    const std::string name = entry.path().filename().string();
+    constexpr std::string_view kPrefix = "checkpoint-";
+    if (!name.starts_with(kPrefix) || name.find_first_not_of("0123456789", kPrefix.size()) != std::string::npos)
+      continue;
+    const std::string number = name.substr(kPrefix.size());
+    if (number.empty() || number.size() > 15) continue;
+    if (std::stoll(number) > best) {
+      best = std::stoll(number);
+      newest = entry.path();
+    }
+  }
+  if (best < 0) fail(ErrorCode::not_found, "resume_from_checkpoint: no checkpoint in '{}'", path.string());
+  return newest;
+}
+
+TrainingReport train_adapter(const models::Decoder& base, adapters::Adapter& adapter, const std::string& base_model,
+                             const TrainingArguments& arguments, const Dataset& train, const Dataset* evaluation,
+                             const std::function<void(const TrainingProgress&)>& on_progress) {
+  arguments.validate();
+  return Loop(base, adapter, base_model, arguments, train, evaluation, on_progress).run();
+}
+
+}  // namespace train
+}  // namespace nibble
