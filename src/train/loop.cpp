@@ -86,7 +86,7 @@ class Loop {
         plan_(train, arguments),
         optimizer_(optimizer_for(arguments.optim, parameters_of(adapter),
                                  {.lr = arguments.learning_rate, .weight_decay = arguments.weight_decay},
-                                 base.backend().pool().size())),
+                                 base.backend().pool().threads())),
         schedule_{arguments.lr_scheduler_type, arguments.warmup_steps, plan_.total_steps()} {}
 
   TrainingReport run() {
