@@ -36,6 +36,10 @@ TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& a
   if (base.backend().device().is_cuda())
     fail(ErrorCode::unsupported, "training runs on the CPU; the model is on a GPU");
   for (const nn::RopeSpec& rope : spec.ropes) ropes_.emplace_back(rope);
+  if (spec.encoder || !spec.relative_biases.empty())
+    fail(ErrorCode::unsupported, "training an encoder-decoder is not supported ({})", spec.architecture);
+  if (base.backend().cuda())
+    fail(ErrorCode::unsupported, "training on a GPU is not supported yet: load the model with device_map 'cpu'");
   uint64_t number = 0;
   layers_.reserve(spec.layers.size());
   for (size_t i = 0; i < spec.layers.size(); ++i) {
@@ -51,9 +55,9 @@ TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& a
       return Attached{&linear, name.empty() ? nullptr : adapter.find(prefix + name), ++number};
     };
     const models::MlpWeights& mlp = bound.mlps[0];
-    linears_.push_back({attach(bound.q, layer.attention.q), attach(bound.k, layer.attention.k),
-                        attach(bound.v, layer.attention.v), attach(bound.qkv, layer.attention.qkv),
-                        attach(bound.out, layer.attention.out), attach(mlp.gate, layer.mlp.gate),
+    linears_.push_back({attach(bound.attention.q, layer.attention.q), attach(bound.attention.k, layer.attention.k),
+                        attach(bound.attention.v, layer.attention.v), attach(bound.attention.qkv, layer.attention.qkv),
+                        attach(bound.attention.out, layer.attention.out), attach(mlp.gate, layer.mlp.gate),
                         attach(mlp.up, layer.mlp.up), attach(mlp.gate_up, layer.mlp.gate_up),
                         attach(mlp.down, layer.mlp.down)});
   }
@@ -126,8 +130,8 @@ Var TrainableModel::run_attention(Tape& tape, const Pass& pass, size_t index, co
     heads = {run_linear(tape, pass, linears.q, x), run_linear(tape, pass, linears.k, x),
              run_linear(tape, pass, linears.v, x)};
   }
-  heads.q = run_norm(tape, layers_[index].q_norm, heads.q);
-  heads.k = run_norm(tape, layers_[index].k_norm, heads.k);
+  heads.q = run_norm(tape, layers_[index].attention.q_norm, heads.q);
+  heads.k = run_norm(tape, layers_[index].attention.k_norm, heads.k);
   if (spec.rope) {
     const ops::RopeAngles angles{pass.cos[*spec.rope].data(), pass.sin[*spec.rope].data(),
                                  ropes_[*spec.rope].spec().rotary_dim, ropes_[*spec.rope].spec().interleaved};
