@@ -28,11 +28,13 @@ std::string prompt_text(const GenerateArguments& arguments) {
 
 double rate(int64_t tokens, double seconds) { return seconds > 0 ? double(tokens) / seconds : 0.0; }
 
-int run(const GenerateArguments& arguments) {
+/// `load` makes the model; a sequence of its output starts with the prompt if `has_prompt`, else with one token.
+template <typename Load>
+int run_with(const GenerateArguments& arguments, const Load& load, bool has_prompt) {
   const auto begin = std::chrono::steady_clock::now();
   auto reading = std::async(std::launch::async,
                             [&] { return AutoTokenizer::from_pretrained(resolve_model(arguments.model.model)); });
-  AutoModelForCausalLM model = arguments.model.load();
+  auto model = load();
   const AutoTokenizer tokenizer = reading.get();
   const double load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const std::string prompt = prompt_text(arguments);
@@ -41,8 +43,8 @@ int run(const GenerateArguments& arguments) {
 
   TokenCallback show;
   if (!arguments.json)  // the prompt too, but not before the options have been accepted
-    show = [beginning = tokenizer.decode(ids, {.skip_special_tokens = true})](int64_t, int32_t,
-                                                                              std::string_view text) mutable {
+    show = [beginning = has_prompt ? tokenizer.decode(ids, {.skip_special_tokens = true}) : ""](
+               int64_t, int32_t, std::string_view text) mutable {
       std::cout << std::exchange(beginning, {}) << text << std::flush;
       return bool(std::cout);
     };
@@ -58,7 +60,8 @@ int run(const GenerateArguments& arguments) {
                              times.new_tokens, decode);
     return 0;
   }
-  const std::vector<int32_t> fresh(output[0].begin() + static_cast<ptrdiff_t>(ids.size()), output[0].end());
+  const std::vector<int32_t> fresh(output[0].begin() + static_cast<ptrdiff_t>(has_prompt ? ids.size() : 1),
+                                   output[0].end());
   print_json({{"text", output.texts[0]},
               {"token_ids", fresh},
               {"prompt_token_ids", ids},
@@ -73,10 +76,20 @@ int run(const GenerateArguments& arguments) {
   return 0;
 }
 
+int run(const GenerateArguments& arguments) {
+  const ModelArguments& model = arguments.model;
+  if (!is_encoder_decoder(model.model))
+    return run_with(
+        arguments, [&] { return model.load(); }, true);
+  require(model.adapter.empty(), "--adapter: found an encoder-decoder, expected a decoder alone");
+  const auto load = [&] { return AutoModelForSeq2SeqLM::from_pretrained(model.model, model.load_options()); };
+  return run_with(arguments, load, false);
+}
+
 }  // namespace
 
 void add_generate(CLI::App& app, Action& action) {
-  auto* command = app.add_subcommand("generate", "Continue a text");
+  auto* command = app.add_subcommand("generate", "Continue a text; with an encoder-decoder, answer it");
   auto arguments = std::make_shared<GenerateArguments>();
   arguments->model.add_to(*command);
   arguments->prompt_option = command->add_option("-p,--prompt", arguments->prompt, "The text to continue");

@@ -8,6 +8,7 @@
 #include "nibble/optim.h"
 #include "nibble/plan.h"
 #include "nibble/quantize.h"
+#include "nibble/seq2seq.h"
 #include "nibble/system.h"
 #include "nibble/tokenizer.h"
 #include "nibble/train.h"

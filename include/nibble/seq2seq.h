@@ -15,8 +15,8 @@ namespace nibble {
 /// parallel.
 class AutoModelForSeq2SeqLM {
  public:
-  /// As AutoModelForCausalLM::from_pretrained. Modules that transformers keeps in float32 (T5's wo) are not quantized, and
-  /// are float32 where the rest is float16. Errors: also unsupported for a decoder without encoder.
+  /// As AutoModelForCausalLM::from_pretrained. Modules that transformers keeps in float32 (T5's wo) are not quantized,
+  /// and are float32 where the rest is float16. Errors: also unsupported for a decoder without encoder.
   static AutoModelForSeq2SeqLM from_pretrained(const std::filesystem::path& path, const LoadOptions& options = {});
 
   AutoModelForSeq2SeqLM(AutoModelForSeq2SeqLM&&) noexcept;
@@ -24,9 +24,9 @@ class AutoModelForSeq2SeqLM {
   ~AutoModelForSeq2SeqLM();
 
   /// Reads one source or a batch of sources of different lengths, once each, and writes a target for each. A row of the
-  /// output's sequences is the target alone: decoder_start_token_id and the new tokens. times.prompt_tokens counts source
-  /// tokens, prefill_seconds includes the encoder. Sources should end as the tokenizer ends them: T5's with </s>.
-  /// Errors: invalid_argument (options, ids outside the vocabulary, an empty source), cancelled.
+  /// output's sequences is the target alone: decoder_start_token_id and the new tokens. times.prompt_tokens counts
+  /// source tokens, prefill_seconds includes the encoder. Sources should end as the tokenizer ends them: T5's with
+  /// </s>. Errors: invalid_argument (options, ids outside the vocabulary, an empty source), cancelled.
   GenerationOutput generate(const std::vector<int32_t>& source, const GenerationConfig& config = {},
                             const AutoTokenizer* tokenizer = nullptr, const TokenCallback& on_token = {});
   GenerationOutput generate(const std::vector<std::vector<int32_t>>& sources, const GenerationConfig& config = {},

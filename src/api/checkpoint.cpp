@@ -50,7 +50,8 @@ struct Written {
 };
 
 Written write_known(const api::ModelSource& source, const QuantizeOptions& options, const fs::path& directory) {
-  const models::ModelSpec spec = models::build_spec(source.config, source.config_name);
+  models::ModelSpec spec = models::build_spec(source.config, source.config_name);
+  models::untie_different(spec, *source.checkpoint);
   const auto plan = models::plan_quantization(spec, options.quantization_config, options.modules);
   const DType dtype = dtype_or_config(source, options.dtype);
   const ops::Backend backend(options.threads, device::parse_device(options.device));
@@ -109,7 +110,8 @@ CheckpointReport dequantize_checkpoint(const fs::path& model, const fs::path& ou
   const api::ModelSource source = api::open_source(resolve_model(model.string()));
   require(models::read_quantization_config(source.config, source.config_name).has_value(),
           "{}: the model is not quantized (no quantization_config)", source.config_name);
-  const models::ModelSpec spec = models::build_spec(source.config, source.config_name);
+  models::ModelSpec spec = models::build_spec(source.config, source.config_name);
+  models::untie_different(spec, *source.checkpoint);
   AtomicDirectory directory(out);
   const ops::Backend backend(threads);
   const std::vector<PlannedTensor> planned = models::plan_dequantized(spec, dtype);

@@ -14,8 +14,6 @@
 #include "device/device.h"
 #include "generate/generator.h"
 #include "models/convert_weights.h"
-#include "models/random_weights.h"
-#include "models/registry.h"
 #include "models/summary.h"
 #include "runtime/session.h"
 
@@ -36,11 +34,8 @@ AutoModelForCausalLM AutoModelForCausalLM::from_pretrained(const std::filesystem
                                                            const LoadOptions& options) {
   options.quantization_config.validate();
   auto model = std::make_unique<Implementation>();
-  const std::filesystem::path resolved = resolve_model(path.string());
-  model->source = options.random_weights ? api::open_config(resolved) : api::open_source(resolved, options.dtype);
-  if (options.random_weights)
-    model->source.checkpoint = models::random_checkpoint(
-        models::build_spec(model->source.config, model->source.config_name), options.dtype.value_or(DType::bf16));
+  model->source = api::open_model(path, options);
+  api::require_decoder_alone(model->source);
   model->generation_config = api::read_generation_config(model->source);
   model->decoder =
       models::load_decoder(model->source.config, model->source.config_name, model->source.checkpoint, options);

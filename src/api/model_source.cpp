@@ -5,6 +5,8 @@
 
 #include "base/error.h"
 #include "base/output.h"
+#include "models/random_weights.h"
+#include "models/registry.h"
 
 namespace nibble::api {
 namespace fs = std::filesystem;
@@ -42,6 +44,22 @@ ModelSource open_source(const fs::path& path, std::optional<DType> dtype) {
   source.generation_config = source.gguf->generation_config;
   source.checkpoint = source.gguf->checkpoint;
   return source;
+}
+
+ModelSource open_model(const fs::path& name, const LoadOptions& options) {
+  const fs::path path = resolve_model(name.string());
+  if (!options.random_weights) return open_source(path, options.dtype);
+  ModelSource source = open_config(path);
+  source.checkpoint = models::random_checkpoint(models::build_spec(source.config, source.config_name),
+                                                options.dtype.value_or(DType::bf16));
+  return source;
+}
+
+void require_decoder_alone(const ModelSource& source) {
+  if (find_value<bool>(source.config, "is_encoder_decoder", source.config_name).value_or(false))
+    fail(ErrorCode::unsupported,
+         "{}: found is_encoder_decoder, expected a decoder alone; AutoModelForSeq2SeqLM and 'nibble generate' run it",
+         source.config_name);
 }
 
 void copy_companions(const ModelSource& source, const fs::path& directory) {

@@ -11,6 +11,7 @@
 #include "checkpoint/gguf_convert.h"
 #include "models/quantization.h"
 #include "models/spec.h"
+#include "nibble/model.h"
 
 namespace nibble::api {
 
@@ -30,6 +31,12 @@ bool is_gguf_file(const std::filesystem::path& path);
 ModelSource open_config(const std::filesystem::path& path);
 /// With weights; those of a GGUF file decode to `dtype` (nullopt: bf16). Errors: not_found, corrupt_file, unsupported.
 ModelSource open_source(const std::filesystem::path& path, std::optional<DType> dtype = std::nullopt);
+
+/// What from_pretrained loads: a name that resolve_model accepts, with its weights or random ones.
+ModelSource open_model(const std::filesystem::path& name, const LoadOptions& options);
+
+/// Errors: unsupported for an encoder-decoder, naming the class for it.
+void require_decoder_alone(const ModelSource& source);
 
 /// Copies what makes a directory whole beside weights and config: tokenizer files, chat template, generation config.
 void copy_companions(const ModelSource& source, const std::filesystem::path& directory);

@@ -32,7 +32,9 @@ Sizes measure(const models::ModelSpec& spec, const BitsAndBytesConfig& config, D
   int64_t widest = spec.hidden_size;
   for (const auto& layer : spec.layers) {
     const auto& attention = layer.attention;
-    const int64_t per_token = 2 * attention.kv_heads * attention.head_dim * element;
+    // Of an encoder-decoder's source, as long as the target, cross-attention keeps as much.
+    const int64_t kv_width = attention.kv_heads * attention.head_dim + layer.cross.kv_heads * layer.cross.head_dim;
+    const int64_t per_token = 2 * kv_width * element;
     sizes.cache = checked_add(sizes.cache, checked_mul(tokens, per_token, "KV cache"), "KV cache");
     widest = std::max(
         {widest, 2 * layer.mlp.intermediate_size, (attention.heads + 2 * attention.kv_heads) * attention.head_dim});

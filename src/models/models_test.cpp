@@ -51,6 +51,39 @@ TEST(Summary, TreeFootprintAndParametersAsTransformers) {
   }
 }
 
+TEST(Summary, WhatStaysInFloat32CountsAsSuch) {
+  for (const std::string name : {"t5", "t5-gated"}) {
+    const Json expected = read_json(kModels / name / "expected.json")["dtypes"];
+    const Json config = read_json(kModels / name / "config.json");
+    for (const DType dtype : {DType::f16, DType::bf16, DType::f32})
+      for (const std::string key : {"float", "4bit", "8bit"})
+        EXPECT_EQ(summarize(config, name, quantization(key), dtype).memory_footprint_bytes,
+                  expected[std::string(name_of(dtype))][key].get<int64_t>())
+            << name << " " << name_of(dtype) << " " << key;
+  }
+}
+
+TEST(Config, T5IsRefusedWithTheKeysName) {
+  for (const auto& [key, value] :
+       std::initializer_list<std::pair<const char*, Json>>{{"d_model", 0},
+                                                           {"d_kv", "x"},
+                                                           {"num_heads", -1},
+                                                           {"feed_forward_proj", "gated-sparkle"},
+                                                           {"relative_attention_num_buckets", 2},
+                                                           {"relative_attention_max_distance", 16},
+                                                           {"is_encoder_decoder", false},
+                                                           {"num_decoder_layers", 0}}) {
+    Json config = read_json(kModels / "t5" / "config.json");
+    config[key] = value;
+    try {
+      build_spec(config, "here/config.json");
+      ADD_FAILURE() << key;
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(key), std::string::npos) << error.what();
+    }
+  }
+}
+
 TEST(Summary, DefaultSkippedModules) {
   EXPECT_EQ(default_skipped_modules(build_spec(llama_config(), "config")),
             (std::vector<std::string>{"lm_head", "model.embed_tokens"}));

@@ -14,7 +14,8 @@ import bitsandbytes
 import numpy
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM,
+                          T5Config, T5ForConditionalGeneration)
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("NIBBLE_BUILD", PROJECT / "build/release"))
@@ -158,6 +159,43 @@ class BothWays(unittest.TestCase):
                 ours = json.loads(nibble("inspect", self.plain, *options, "--dtype", "float32", "--json"))
                 self.assertEqual(ours["memory_footprint_bytes"], model.get_memory_footprint())
                 self.assertEqual(ours["tree"], str(model))
+
+
+class EncoderDecoder(unittest.TestCase):
+    """A gated T5 with a head of its own, and one with a tied head."""
+
+    def our_logits(self, path, count):
+        raw = subprocess.run([BUILD / "interop_logits", path, "float32", *map(str, IDS)], check=True, capture_output=True).stdout
+        return torch.from_numpy(numpy.frombuffer(raw, dtype=numpy.float32).reshape(count, -1).copy())
+
+    @torch.inference_mode()
+    def their_logits(self, model):
+        target = [model.config.decoder_start_token_id, *IDS]
+        return model(torch.tensor([IDS]), decoder_input_ids=torch.tensor([target])).logits[0].float()
+
+    def check(self, level, path, model):
+        found, expected = self.our_logits(path, len(IDS) + 1), self.their_logits(dequantized(model))
+        self.assertLess(relative_error(found, expected), 2e-2 if level == "int8" else 1e-4)
+
+    def test_both_ways(self):
+        for name, options in {"gated": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False), "tied": {}}.items():
+            with tempfile.TemporaryDirectory() as folder:
+                root = pathlib.Path(folder)
+                torch.manual_seed(0)
+                model = T5ForConditionalGeneration(T5Config(
+                    vocab_size=259, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, decoder_start_token_id=0, **options))
+                if name == "gated":
+                    model.lm_head.weight = torch.nn.Parameter(torch.randn(259, 128))
+                model.save_pretrained(root / "plain")
+                for level, (arguments, config) in LEVELS.items():
+                    with self.subTest(model=name, level=level):
+                        ours, theirs = root / f"ours-{level}", root / f"theirs-{level}"
+                        nibble("quantize", root / "plain", ours, *arguments)
+                        self.check(level, ours, AutoModelForSeq2SeqLM.from_pretrained(ours, dtype=torch.float32).eval())
+                        loaded = AutoModelForSeq2SeqLM.from_pretrained(
+                            root / "plain", dtype=torch.float32, quantization_config=BitsAndBytesConfig(**config)).eval()
+                        loaded.save_pretrained(theirs)
+                        self.check(level, theirs, loaded)
 
 
 if __name__ == "__main__":

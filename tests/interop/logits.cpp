@@ -1,4 +1,5 @@
-// Prints a model's logits as raw fp32: logits MODEL DTYPE ID... (all positions, row-major).
+// Prints a model's logits as raw fp32: logits MODEL DTYPE ID... (all positions, row-major). With an encoder-decoder the
+// ids are the source, and after its first token the target as well.
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
@@ -13,10 +14,17 @@ int main(int argc, char** argv) {
   try {
     nibble::LoadOptions options;
     options.dtype = nibble::dtype_from_name(argv[2]);
-    auto model = nibble::AutoModelForCausalLM::from_pretrained(argv[1], options);
     std::vector<int32_t> ids;
     for (int i = 3; i < argc; ++i) ids.push_back(std::atoi(argv[i]));
-    const std::vector<float> logits = model.logits(ids);
+    std::vector<float> logits;
+    if (nibble::is_encoder_decoder(argv[1])) {
+      auto model = nibble::AutoModelForSeq2SeqLM::from_pretrained(argv[1], options);
+      std::vector<int32_t> target{model.decoder_start_token_id()};
+      target.insert(target.end(), ids.begin(), ids.end());
+      logits = model.logits(ids, target);
+    } else {
+      logits = nibble::AutoModelForCausalLM::from_pretrained(argv[1], options).logits(ids);
+    }
     return std::fwrite(logits.data(), sizeof(float), logits.size(), stdout) == logits.size() ? 0 : 1;
   } catch (const nibble::Error& error) {
     std::cerr << "error: " << error.what() << '\n';
