@@ -55,6 +55,7 @@ int run(const BenchArguments& arguments) {
   LoadOptions options = arguments.model.load_options();
   options.random_weights = arguments.random_weights;
   AutoModelForCausalLM model = AutoModelForCausalLM::from_pretrained(resolve_model(arguments.model.model), options);
+  const int64_t loading_bytes = model.peak_device_bytes();
   Json rows = Json::array();
   if (!arguments.json)
     std::cout << fmt::format("{:>6} {:>7} {:>12} {:>11} {:>13} {:>9}\n", "batch", "prompt", "prefill t/s", "decode t/s",
@@ -79,6 +80,7 @@ int run(const BenchArguments& arguments) {
     print_json({{"rows", rows},
                 {"decode_bytes", model.summary().decode_bytes},
                 {"memory_footprint_bytes", model.get_memory_footprint()},
+                {"peak_device_bytes_loading", loading_bytes},
                 {"peak_rss_bytes", peak_rss_bytes()}});
   return 0;
 }

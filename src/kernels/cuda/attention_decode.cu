@@ -30,11 +30,10 @@ struct Slice {
 template <typename T>
 __device__ __forceinline__ Slice<T> load_slice(const T* from, bool is_valid) {
   Slice<T> slice;
-  constexpr int kVectors = sizeof(Slice<T>) / 16;
 #pragma unroll
-  for (int i = 0; i < kVectors; ++i)
+  for (int i = 0; i < static_cast<int>(sizeof(Slice<T>) / 16); ++i)
     reinterpret_cast<uint4*>(&slice)[i] =
-        is_valid ? __ldg(reinterpret_cast<const uint4*>(from) + i) : make_uint4(0, 0, 0, 0);
+        is_valid ? *(reinterpret_cast<const uint4*>(from) + i) : make_uint4(0, 0, 0, 0);
   return slice;
 }
 
@@ -108,13 +107,12 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kSteps = kTile / kRows;     // times a thread loads in a tile
   __shared__ Shared<kHeads> shared;
   __shared__ float sums[kWarps][kHeads][kLanes * kWide];
-  wait_for_previous();
   const AttentionSequence& sequence = sequences.at[blockIdx.z];
   const int group = static_cast<int>(args.heads / args.kv_heads);
   const int groups = (group + kHeads - 1) / kHeads;
   const int64_t kv_head = blockIdx.y / groups, first_head = kv_head * group + blockIdx.y % groups * kHeads;
   const int heads = min(kHeads, static_cast<int>((kv_head + 1) * group - first_head));
-  const int64_t dim = args.head_dim, position = past_of(sequence);
+  const int64_t dim = args.head_dim, position = past_of(sequence);  // written long before
   const KeyRange keys = keys_of(args, sequence, position);
   const Parts parts = parts_of(keys.end - keys.begin);
   const int part = blockIdx.x;
@@ -127,6 +125,19 @@ __global__ void __launch_bounds__(kThreads)
   const bool has_column = column < dim;
   const T* k = static_cast<const T*>(sequence.k) + kv_head * sequence.capacity * dim + column;
   const T* v = static_cast<const T*>(sequence.v) + kv_head * sequence.capacity * dim + column;
+  Slice<T> key_rows[kSteps], value_rows[kSteps];
+  const auto load_tile = [&](int64_t first) {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int64_t key = first + s * kRows + row;
+      key_rows[s] = load_slice(k + key * dim, has_column && key < end);
+      value_rows[s] = load_slice(v + key * dim, has_column && key < end);
+    }
+  };
+  const bool has_new_keys = end > position;  // of the kernel before; all others were there long before
+  if (has_new_keys) wait_for_previous();
+  load_tile(begin);
+  if (!has_new_keys) wait_for_previous();
   float q[kHeads][kWide], sum[kHeads][kWide];
 #pragma unroll
   for (int h = 0; h < kHeads; ++h)
@@ -140,13 +151,6 @@ __global__ void __launch_bounds__(kThreads)
     shared.total[threadIdx.x] = 0;
   }
   for (int64_t first = begin; first < end; first += kTile) {
-    Slice<T> key_rows[kSteps], value_rows[kSteps];
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int64_t key = first + s * kRows + row;
-      key_rows[s] = load_slice(k + key * dim, has_column && key < end);
-      value_rows[s] = load_slice(v + key * dim, has_column && key < end);
-    }
     __syncthreads();  // the last tile's probabilities have been read
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
@@ -179,6 +183,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int i = 0; i < kWide; ++i) sum[h][i] = fmaf(p, to_float(value_rows[s].values[i]), sum[h][i]);
       }
     }
+    if (first + kTile < end) load_tile(first + kTile);
   }
 #pragma unroll
   for (int h = 0; h < kHeads; ++h)

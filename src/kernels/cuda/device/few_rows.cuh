@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/device/async.cuh"
+#include "kernels/cuda/device/dependent.cuh"
 #include "kernels/cuda/device/job.cuh"
 #include "kernels/cuda/device/tensor_core.cuh"
 
@@ -98,6 +99,7 @@ __global__ void __launch_bounds__(kFewRowsWarps * 32, 1) few_rows_kernel(const _
 #pragma unroll 1
   for (int s = 0; s < kFewRowsStages - 1; ++s) prefetch();
   weights.load_scales(args, blockIdx.x);
+  wait_for_previous();  // until here only weights were read
   weights.prepare(args, shared, chunks * Weights::kChunk);
   __syncthreads();
   weights.store_scales(args, shared, blockIdx.x, 0);

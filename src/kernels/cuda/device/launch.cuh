@@ -55,7 +55,7 @@ void launch_few_rows(const Context& context, const MatmulInput& input, FewRowsAr
   const auto shared = static_cast<int>(few_rows_shared<Weights>(args.m, args.x_stride, args.extra_bytes));
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   const auto blocks = static_cast<unsigned>(std::min(args.jobs.tiles, context.multiprocessors));
-  kernel<<<blocks, kFewRowsWarps * 32, static_cast<size_t>(shared), stream_of(context.stream)>>>(args);
+  launch_dependent(context, kernel, blocks, kFewRowsWarps * 32, static_cast<size_t>(shared), args);
 }
 
 /// Any number of rows of x, `limit` a launch: a row's bits do not depend on how many there are.
