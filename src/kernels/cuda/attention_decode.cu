@@ -33,7 +33,7 @@ __device__ __forceinline__ Slice<T> load_slice(const T* from, bool is_valid) {
 #pragma unroll
   for (int i = 0; i < static_cast<int>(sizeof(Slice<T>) / 16); ++i)
     reinterpret_cast<uint4*>(&slice)[i] =
-        is_valid ? *(reinterpret_cast<const uint4*>(from) + i) : make_uint4(0, 0, 0, 0);
+        is_valid ? __ldcg(reinterpret_cast<const uint4*>(from) + i) : make_uint4(0, 0, 0, 0);
   return slice;
 }
 
