@@ -32,7 +32,8 @@ endif()
 
 add_library(nibble_cuda_options INTERFACE)
 # Products and sums round one by one, as in the reference; fmaf() where a kernel wants the fused operation.
-set(cuda_flags -fmad=false -lineinfo --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra,-ffp-contract=off)
+set(cuda_flags -fmad=false -lineinfo --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra,-ffp-contract=off
+    -Xcompiler=-Wno-stringop-overflow)  # false alarms of GCC 13 about copies of structs
 foreach(architecture ${NIBBLE_CUDA_ARCHITECTURES})
   if(architecture MATCHES "^([0-9]+a?)-virtual$")
     list(APPEND cuda_flags "SHELL:-gencode arch=compute_${CMAKE_MATCH_1},code=compute_${CMAKE_MATCH_1}")
