@@ -54,7 +54,10 @@ void StepGraph::launch(std::span<const SequenceTokens> sequences, const int32_t*
   const int64_t bucket = is_recordable_ ? bucket_of(sequences) : 0;
   Pass pass = decoder_.prepare(sequences, ids, workspace_, batch_invariant, bucket);
   std::vector<int64_t> key{bucket, batch_invariant, workspace_.moves(), decoder_.backend().scratch_moves()};
-  for (const SequenceTokens& sequence : sequences) key.push_back(sequence.cache->storage_id());
+  for (const SequenceTokens& sequence : sequences) {
+    key.push_back(sequence.cache->storage_id());
+    if (sequence.source) key.insert(key.end(), {sequence.source->storage_id(), sequence.source->length()});
+  }
   const bool is_known = is_recordable_ && key == key_;
   if (is_known && !graph_)
     graph_ = cuda_.capture([&] {
