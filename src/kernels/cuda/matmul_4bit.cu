@@ -1,6 +1,7 @@
 // matmul_4bit: which kernel takes a call.
 #include <bit>
 
+#include "kernels/cuda/dense_library.h"
 #include "kernels/cuda/device/any_shape.cuh"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/vector.cuh"
@@ -83,7 +84,7 @@ int64_t blocks_of(const MatmulInput& input, const Matmul4BitJob& job) {
 template <typename T>
 void multiply_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
   with_tile_shape<T>(input.m, [&](auto shape) {
-    using Launch = TileLaunch<Tile4Bit<T>, shape.columns, shape.groups>;
+    using Launch = TileLaunch<Tile4Bit<T>, decltype(shape)>;
     TileArgs args{};
     args.jobs = with_weights(jobs, count, Launch::kRows);
     std::copy_n(jobs[0].code_book, 16, args.book);
@@ -103,6 +104,51 @@ void multiply_tiles(const Context& context, const MatmulInput& input, const Matm
   });
 }
 
+/// Rows of x from which decoding the weight to memory and cuBLASLt win over decoding it in every tile.
+constexpr int64_t kLibraryRows = 1536;
+/// Decoded at a time: what the L2 cache still holds when the product reads it.
+constexpr int64_t kPanelBytes = int64_t{32} << 20;
+
+/// The absmax from block `first` on, a multiple of kNestedBlock.
+Absmax absmax_from(Absmax absmax, int64_t first) {
+  if (absmax.values) {
+    absmax.values += first;
+  } else {
+    absmax.codes += first;
+    absmax.nested_absmax += first / quant::kNestedBlock;
+  }
+  return absmax;
+}
+
+/// All jobs by panels of rows, or none: false if blocks don't divide into panels or the library has nothing.
+template <typename T>
+bool multiply_by_library(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  if (input.m < kLibraryRows || !has_dense_library()) return false;
+  constexpr int64_t kStep = 1024;
+  const int64_t panel_rows = std::max(kStep, kPanelBytes / (2 * input.cols) / kStep * kStep);
+  for (int64_t j = 0; j < count; ++j)
+    if (!suits_dense_library(jobs[j].out) || panel_rows * input.cols % (jobs[j].block * quant::kNestedBlock) != 0)
+      return false;
+  const int64_t x_bytes = padded_to_256(input.m * input.cols * 2);
+  auto* scratch =
+      static_cast<uint8_t*>(context.scratch->reserve(kDenseLibraryBytes + x_bytes + panel_rows * input.cols * 2));
+  T* x = reinterpret_cast<T*>(scratch + kDenseLibraryBytes);
+  void* panel = scratch + kDenseLibraryBytes + x_bytes;
+  round_x(context, input, x);
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t first = 0; first < jobs[j].rows; first += panel_rows) {
+      const Matmul4BitJob& job = jobs[j];
+      const int64_t rows = std::min(panel_rows, job.rows - first), element = first * input.cols;
+      dequantize_4bit(context, {job.packed + element / 2, absmax_from(job.absmax, element / job.block),
+                                rows * input.cols, job.block, job.code_book, panel, input.compute});
+      MatmulOutput out = job.out;
+      out.y += first;
+      if (out.bias) out.bias += first;
+      if (!dense_multiply(context, x, panel, input.compute, input.m, rows, input.cols, out, scratch)) return false;
+    }
+  return true;
+}
+
 /// True if the call was taken. The kernel for few rows also serves calls whose bits must not depend on their number.
 template <typename T, bool kNested>
 bool multiply_regular(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
@@ -112,7 +158,9 @@ bool multiply_regular(const Context& context, const MatmulInput& input, const Ma
     multiply_few_rows<T, kNested>(context, input, jobs, count, limit);
     return true;
   }
-  if (input.batch_invariant || context.capability != 90 || !is_regular(context, input, jobs, count, 32)) return false;
+  if (input.batch_invariant || !is_regular(context, input, jobs, count, 32)) return false;
+  if (multiply_by_library<T>(context, input, jobs, count)) return true;
+  if (context.capability != 90) return false;
   multiply_tiles<T>(context, input, jobs, count);
   return true;
 }

@@ -1,4 +1,5 @@
 // matmul_dense: which kernel takes a call.
+#include "kernels/cuda/dense_library.h"
 #include "kernels/cuda/device/any_shape.cuh"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/vector.cuh"
@@ -32,6 +33,23 @@ DeviceJobs with_weights(const MatmulDenseJob* jobs, int64_t count, int tile_rows
   return all;
 }
 
+/// All jobs by cuBLASLt, or none.
+template <typename T>
+bool multiply_by_library(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count) {
+  if (!has_dense_library()) return false;
+  for (int64_t j = 0; j < count; ++j)
+    if (!suits_dense_library(jobs[j].out)) return false;
+  auto* scratch = static_cast<uint8_t*>(
+      context.scratch->reserve(kDenseLibraryBytes + input.m * input.cols * static_cast<int64_t>(sizeof(T))));
+  T* x = reinterpret_cast<T*>(scratch + kDenseLibraryBytes);
+  round_x(context, input, x);
+  for (int64_t j = 0; j < count; ++j) {
+    const MatmulDenseJob& job = jobs[j];
+    if (!dense_multiply(context, x, job.w, job.dtype, input.m, job.rows, input.cols, job.out, scratch)) return false;
+  }
+  return true;
+}
+
 /// True if the call was taken; as in matmul_4bit.cu.
 template <typename T>
 bool multiply_regular(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count) {
@@ -42,9 +60,11 @@ bool multiply_regular(const Context& context, const MatmulInput& input, const Ma
     launch_few_rows_each<FewRowsDense<T>>(context, input, args, limit);
     return true;
   }
-  if (input.batch_invariant || context.capability != 90) return false;
+  if (input.batch_invariant) return false;
+  if (multiply_by_library<T>(context, input, jobs, count)) return true;
+  if (context.capability != 90) return false;
   with_plain_tile_shape<T>(input.m, [&](auto shape) {
-    using Launch = TileLaunch<TileDense<T>, shape.columns, shape.groups>;
+    using Launch = TileLaunch<TileDense<T>, decltype(shape)>;
     TileArgs args{};
     args.jobs = with_weights(jobs, count, Launch::kRows);
     const TileScratch scratch = Launch::reserve(context, input);

@@ -171,8 +171,6 @@ __global__ void __launch_bounds__(256)
     }
 }
 
-int64_t padded_to_256(int64_t size) { return (size + 255) / 256 * 256; }
-
 int64_t left_side_bytes(const MatmulInput& input) {
   return padded_to_256(input.m * 4) + padded_to_256((input.cols + 1) * 4) + padded_to_256(input.cols);
 }
@@ -225,7 +223,7 @@ void multiply_tiles(const Context& context, const MatmulInput& input, float thre
                     int64_t count) {
   LeftSide left{};
   with_plain_tile_shape<int8_t>(input.m, [&](auto shape) {
-    using Launch = TileLaunch<TileInt8, shape.columns, shape.groups>;
+    using Launch = TileLaunch<TileInt8, decltype(shape)>;
     TileArgs args{};
     args.jobs = with_weights(jobs, count, Launch::kRows);
     const TileScratch scratch = Launch::reserve(context, input, left_side_bytes(input));

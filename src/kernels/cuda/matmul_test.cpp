@@ -31,7 +31,7 @@ struct Weight4Bit {
     for (int64_t i = 0; i < count; ++i)
       decoded.push_back(book->values[static_cast<size_t>(packed.host<uint8_t>()[i / 2] >> (i % 2 ? 0 : 4) & 15)] *
                         absmax.host<float>()[i / block]);
-    bias = random_array(random, DType::f32, rows);
+    bias = random_array(random, DType::f32, rows, 1, offset);
   }
 
   Matmul4BitJob job(device::CudaStream& stream, float* y, int64_t y_stride, bool with_bias, bool accumulate) {
@@ -95,8 +95,8 @@ constexpr float kPoison = 1.0e30f;
 
 class MatmulGpuTest : public GpuTest {
  protected:
-  Array outputs(const Shape& shape, int64_t stride, bool accumulate) {
-    Array y(DType::f32, shape.m * stride);
+  Array outputs(const Shape& shape, int64_t stride, bool accumulate, int64_t offset = 1) {
+    Array y(DType::f32, shape.m * stride, offset);
     for (int64_t i = 0; i < y.count(); ++i) y.set(i, accumulate && i % stride < shape.rows ? 2.5f : kPoison);
     y.upload(stream());
     return y;
@@ -115,7 +115,7 @@ class MatmulGpuTest : public GpuTest {
     const int64_t stride = shape.rows + 3;
     std::vector<float> first;
     for (int run = 0; run < 2; ++run) {
-      Array y = outputs(shape, stride, accumulate);
+      Array y = outputs(shape, stride, accumulate, offset);
       const auto job = w.job(stream(), y.device<float>(stream()), stride, with_bias, accumulate);
       MatmulInput input{x.device<float>(stream()), shape.m, shape.cols, compute};
       input.batch_invariant = invariant;
@@ -153,8 +153,8 @@ TEST_F(MatmulGpuTest, FourBitAgreesForAnyShape) {
 
 TEST_F(MatmulGpuTest, FourBitWithManyTilesAgrees) {
   Random random(2);
-  for (const Shape& shape :
-       {Shape{1, 2300, 1024, 64}, Shape{16, 3000, 1024, 64}, Shape{70, 1500, 2048, 64}, Shape{290, 1000, 1024, 64}})
+  for (const Shape& shape : {Shape{1, 2300, 1024, 64}, Shape{16, 3000, 1024, 64}, Shape{70, 1500, 2048, 64},
+                             Shape{290, 1000, 1024, 64}, Shape{1600, 221, 256, 64}, Shape{1540, 33, 512, 64}})
     check_4bit(random, shape, DType::bf16, shape.m % 3 != 0, quant::kNf4, 0, false);
 }
 
@@ -206,7 +206,7 @@ TEST_F(MatmulGpuTest, DenseAgreesForAnyShape) {
         for (int64_t i = 0; i < w.count(); ++i) decoded.push_back(w.get(i));
         std::vector<float> first;
         for (int run = 0; run < 2; ++run) {
-          Array y = outputs(shape, shape.rows, false);
+          Array y = outputs(shape, shape.rows, false, offset);
           const MatmulDenseJob job{w.device(stream()), dtype, shape.rows, {y.device<float>(stream()), shape.rows}};
           MatmulInput input{x.device<float>(stream()), shape.m, shape.cols, compute};
           input.batch_invariant = invariant;

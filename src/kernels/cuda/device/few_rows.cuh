@@ -68,11 +68,11 @@ __device__ __forceinline__ void finish_tile(const FewRowsArgs& args, const Weigh
   if (row < job.rows && i < args.m) put(job.out, i, row, weights.finish(args, shared, job, in_tile, row, i, half, sum));
 }
 
-/// Weights: how a family's bytes become products; its prepare() calls wait_for_previous() before it reads x. See
-/// weights_4bit.cuh and weights_plain.cuh.
+/// Weights: how a family's bytes become products; see weights_4bit.cuh and weights_plain.cuh.
 template <typename Weights>
 __global__ void __launch_bounds__(kFewRowsWarps * 32, 1) few_rows_kernel(const __grid_constant__ FewRowsArgs args) {
 #if __CUDA_ARCH__ >= 800
+  allow_next_launch_where_possible();
   extern __shared__ __align__(128) uint8_t memory[];
   const FewRowsShared<Weights> shared(args, memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -100,6 +100,8 @@ __global__ void __launch_bounds__(kFewRowsWarps * 32, 1) few_rows_kernel(const _
 #pragma unroll 1
   for (int s = 0; s < kFewRowsStages - 1; ++s) prefetch();
   weights.load_scales(args, blockIdx.x);
+  weights.fill_table(args, shared);
+  wait_for_previous();  // until here only weights were read
   weights.prepare(args, shared, chunks * Weights::kChunk);
   __syncthreads();
   weights.store_scales(args, shared, blockIdx.x, 0);
@@ -135,7 +137,6 @@ __global__ void __launch_bounds__(kFewRowsWarps * 32, 1) few_rows_kernel(const _
 /// aligned rows of a multiple of four take four values a load.
 template <typename T>
 __device__ __forceinline__ void stage_rounded(const FewRowsArgs& args, T* x, int padded) {
-  wait_for_previous();  // until here only weights were read
   constexpr int kLoads = 4;
   const int quads = padded / 4, threads = blockDim.x;
   const bool is_aligned = args.cols % 4 == 0 && reinterpret_cast<uint64_t>(args.x) % 16 == 0;

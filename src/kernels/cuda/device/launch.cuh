@@ -28,6 +28,23 @@ inline int64_t shared_limit(int capability) {
   }
 }
 
+/// Starts while the launch before finishes; the kernel itself waits where it must.
+template <typename Kernel, typename Args>
+void launch_early(Kernel kernel, unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream,
+                  const Args& args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, args);
+}
+
 template <typename Weights>
 int few_rows_stride(int64_t cols) {
   return static_cast<int>((cols + Weights::kChunk - 1) / Weights::kChunk * Weights::kChunk + Weights::kXPadding);
@@ -72,23 +89,6 @@ void launch_few_rows_each(const Context& context, const MatmulInput& input, FewR
   }
 }
 
-/// Starts while the launch before finishes; the kernel itself waits where it must.
-template <typename Kernel, typename Args>
-void launch_early(Kernel kernel, unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream,
-                  const Args& args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, kernel, args);
-}
-
 /// Scratch of a tile launch: prepared x, then a partial tile for each block.
 struct TileScratch {
   uint8_t* x;
@@ -96,8 +96,9 @@ struct TileScratch {
   float* more;  // what the caller asked for beside
 };
 
-template <typename Weights, int kColumns, int kGroups>
+template <typename Weights, typename Shape>
 struct TileLaunch {
+  static constexpr int kColumns = Shape::columns, kGroups = Shape::groups;
   static constexpr int kRows = 64 * kGroups;
 
   static int64_t x_bytes(const MatmulInput& input) {
@@ -150,6 +151,7 @@ struct TileLaunch {
   }
 };
 
+/// kColumns rows of x by 64 * kGroups rows of weights.
 template <int kColumns, int kGroups>
 struct TileShape {
   static constexpr int columns = kColumns, groups = kGroups;
@@ -158,29 +160,20 @@ struct TileShape {
 /// Calls body(TileShape) with the tile for m rows of x; f16 has fewer, to keep the build small.
 template <typename T, typename Body>
 void with_tile_shape(int64_t m, const Body& body) {
-  constexpr bool kHasAll = !std::is_same_v<T, __half>;
-  if (kHasAll && m <= 16)
-    body(TileShape < kHasAll ? 16 : 64, 4 > {});
-  else if (kHasAll && m <= 32)
-    body(TileShape < kHasAll ? 32 : 64, 4 > {});
-  else if (m <= 64)
-    body(TileShape<64, 4>{});
-  else if (kHasAll && m <= 128)
-    body(TileShape < kHasAll ? 128 : 256, 2 > {});
-  else
-    body(TileShape<256, 2>{});
+  if constexpr (!std::is_same_v<T, __half>) {
+    if (m <= 16) return body(TileShape<16, 4>{});
+    if (m <= 32) return body(TileShape<32, 4>{});
+    if (m > 64 && m <= 128) return body(TileShape<128, 2>{});
+  }
+  if (m <= 64) return body(TileShape<64, 4>{});
+  body(TileShape<256, 2>{});
 }
 
 /// The same for weights without decoding.
 template <typename T, typename Body>
 void with_plain_tile_shape(int64_t m, const Body& body) {
-  constexpr bool kHasAll = !std::is_same_v<T, __half>;
-  if (m <= 64)
-    body(TileShape<64, 2>{});
-  else if (kHasAll && m <= 128)
-    body(TileShape < kHasAll ? 128 : 256, 2 > {});
-  else
-    body(TileShape<256, 2>{});
+  if (m <= 64) return body(TileShape<64, 2>{});
+  body(TileShape<256, 2>{});
 }
 
 }  // namespace nibble::kernels::cuda

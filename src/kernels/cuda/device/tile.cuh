@@ -150,9 +150,12 @@ __device__ __forceinline__ void consume(const TileArgs& args, uint8_t* memory) {
   const int block = tile_block();
   TileRange range(args, block);
   Weights weights(shared + Shared::kRing, shared, 64 * kGroups, kThreads);
-  if (args.waits_for_scales) wait_for_previous_launch();
-  weights.start(args, range);
+  if (!args.waits_for_scales) weights.start(args, range);
   Weights::fill_table(args, memory, kThreads);
+  if (args.waits_for_scales) {
+    wait_for_previous_launch();
+    weights.start(args, range);
+  }
   consumers_wait<kThreads>();
   weights.take();
 
@@ -167,7 +170,7 @@ __device__ __forceinline__ void consume(const TileArgs& args, uint8_t* memory) {
     const bool has_first = range.at == tile * args.chunks;
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) sums[i] = 0;
-    for (; range.at < piece_end; ++range.at) {
+    for (int left = static_cast<int>(piece_end - range.at); left > 0; --left) {
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) {
         weights.decode(half, fragments[half % 2]);
@@ -182,12 +185,13 @@ __device__ __forceinline__ void consume(const TileArgs& args, uint8_t* memory) {
         wgmma_commit();
         if (half == kHalves - 1) weights.take();
         wgmma_wait<1>();  // the half before: its fragments and its x are free
-        if (to_release && threadIdx.x % 32 == 0) barrier_arrive(to_release);
+        if (to_release && weights.thread() % 32 == 0) barrier_arrive(to_release);
         to_release = empty + 8 * stage;
         if (++stage == Shared::kXStages) stage = 0, parity ^= 1;
       }
     }
     wgmma_wait<0>();
+    range.at = piece_end;
     if (!has_first) {
       leave_partial<kThreads>(args, sums, block);
       continue;

@@ -4,6 +4,7 @@
 #include "kernels/cuda/device/absmax.cuh"
 #include "kernels/cuda/device/async.cuh"
 #include "kernels/cuda/device/tile.cuh"
+#include "kernels/cuda/device/vector.cuh"
 
 namespace nibble::kernels::cuda {
 
@@ -67,5 +68,33 @@ __global__ void __launch_bounds__(256) prepare_kernel(const __grid_constant__ Pr
              row % args.columns] = v;
   }
 }
+
+/// x rounded to T as it lies; count a multiple of 8, out 16-byte aligned.
+template <typename T>
+__global__ void __launch_bounds__(256) round_kernel(const float* x, int64_t count, T* out) {
+  const bool is_aligned = reinterpret_cast<uint64_t>(x) % 16 == 0;
+  for (int64_t i = (int64_t{blockIdx.x} * 256 + threadIdx.x) * 8; i < count; i += int64_t{gridDim.x} * 2048) {
+    float values[8];
+    if (is_aligned) {
+      const float4 first = *reinterpret_cast<const float4*>(x + i),
+                   second = *reinterpret_cast<const float4*>(x + i + 4);
+      values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
+      values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
+    } else {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) values[j] = x[i + j];
+    }
+    *reinterpret_cast<uint4*>(out + i) = Vector8<T>::pack(values).words[0];
+  }
+}
+
+template <typename T>
+void round_x(const Context& context, const MatmulInput& input, T* out) {
+  const int64_t count = input.m * input.cols;
+  round_kernel<T><<<blocks_for(count, 2048, int64_t{context.multiprocessors} * 8), 256, 0, stream_of(context.stream)>>>(
+      input.x, count, out);
+}
+
+inline int64_t padded_to_256(int64_t size) { return (size + 255) / 256 * 256; }
 
 }  // namespace nibble::kernels::cuda

@@ -27,18 +27,26 @@ class FewRows4Bit {
 
   __device__ explicit FewRows4Bit(int lane) : lane_(lane), group_(lane / 4), quad_(lane % 4) {}
 
-  __device__ static void prepare(const FewRowsArgs& args, const Shared& shared, int padded) {
+  __device__ static void fill_table(const FewRowsArgs& args, const Shared& shared) {
+    constexpr int kBookLoads = kNested ? kMaxJobs * 256 / (kFewRowsWarps * 32) : 0;
+    float book[kBookLoads + 1];  // under way while the table is filled
+#pragma unroll
+    for (int j = 0; j < kBookLoads; ++j) {
+      const int i = static_cast<int>(threadIdx.x) + j * kFewRowsWarps * 32;
+      book[j] = i < 256 * args.jobs.count ? args.jobs.jobs[i / 256].weight.absmax.nested_code_book[i % 256] : 0.0f;
+    }
     for (int i = threadIdx.x; i < 256 * 8; i += blockDim.x) {
       const int byte = i / 8, piece = (i + byte) % 8;  // rotated: neighbours write to different banks
       const T pair[2] = {from_float<T>(args.book[byte / 16]), from_float<T>(args.book[byte % 16])};
       const uint32_t word = *reinterpret_cast<const uint32_t*>(pair);
       *reinterpret_cast<uint4*>(shared.table + byte * kTableRow + piece * 16) = make_uint4(word, word, word, word);
     }
-    if constexpr (kNested) {
-      float* books = reinterpret_cast<float*>(shared.table + kPairBytes);
-      for (int i = threadIdx.x; i < 256 * args.jobs.count; i += blockDim.x)
-        books[i] = args.jobs.jobs[i / 256].weight.absmax.nested_code_book[i % 256];
-    }
+#pragma unroll
+    for (int j = 0; j < kBookLoads; ++j)
+      reinterpret_cast<float*>(shared.table + kPairBytes)[threadIdx.x + j * kFewRowsWarps * 32] = book[j];
+  }
+
+  __device__ static void prepare(const FewRowsArgs& args, const Shared& shared, int padded) {
     stage_rounded(args, shared.x, padded);
   }
 
@@ -71,6 +79,7 @@ class FewRows4Bit {
 #pragma unroll
     for (int j = 0; j < kScales; ++j) {
       const int unit = lane_ + 32 * j;
+      if (32 * j >= units) break;
       if (unit >= units) continue;
       const uint32_t block = (first + unit) >> shift;
       if constexpr (kNested) {
@@ -93,6 +102,7 @@ class FewRows4Bit {
 #pragma unroll
     for (int j = 0; j < kScales; ++j) {
       const int unit = lane_ + 32 * j;
+      if (32 * j >= stride - 2) break;
       if (unit >= stride - 2) continue;
       float scale = 0;
       if (unit < units) scale = kNested ? nested_value(book[codes8_[j]], scales_[j], offset) : scales_[j];

@@ -42,6 +42,8 @@ class FewRowsPlain {
   }
 
   __device__ __forceinline__ void load_scales(const FewRowsArgs&, int) {}
+  template <typename Shared>
+  __device__ static void fill_table(const FewRowsArgs&, const Shared&) {}
 
  protected:
   /// This lane's 16 bytes: columns part * kChunk / 2 + quad * 16 / kElementBytes and on, of row group + 8 * half.
@@ -111,7 +113,6 @@ class FewRowsInt8 : public FewRowsPlain<1> {
   static int extra_bytes(int64_t cols) { return kList + static_cast<int>((cols + 15) / 16 * 16 * 5); }
 
   __device__ static void prepare(const FewRowsArgs& args, const Shared& shared, int padded) {
-    wait_for_previous();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint8_t* flags = shared.extra + kList + (args.cols + 15) / 16 * 64;
     for (int c = threadIdx.x; c < args.cols; c += blockDim.x) flags[c] = 0;

@@ -33,7 +33,11 @@ __device__ __forceinline__ uint32_t round_pair(float low, float high) {
 class TileStream {
  public:
   __device__ TileStream(uint32_t ring, int tile_rows, int threads)
-      : ring_(ring), tile_rows_(tile_rows), threads_(threads) {}
+      : ring_(ring), tile_rows_(tile_rows), threads_(threads) {
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread_));  // read once: it costs more than a register
+  }
+
+  __device__ __forceinline__ uint32_t thread() const { return thread_; }
 
  protected:
   __device__ __forceinline__ void begin(const TileArgs& args, const TileRange& range) {
@@ -46,7 +50,7 @@ class TileStream {
   __device__ __forceinline__ int enter(const TileArgs& args, const DeviceJob*& job) const {
     const int row_tile = tile_ / args.column_tiles;
     job = &args.jobs.of_tile(row_tile);
-    return (row_tile - job->first_tile) * tile_rows_ + static_cast<int>(threadIdx.x) / 32 * 16 + threadIdx.x % 32 / 4;
+    return (row_tile - job->first_tile) * tile_rows_ + static_cast<int>(thread_ / 32 * 16 + thread_ % 32 / 4);
   }
 
   /// True if the copies have another tile to enter.
@@ -60,6 +64,7 @@ class TileStream {
 
   uint32_t ring_;
   int tile_rows_, threads_;
+  uint32_t thread_;
   int left_ = 0, tile_ = 0, chunk_ = 0;
   int filling_ = 0, reading_ = 0;
 };
@@ -71,7 +76,7 @@ class Tile4Bit : public TileStream {
  public:
   using X = T;
   using Acc = float;
-  static constexpr int kStages = 4;
+  static constexpr int kStages = 3;
   static constexpr int kHalves = 2;
   static constexpr int kXBytes = 128;                  // of a row of x in half a chunk
   static constexpr int kTableRow = 256;                // so that one byte permutation makes an address
@@ -79,7 +84,7 @@ class Tile4Bit : public TileStream {
   static constexpr int kThreadBytes = 32 + 8;
 
   __device__ Tile4Bit(uint32_t ring, uint32_t table, int tile_rows, int threads)
-      : TileStream(ring, tile_rows, threads), table_(table) {}
+      : TileStream(ring, tile_rows, threads), table_(table), place_(thread_ % 16 * 8) {}
 
   __device__ static void fill_table(const TileArgs& args, uint8_t* memory, int threads) {
     for (int i = threadIdx.x; i < 256 * 8; i += threads) {
@@ -103,22 +108,21 @@ class Tile4Bit : public TileStream {
     reading_ = reading_ + 1 == kStages ? 0 : reading_ + 1;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const uint4 codes = load_shared_16(slot + (r * threads_ + threadIdx.x) * 16);
+      const uint4 codes = load_shared_16(slot + (r * threads_ + thread_) * 16);
       codes_[r][0] = codes.x, codes_[r][1] = codes.y, codes_[r][2] = codes.z, codes_[r][3] = codes.w;
-      scale_[r] = __uint_as_float(load_shared_4(slot + (32 + 4 * r) * threads_ + 4 * threadIdx.x));
+      scale_[r] = __uint_as_float(load_shared_4(slot + (32 + 4 * r) * threads_ + 4 * thread_));
     }
   }
 
   __device__ __forceinline__ void prefetch(const TileArgs& args) {
     if (left_ > 0) {
       const uint32_t slot = ring_ + filling_ * threads_ * kThreadBytes;
-      const bool is_inside = chunk_ * kTileChunk + static_cast<int>(threadIdx.x % 4) * 32 < args.cols;
+      const bool is_inside = chunk_ * kTileChunk + static_cast<int>(thread_ % 4) * 32 < args.cols;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const uint32_t block = is_inside ? units_[r] >> unit_shift_ : 0;
-        copy_async_16(slot + (r * threads_ + threadIdx.x) * 16, is_inside ? rows_[r] : scales_, is_inside ? 16 : 0);
-        copy_async_4(slot + (32 + 4 * r) * threads_ + 4 * threadIdx.x, scales_ + uint64_t{block} * 4,
-                     is_inside ? 4 : 0);
+        copy_async_16(slot + (r * threads_ + thread_) * 16, is_inside ? rows_[r] : scales_, is_inside ? 16 : 0);
+        copy_async_4(slot + (32 + 4 * r) * threads_ + 4 * thread_, scales_ + uint64_t{block} * 4, is_inside ? 4 : 0);
         rows_[r] += 64;
         units_[r] += 4;
       }
@@ -158,7 +162,7 @@ class Tile4Bit : public TileStream {
   template <int kByte>
   __device__ __forceinline__ float2 look_up(uint32_t word) const {
     float2 pair;
-    const uint32_t address = table_ + __byte_perm(word, threadIdx.x % 16 * 8, 0x5504 | kByte << 4);
+    const uint32_t address = table_ + __byte_perm(word, place_, 0x5504 | kByte << 4);
     asm("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(address));
     return pair;
   }
@@ -169,14 +173,14 @@ class Tile4Bit : public TileStream {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = min(first + 8 * r, job->rows - 1);
-      rows_[r] = job->weight.data + (int64_t{row} * args.cols >> 1) + threadIdx.x % 4 * 16 + chunk_ * 64;
-      units_[r] = static_cast<uint32_t>(row) * static_cast<uint32_t>(args.cols >> 5) + threadIdx.x % 4 + chunk_ * 4;
+      rows_[r] = job->weight.data + (int64_t{row} * args.cols >> 1) + thread_ % 4 * 16 + chunk_ * 64;
+      units_[r] = static_cast<uint32_t>(row) * static_cast<uint32_t>(args.cols >> 5) + thread_ % 4 + chunk_ * 4;
     }
     unit_shift_ = job->weight.block_shift - 5;
     scales_ = reinterpret_cast<const uint8_t*>(job->weight.absmax.values);
   }
 
-  uint32_t table_;
+  uint32_t table_, place_;  // place_: of this lane in a row
   const uint8_t* rows_[2];
   const uint8_t* scales_;
   uint32_t units_[2], unit_shift_;

@@ -31,16 +31,16 @@ class TilePlain : public TileStream {
     const uint32_t slot = ring_ + reading_ * threads_ * kThreadBytes;
     reading_ = reading_ + 1 == kStages ? 0 : reading_ + 1;
 #pragma unroll
-    for (int i = 0; i < 2 * kPieces; ++i) pieces_[i] = load_shared_16(slot + (i * threads_ + threadIdx.x) * 16);
+    for (int i = 0; i < 2 * kPieces; ++i) pieces_[i] = load_shared_16(slot + (i * threads_ + thread_) * 16);
   }
 
   __device__ __forceinline__ void prefetch(const TileArgs& args) {
     if (left_ > 0) {
-      const uint32_t slot = ring_ + filling_ * threads_ * kThreadBytes + threadIdx.x * 16;
+      const uint32_t slot = ring_ + filling_ * threads_ * kThreadBytes + thread_ * 16;
 #pragma unroll
       for (int i = 0; i < 2 * kPieces; ++i) {
         const int at = (chunk_ * kPieces + i / 2) * 64;
-        const bool is_inside = at + static_cast<int>(threadIdx.x % 4) * 16 < args.cols * kElementBytes;
+        const bool is_inside = at + static_cast<int>(thread_ % 4) * 16 < args.cols * kElementBytes;
         copy_async_16(slot + i * threads_ * 16, rows_[i % 2] + (is_inside ? at : 0), is_inside ? 16 : 0);
       }
       if (advance(args)) enter_tile(args);
@@ -70,8 +70,8 @@ class TilePlain : public TileStream {
     const int first = enter(args, job);
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      rows_[r] = job->weight.data + int64_t{min(first + 8 * r, job->rows - 1)} * args.cols * kElementBytes +
-                 threadIdx.x % 4 * 16;
+      rows_[r] =
+          job->weight.data + int64_t{min(first + 8 * r, job->rows - 1)} * args.cols * kElementBytes + thread_ % 4 * 16;
   }
 
   const uint8_t* rows_[2];
