@@ -13,7 +13,7 @@ import unittest
 import tiny_model
 from nibble_case import NIBBLE, NibbleCase
 
-USAGE, NOT_FOUND, CORRUPT, OTHER = 2, 3, 4, 1
+USAGE, NOT_FOUND, CORRUPT, DEVICE, OTHER = 2, 3, 4, 6, 1
 
 
 class Errors(NibbleCase):
@@ -47,6 +47,12 @@ class Errors(NibbleCase):
             with self.subTest(name):
                 last = self.fail_with(USAGE, *self.generate(self.model), *options)
                 self.assertIn(name, last.replace("-", "_"))
+
+    def test_gpus_that_are_not_there(self):
+        missing = self.succeed_json({"cuda"}, "info")["cuda"]["missing"]
+        last = self.fail_with(DEVICE if missing else USAGE, *self.generate(self.model), "--device", "cuda:99",
+                              names=["cuda:99"])
+        self.assertIn(missing, last)
 
     def test_missing_things(self):
         self.fail_with(NOT_FOUND, *self.generate(self.root / "nowhere"), names=["nowhere"])
