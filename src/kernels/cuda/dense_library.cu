@@ -149,7 +149,12 @@ bool dense_multiply(const Context& context, const void* x, const void* w, DType 
   if (!product.is_good()) return false;
   const std::lock_guard lock(handles().mutex);
   cublasLtHandle_t& handle = handles().of_device[device];
-  if (!handle && library().create(&handle) != CUBLAS_STATUS_SUCCESS) return false;
+  if (!handle) {  // creating one allocates, which a stream that is being recorded does not allow
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    const bool is_asked = cudaStreamIsCapturing(static_cast<cudaStream_t>(context.stream), &status) == cudaSuccess;
+    if (!is_asked || status != cudaStreamCaptureStatusNone) return false;
+    if (library().create(&handle) != CUBLAS_STATUS_SUCCESS) return false;
+  }
   const Handles::Shape shape{device, dtype, m, rows, cols, out.y_stride, out.bias != nullptr};
   auto found = handles().algorithms.find(shape);
   if (found == handles().algorithms.end()) {
