@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""A LoRA run by transformers + PEFT (+ bitsandbytes) on the CPU: losses, tokens a second, evaluation loss; one JSON line.
+
+usage: finetune.py MODEL TRAIN.jsonl EVAL.jsonl [--level nf4+dq] [--epochs 3] [--batch-size 4] [--r 8] [--seed 42]
+
+Lines hold `messages`; the loss counts the assistant's tokens, as `nibble finetune --completion-only-loss` does.
+"""
+import argparse
+import json
+import time
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
+
+from levels import LEVELS
+
+
+def read(tokenizer, path):
+    samples = []
+    for line in open(path):
+        messages = json.loads(line)["messages"]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        before = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        start = len(tokenizer(before, add_special_tokens=False)["input_ids"])
+        samples.append((ids, start))
+    return samples
+
+
+def batch_of(samples):
+    longest = max(len(ids) for ids, _ in samples)
+    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in samples])
+    mask = torch.tensor([[1] * len(x) + [0] * (longest - len(x)) for x, _ in samples])
+    labels = torch.tensor([[-100] * start + x[start:] + [-100] * (longest - len(x)) for x, start in samples])
+    return dict(input_ids=ids, attention_mask=mask, labels=labels)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("model", "train", "eval"):
+        parser.add_argument(name)
+    parser.add_argument("--level", default="nf4+dq")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--max-steps", type=int, default=0)
+    parser.add_argument("--r", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=42)
+    a = parser.parse_args()
+    torch.set_num_threads(2)
+    torch.manual_seed(a.seed)
+    tokenizer = AutoTokenizer.from_pretrained(a.model)
+    options = dict(dtype=torch.bfloat16)
+    if a.level != "bf16":
+        options["quantization_config"] = LEVELS[a.level]
+    model = AutoModelForCausalLM.from_pretrained(a.model, **options)
+    model = get_peft_model(model, LoraConfig(r=a.r, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear",
+                                             task_type="CAUSAL_LM"))
+    train, evaluation = read(tokenizer, a.train), read(tokenizer, a.eval)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0)
+    steps = a.epochs * -(-len(train) // a.batch_size)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)
+    losses, tokens, seconds, step = [], 0, 0.0, 0
+    for _ in range(a.epochs):
+        order = torch.randperm(len(train)).tolist()
+        for begin in range(0, len(order), a.batch_size):
+            if a.max_steps and step == a.max_steps:
+                break
+            samples = [train[i] for i in order[begin:begin + a.batch_size]]
+            started = time.perf_counter()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = model(**batch_of(samples)).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            if step > 0:  # the first step warms up
+                seconds += time.perf_counter() - started
+                tokens += sum(len(ids) for ids, _ in samples)
+            losses.append(loss.item())
+            step += 1
+    model.eval()
+    total = count = 0
+    with torch.no_grad():
+        for sample in evaluation:
+            batch = batch_of([sample])
+            found = (batch["labels"][:, 1:] != -100).sum().item()
+            total += model(**batch).loss.item() * found
+            count += found
+    print(json.dumps({"who": "transformers+peft+bitsandbytes", "level": a.level, "steps": step, "losses": losses,
+                      "eval_loss": total / count, "tokens_per_second": tokens / max(seconds, 1e-9)}))
+
+
+if __name__ == "__main__":
+    main()
