@@ -196,12 +196,13 @@ struct RmsNormArgs {
 
 /// out = (x - mean) / sqrt(variance + eps) * weight + bias; bias may be null. out may be x.
 struct LayerNormArgs {
-  const float* x;  // (rows, cols)
-  const float* weight;
-  const float* bias;
+  const float* x;       // (rows, cols)
+  const float* weight;  // (sets, cols): row r takes set r % sets
+  const float* bias;    // the same
   int64_t rows, cols;
   float eps;
   float* out;
+  int64_t sets = 1;  // more than one where every head has a norm of its own
 };
 
 /// Rotates the first `rotary_dim` of each head in place by the angles of its token.
@@ -250,7 +251,9 @@ struct AttentionArgs {
   float scale;
   float softcap = 0;                    // > 0: scores become softcap * tanh(score / softcap)
   int64_t window = 0;                   // > 0: only the last `window` keys
-  const float* alibi_slopes = nullptr;  // (heads): adds slope * key position
+  const float* alibi_slopes = nullptr;  // (heads): adds alibi_scale * (slope * key position)
+  DType alibi_dtype = DType::f32;       // or bf16: the position and then the product are rounded to it
+  float alibi_scale = 1;
   bool is_causal = true;
   /// (heads, 2 * relative_span - 1): adds bias[head][key - query + relative_span - 1]. relative_span is more than every
   /// distance between a query and a key.

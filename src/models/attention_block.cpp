@@ -46,9 +46,9 @@ Projected project(Pass& pass, const AttentionSpec& spec, const AttentionWeights&
   return {{q, q_width}, {k, kv_width}, {v, kv_width}};
 }
 
-/// A norm over head_dim runs on each head, one over all heads on each token.
+/// A norm over head_dim runs on each head, one over all heads on each token; of several, each runs on its head.
 void norm_heads(Pass& pass, const std::optional<nn::Norm>& norm, float* x, int64_t width) {
-  if (norm) nn::run_norm(pass.backend, *norm, x, pass.tokens * width / norm->weight.count(), x);
+  if (norm) nn::run_norm(pass.backend, *norm, x, pass.tokens * width / norm->cols(), x);
 }
 
 void rotate(Pass& pass, const AttentionSpec& spec, Heads x, int64_t heads) {
@@ -114,6 +114,8 @@ void run_scores(Pass& pass, const AttentionSpec& spec, int64_t q_stride, int64_t
                                     .softcap = spec.softcap,
                                     .window = spec.window,
                                     .alibi_slopes = spec.has_alibi ? pass.alibi_slopes : nullptr,
+                                    .alibi_dtype = pass.model.alibi.dtype,
+                                    .alibi_scale = pass.model.alibi.scale,
                                     .is_causal = spec.is_causal,
                                     .relative_bias = bias.values,
                                     .relative_span = bias.span});

@@ -26,9 +26,9 @@ Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> back
   if (!spec_.positions.embed.empty()) positions_ = weights_->dense(spec_.positions.embed + ".weight");
   embed_norm_ = bind_norm(*backend_, *weights_, "", spec_.embed_norm);
   final_norm_ = bind_norm(*backend_, *weights_, "", spec_.final_norm);
-  if (!spec_.alibi_slopes.empty()) {
-    alibi_ = backend_->empty(DType::f32, {static_cast<int64_t>(spec_.alibi_slopes.size())});
-    backend_->upload(alibi_.data(), spec_.alibi_slopes.data(), alibi_.size_bytes());
+  if (!spec_.alibi.slopes.empty()) {
+    alibi_ = backend_->empty(DType::f32, {static_cast<int64_t>(spec_.alibi.slopes.size())});
+    backend_->upload(alibi_.data(), spec_.alibi.slopes.data(), alibi_.size_bytes());
   }
 }
 

@@ -60,6 +60,18 @@ void add_block(Pass& pass, const std::optional<nn::Norm>& out_norm, const std::o
   if (sum_norm) nn::run_norm(pass.backend, *sum_norm, pass.hidden, pass.tokens, pass.hidden);
 }
 
+/// (count, size): the parameters of modules PATH.0, PATH.1, ...
+Tensor stacked(const ops::Backend& backend, const Weights& weights, const std::string& path, const char* parameter,
+               int64_t count) {
+  Tensor all;
+  for (int64_t i = 0; i < count; ++i) {
+    const Tensor one = backend.to_host(weights.dense(path + "." + std::to_string(i) + parameter)).to(DType::f32);
+    if (!all) all = Tensor(DType::f32, {count, one.count()});
+    std::copy_n(one.as<float>(), one.count(), all.as<float>() + i * one.count());
+  }
+  return backend.to_device(all);
+}
+
 }  // namespace
 
 std::optional<nn::Norm> bind_norm(const ops::Backend& backend, const Weights& weights, const std::string& prefix,
@@ -70,6 +82,11 @@ std::optional<nn::Norm> bind_norm(const ops::Backend& backend, const Weights& we
   norm.kind = spec.kind;
   norm.eps = static_cast<float>(spec.eps);
   norm.weight_offset = spec.weight_offset * spec.scale;
+  if (spec.count > 0) {
+    norm.weight = stacked(backend, weights, path, ".weight", spec.count);
+    if (weights.contains(path + ".0.bias")) norm.bias = stacked(backend, weights, path, ".bias", spec.count);
+    return norm;
+  }
   if (weights.contains(path + ".weight")) {
     norm.weight = as_float(backend, weights.dense(path + ".weight"), spec.scale);
   } else {

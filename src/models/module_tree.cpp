@@ -82,13 +82,22 @@ std::string python_float(double value) {
   return text;
 }
 
-ModuleSpec container(std::string name, std::string class_name, std::vector<ModuleSpec> children) {
+ModuleSpec container(std::string name, std::string class_name, std::vector<ModuleSpec> children,
+                     std::vector<BufferSpec> buffers) {
   ModuleSpec module;
   module.kind = class_name == "ModuleList" ? ModuleKind::module_list : ModuleKind::container;
   module.name = std::move(name);
   module.class_name = std::move(class_name);
   module.children = std::move(children);
+  module.buffers = std::move(buffers);
   return module;
+}
+
+ModuleSpec module_list(std::string name, const std::string& class_name, int64_t count,
+                       const std::vector<ModuleSpec>& children) {
+  std::vector<ModuleSpec> modules;
+  for (int64_t i = 0; i < count; ++i) modules.push_back(container(std::to_string(i), class_name, children));
+  return container(std::move(name), "ModuleList", std::move(modules));
 }
 
 ModuleSpec conv1d(std::string name, int64_t in_features, int64_t out_features) {

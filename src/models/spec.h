@@ -46,7 +46,11 @@ struct ModuleSpec {
 /// (out, in) of a linear layer's weight.
 Shape weight_shape(const ModuleSpec& linear);
 
-ModuleSpec container(std::string name, std::string class_name, std::vector<ModuleSpec> children);
+ModuleSpec container(std::string name, std::string class_name, std::vector<ModuleSpec> children,
+                     std::vector<BufferSpec> buffers = {});
+/// A ModuleList of `count` equal modules.
+ModuleSpec module_list(std::string name, const std::string& class_name, int64_t count,
+                       const std::vector<ModuleSpec>& children);
 ModuleSpec linear(std::string name, int64_t in_features, int64_t out_features, bool has_bias);
 /// transformers' Conv1D: GPT-2's linear layer.
 ModuleSpec conv1d(std::string name, int64_t in_features, int64_t out_features);
@@ -65,8 +69,9 @@ struct NormSpec {
   nn::NormKind kind = nn::NormKind::rms;
   double eps = 1e-6;
   float weight_offset = 0;
-  int64_t size = 0;  // only for a norm without weights
-  float scale = 1;   // its result is multiplied by this
+  int64_t size = 0;   // only for a norm without weights
+  float scale = 1;    // its result is multiplied by this
+  int64_t count = 0;  // > 0: of norms, one per head: MODULE.0, MODULE.1, ...
 
   explicit operator bool() const { return !module.empty(); }
 };
@@ -82,7 +87,7 @@ struct AttentionSpec {
   float softcap = 0;
   int64_t window = 0;                        // > 0: only the last `window` keys
   std::optional<size_t> rope = {};           // index into ModelSpec::ropes
-  bool has_alibi = false;                    // ModelSpec::alibi_slopes
+  bool has_alibi = false;                    // ModelSpec::alibi
   bool is_causal = true;                     // false: a token sees those after it, too
   std::optional<size_t> relative_bias = {};  // index into ModelSpec::relative_biases
 };
@@ -142,6 +147,13 @@ struct PositionSpec {
   int64_t offset = 0;
 };
 
+/// ALiBi adds scale * (slope * position of the key) to a score; what is in parentheses is computed in `dtype`.
+struct AlibiSpec {
+  std::vector<float> slopes;  // (heads)
+  DType dtype = DType::f32;   // or bf16
+  float scale = 1;
+};
+
 struct ModelSpec {
   std::string architecture;  // "LlamaForCausalLM"
   ModuleSpec root;
@@ -159,7 +171,7 @@ struct ModelSpec {
   std::string head;         // "lm_head"
   float logit_softcap = 0;  // > 0: logits become cap * tanh(logit / cap)
   std::vector<nn::RopeSpec> ropes;
-  std::vector<float> alibi_slopes;  // (heads): ALiBi adds slope * position of the key to a score
+  AlibiSpec alibi;
   std::vector<RelativeBiasSpec> relative_biases;
   /// Parameters that are one tensor: (name, the one it shares).
   std::vector<std::pair<std::string, std::string>> tied;

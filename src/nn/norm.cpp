@@ -6,14 +6,14 @@
 namespace nibble::nn {
 
 void run_norm(const ops::Backend& backend, const Norm& norm, const float* x, int64_t rows, float* out) {
-  const int64_t cols = norm.weight.count();
+  const int64_t cols = norm.cols();
   const kernels::Context& context = backend.context_for(rows * cols);
   const auto* weight = norm.weight.as<float>();
   if (norm.kind == NormKind::rms) {
     backend.kernels().rms_norm(context, {x, weight, rows, cols, norm.eps, norm.weight_offset, out});
   } else {
     const float* bias = norm.bias ? norm.bias.as<float>() : nullptr;
-    backend.kernels().layer_norm(context, {x, weight, bias, rows, cols, norm.eps, out});
+    backend.kernels().layer_norm(context, {x, weight, bias, rows, cols, norm.eps, out, norm.weight.count() / cols});
   }
 }
 

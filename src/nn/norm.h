@@ -10,10 +10,12 @@ enum class NormKind : uint8_t { rms, layer };
 
 struct Norm {
   NormKind kind = NormKind::rms;
-  Tensor weight;  // f32 (cols)
-  Tensor bias;    // f32 (cols), or empty
+  Tensor weight;  // f32 (cols), or of a LayerNorm (sets, cols): row r takes set r % sets
+  Tensor bias;    // the same, or empty
   float eps = 1e-6f;
   float weight_offset = 0;  // 1 for Gemma: the stored weight is the factor minus one
+
+  int64_t cols() const { return weight.shape().back(); }
 };
 
 /// out (rows, cols) = norm of x; out may be x.

@@ -18,6 +18,8 @@ struct AttentionCase {
   bool is_causal = true;
   int64_t more_keys = 0;  // not causal: keys past the last query
   bool relative = false;
+  DType alibi_dtype = DType::f32;
+  float alibi_scale = 1;
 };
 
 std::string describe(const AttentionCase& a) {
@@ -72,6 +74,8 @@ void check_attention(const AttentionCase& a, uint64_t seed) {
            args.softcap = a.softcap;
            args.window = a.window;
            args.alibi_slopes = a.alibi ? slopes.data() : nullptr;
+           args.alibi_dtype = a.alibi_dtype;
+           args.alibi_scale = a.alibi_scale;
            args.is_causal = a.is_causal;
            args.relative_bias = a.relative ? relative.as<float>() : nullptr;
            args.relative_span = span;
@@ -113,6 +117,7 @@ TEST(Attention, SoftcapAndAlibiAgree) {
     check_attention({{shape}, 4, 2, 64, DType::f32, 0.7f}, 6);
     check_attention({{shape}, 4, 2, 64, DType::f32, 0, 0, true}, 7);
     check_attention({{shape}, 4, 4, 48, DType::bf16, 5.0f, 33, true}, 8);
+    check_attention({{shape}, 6, 2, 48, DType::f32, 0, 0, true, true, 0, false, DType::bf16, 0.14f}, 14);
   }
 }
 

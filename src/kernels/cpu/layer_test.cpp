@@ -42,6 +42,14 @@ TEST(Layer, NormsAgree) {
                    return out;
                  },
                  2e-5});
+        check({label("layer_norm of heads", rows, cols),
+               [&](const Kernels& k, const Context& c) {
+                 Outputs out{Buffer(DType::f32, rows * cols)};
+                 k.layer_norm(c, {x.as<float>(), random_sum.as<float>(), x.as<float>(), rows, cols, 1e-5f,
+                                  out[0].as<float>(), rows});
+                 return out;
+               },
+               2e-5});
       }
 }
 

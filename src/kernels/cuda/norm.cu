@@ -45,6 +45,7 @@ __device__ void layer_row(const Team& team, const LayerNormArgs& args) {
   if (team.row() >= args.rows) return;
   const float* x = args.x + team.row() * args.cols;
   float* out = args.out + team.row() * args.cols;
+  const int64_t set = team.row() % args.sets * args.cols;
   const auto cols = static_cast<float>(args.cols);
   float total = 0;
   for (int64_t c = team.index(); c < args.cols; c += team.size()) total += x[c];
@@ -53,8 +54,8 @@ __device__ void layer_row(const Team& team, const LayerNormArgs& args) {
   for (int64_t c = team.index(); c < args.cols; c += team.size()) squares = fmaf(x[c] - mean, x[c] - mean, squares);
   const float scale = 1.0f / sqrtf(team.sum(squares) / cols + args.eps);
   for (int64_t c = team.index(); c < args.cols; c += team.size()) {
-    const float value = (x[c] - mean) * scale * args.weight[c];
-    out[c] = args.bias ? value + args.bias[c] : value;
+    const float value = (x[c] - mean) * scale * args.weight[set + c];
+    out[c] = args.bias ? value + args.bias[set + c] : value;
   }
 }
 

@@ -8,6 +8,12 @@
 namespace nibble::kernels::reference {
 namespace {
 
+double alibi(const AttentionArgs& args, int64_t head, int64_t key) {
+  const float position = round_to(args.alibi_dtype, static_cast<float>(key));
+  if (args.alibi_dtype != DType::f32) return round_to(args.alibi_dtype, args.alibi_slopes[head] * position);
+  return static_cast<double>(args.alibi_slopes[head]) * static_cast<double>(position);
+}
+
 /// One query head of one token.
 void attend(const AttentionArgs& args, const AttentionSequence& sequence, int64_t token, int64_t head) {
   const int64_t dim = args.head_dim;
@@ -26,7 +32,7 @@ void attend(const AttentionArgs& args, const AttentionSequence& sequence, int64_
     score *= static_cast<double>(args.scale);
     if (args.softcap > 0)
       score = static_cast<double>(args.softcap) * std::tanh(score / static_cast<double>(args.softcap));
-    if (args.alibi_slopes) score += static_cast<double>(args.alibi_slopes[head]) * static_cast<double>(key);
+    if (args.alibi_slopes) score += static_cast<double>(args.alibi_scale) * alibi(args, head, key);
     if (args.relative_bias)
       score += static_cast<double>(
           args.relative_bias[head * (2 * args.relative_span - 1) + key - position + args.relative_span - 1]);

@@ -133,6 +133,8 @@ TEST(LayerNorm, KnownValues) {
   EXPECT_EQ(out, (std::vector<float>{-1, 11, -2, 12}));
   reference().layer_norm({}, {x.data(), weight.data(), nullptr, 1, 4, 3, out.data()});
   EXPECT_EQ(out, (std::vector<float>{-0.5f, 0.5f, -1, 1}));
+  reference().layer_norm({}, {x.data(), weight.data(), bias.data(), 2, 2, 0, out.data(), 2});
+  EXPECT_EQ(out, (std::vector<float>{-1, 11, -2, 12}));
 }
 
 TEST(Rope, HalvesAndInterleavedRotateTheSamePairs) {
@@ -246,6 +248,11 @@ TEST_F(Attention, WindowSoftcapAndAlibi) {
   AttentionArgs sloped = args();
   sloped.alibi_slopes = slopes.data();
   EXPECT_NEAR(run(sloped, sequence_)[6], mean({0, 1.5, 2, 3.5}), 1e-6);
+  const std::vector<float> fine{0.25f, 1.0f + 3.0f / 128};  // times 3: 3.0703125, in bf16 3.0625
+  sloped.alibi_slopes = fine.data();
+  sloped.alibi_dtype = DType::bf16;
+  sloped.alibi_scale = 0.5f;
+  EXPECT_NEAR(run(sloped, sequence_)[6], mean({0, 1 + 1.0234375 / 2, 1 + 2.046875 / 2, 2 + 3.0625 / 2}), 1e-6);
 }
 
 TEST_F(Attention, LargeScoresDoNotOverflow) {

@@ -14,7 +14,7 @@ ModelSpec bloom(const ConfigReader& config) {
 
   ModelSpec spec = start_spec(config, "BloomForCausalLM", s, "transformer", "h", "word_embeddings", true);
   spec.max_position_embeddings = kMaxPositions;  // ALiBi has no last position
-  spec.alibi_slopes = alibi_slopes(s.heads);
+  spec.alibi.slopes = alibi_slopes(s.heads);
   spec.embed_norm = layer_norm_of("transformer.word_embeddings_layernorm", eps);
   spec.final_norm = layer_norm_of("transformer.ln_f", eps);
 

@@ -79,6 +79,12 @@ NIBBLE_SIMD void add_relative_bias(float* scores, int64_t count, const Attention
   }
 }
 
+NIBBLE_SIMD F32 rounded_bf16(F32 x) {
+  bf16_t row[kLanes];
+  store(row, x);
+  return load(row);
+}
+
 /// softcap, then biases, on `count` (a multiple of kLanes) scores of keys first .. for the query at `position`
 NIBBLE_SIMD void adjust_scores(float* scores, int64_t count, const AttentionArgs& args, int64_t head, int64_t position,
                                int64_t first) {
@@ -88,10 +94,11 @@ NIBBLE_SIMD void adjust_scores(float* scores, int64_t count, const AttentionArgs
   }
   if (args.relative_bias) add_relative_bias(scores, count, args, head, position, first);
   if (!args.alibi_slopes) return;
-  const F32 slope = set1(args.alibi_slopes[head]);
+  const F32 slope = set1(args.alibi_slopes[head]), scale = set1(args.alibi_scale);
   for (int64_t i = 0; i < count; i += kLanes) {
-    const F32 position = lane_numbers() + set1(static_cast<float>(first + i));
-    store(scores + i, fma(slope, position, load(scores + i)));
+    F32 bias = lane_numbers() + set1(static_cast<float>(first + i));
+    bias = args.alibi_dtype == DType::bf16 ? rounded_bf16(slope * rounded_bf16(bias)) : slope * bias;
+    store(scores + i, fma(scale, bias, load(scores + i)));
   }
 }
 

@@ -50,9 +50,10 @@ void layer_norm_row(const LayerNormArgs& args, int64_t r) {
   const F32 mean = set1(sum_over(x, args.cols, [](F32 v) { return v; }) / cols);
   const float squares = sum_over(x, args.cols, [&](F32 v) { return (v - mean) * (v - mean); });
   const F32 scale = set1(1.0f / __builtin_sqrtf(squares / cols + args.eps));
+  const int64_t set = r % args.sets * args.cols;
   map_row(x, args.cols, args.out + r * args.cols, [&](F32 v, int64_t c, int64_t n) {
-    const F32 bias = args.bias ? load_first(args.bias + c, n) : set1(0);
-    return fma((v - mean) * scale, load_first(args.weight + c, n), bias);
+    const F32 bias = args.bias ? load_first(args.bias + set + c, n) : set1(0);
+    return fma((v - mean) * scale, load_first(args.weight + set + c, n), bias);
   });
 }
 

@@ -29,11 +29,17 @@ __device__ __forceinline__ KeyRange keys_of(const AttentionArgs& args, const Att
   return {begin, end};
 }
 
+__device__ __forceinline__ float alibi_of(const AttentionArgs& args, int64_t head, int64_t key) {
+  const float slope = args.alibi_slopes[head], position = static_cast<float>(key);
+  if (args.alibi_dtype != DType::bf16) return slope * position;
+  return __bfloat162float(__float2bfloat16_rn(slope * __bfloat162float(__float2bfloat16_rn(position))));
+}
+
 __device__ __forceinline__ float finish_score(const AttentionArgs& args, float product, int64_t head, int64_t position,
                                               int64_t key) {
   float score = product * args.scale;
   if (args.softcap > 0) score = args.softcap * tanhf(score / args.softcap);
-  if (args.alibi_slopes) score = fmaf(args.alibi_slopes[head], static_cast<float>(key), score);
+  if (args.alibi_slopes) score = fmaf(args.alibi_scale, alibi_of(args, head, key), score);
   if (args.relative_bias)
     score += args.relative_bias[head * (2 * args.relative_span - 1) + key - position + args.relative_span - 1];
   return score;
