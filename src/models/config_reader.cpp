@@ -45,6 +45,12 @@ std::string short_text(const Json& value) {
   return value.dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 60);
 }
 
+void ConfigReader::accept_only(std::string_view key, const Json& only) const {
+  const auto found = config_.find(key);
+  if (found == config_.end() || found->is_null() || *found == only) return;
+  refuse(key, short_text(*found), short_text(only));
+}
+
 bool ConfigReader::flag_or(std::string_view key, bool fallback) const {
   return find_value<bool>(config_, key, source_).value_or(fallback);
 }

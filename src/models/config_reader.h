@@ -30,6 +30,8 @@ class ConfigReader {
   std::optional<std::string> find_text(std::string_view key) const;
   /// The first of `keys` that the config has and that is not null, or the last: for keys that were renamed.
   std::string_view first_of(std::initializer_list<std::string_view> keys) const;
+  /// Refuses any other value of `key` than `only`, null or none.
+  void accept_only(std::string_view key, const Json& only) const;
   /// An object at `key`, or nullptr if it is missing or null.
   const Json* find_object(std::string_view key) const;
 

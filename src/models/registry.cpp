@@ -12,20 +12,29 @@ std::span<const Architecture> architectures() {
   // clang-format off
   static constexpr std::array kList{
       Architecture{"BloomForCausalLM", bloom},
+      Architecture{"FalconForCausalLM", falcon},
       Architecture{"Gemma2ForCausalLM", gemma2},
       Architecture{"Gemma3ForCausalLM", gemma3},
       Architecture{"GemmaForCausalLM", gemma},
       Architecture{"GPT2LMHeadModel", gpt2},
+      Architecture{"GPTBigCodeForCausalLM", gpt_bigcode},
+      Architecture{"GPTJForCausalLM", gptj},
+      Architecture{"GPTNeoForCausalLM", gpt_neo},
       Architecture{"GPTNeoXForCausalLM", gpt_neox},
       Architecture{"LlamaForCausalLM", llama},
       Architecture{"MistralForCausalLM", mistral},
       Architecture{"MixtralForCausalLM", mixtral},
+      Architecture{"MPTForCausalLM", mpt},  // as published
+      Architecture{"MptForCausalLM", mpt},
       Architecture{"Olmo2ForCausalLM", olmo2},
       Architecture{"OPTForCausalLM", opt},
       Architecture{"Phi3ForCausalLM", phi3},
+      Architecture{"PhiForCausalLM", phi},
       Architecture{"Qwen2ForCausalLM", qwen2},
       Architecture{"Qwen3ForCausalLM", qwen3},
       Architecture{"SmolLM3ForCausalLM", smollm3},
+      Architecture{"StableLmForCausalLM", stablelm},
+      Architecture{"Starcoder2ForCausalLM", starcoder2},
       Architecture{"T5ForConditionalGeneration", t5},
   };
   // clang-format on

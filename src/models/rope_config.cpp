@@ -85,6 +85,7 @@ nn::RopeSpec read_rope(const ConfigReader& config, int64_t head_dim, int64_t max
                    .value_or(config.number_or(defaults.theta_key, defaults.theta, 1e-3, 1e18));
   const auto share = rope.find_number("partial_rotary_factor", 0, 1)
                          .value_or(config.number_or(defaults.share_key, defaults.share, 0, 1));
+  if (defaults.is_whole && share != 1) config.refuse(defaults.share_key, share, "1");
   spec.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * share);
   if (spec.rotary_dim < 2 || spec.rotary_dim % 2 != 0)
     config.refuse("head_dim", fmt::format("{} rotating dimensions", spec.rotary_dim), "an even number, at least 2");

@@ -15,6 +15,7 @@ struct RopeDefaults {
   std::string_view scaling_key = "rope_scaling";  // empty: none
   int64_t original_positions = 0;                 // original_max_position_embeddings; 0: the model's
   std::string_view layer_type = {};               // its entry of rope_parameters, where those differ between layers
+  bool is_whole = false;                          // all of head_dim rotates: a share in the config is refused
 };
 
 /// Errors: corrupt_file (a key), unsupported (a rope_type).

@@ -35,6 +35,21 @@ ModelSpec start_spec(const ConfigReader& config, std::string_view architecture, 
   return spec;
 }
 
+int64_t read_kv_heads(const ConfigReader& config, std::string_view key, int64_t heads, int64_t fallback) {
+  const int64_t kv_heads = config.integer_or(key, fallback, 1, kMaxHeads);
+  if (heads % kv_heads != 0) config.refuse(key, kv_heads, fmt::format("a divisor of the attention heads ({})", heads));
+  return kv_heads;
+}
+
+ModuleSpec rotary_embedding(std::string_view class_name, const nn::RopeSpec& rope) {
+  const int64_t angles = rope.rotary_dim / 2;
+  return plain_module("rotary_emb", class_name, {{"inv_freq", angles}, {"original_inv_freq", angles}});
+}
+
+std::optional<int64_t> read_pad(const ConfigReader& config, const Sizes& sizes) {
+  return config.find_integer("pad_token_id", -sizes.vocab, sizes.vocab - 1);
+}
+
 NormSpec layer_norm_of(std::string module, double eps) {
   return {.module = std::move(module), .kind = nn::NormKind::layer, .eps = eps};
 }
@@ -45,6 +60,20 @@ AttentionSpec attention_of(const Sizes& sizes) {
   attention.head_dim = sizes.head_dim;
   attention.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(sizes.head_dim)));
   return attention;
+}
+
+AttentionSpec attention_of(const Sizes& sizes, const std::string& prefix, const std::string& out) {
+  AttentionSpec attention = attention_of(sizes);
+  attention.q = prefix + "q_proj";
+  attention.k = prefix + "k_proj";
+  attention.v = prefix + "v_proj";
+  attention.out = prefix + out;
+  return attention;
+}
+
+MlpSpec mlp_of(std::string up, std::string down, kernels::Activation activation, int64_t width) {
+  return {
+      .gate = "", .up = std::move(up), .down = std::move(down), .activation = activation, .intermediate_size = width};
 }
 
 }  // namespace nibble::models

@@ -31,7 +31,10 @@ LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_fac
 GPT2_NAMES = dict(hidden_size="n_embd", num_hidden_layers="n_layer", num_attention_heads="n_head",
                   max_position_embeddings="n_positions")
 NAMES = {"GPT2": GPT2_NAMES, "Bloom": dict(num_hidden_layers="n_layer", num_attention_heads="n_head"),
-         "OPT": dict(intermediate_size="ffn_dim")}
+         "OPT": dict(intermediate_size="ffn_dim"), "GPTJ": GPT2_NAMES, "GPTBigCode": GPT2_NAMES,
+         "GPTNeo": dict(num_hidden_layers="num_layers", num_attention_heads="num_heads"),
+         "Mpt": dict(hidden_size="d_model", num_hidden_layers="n_layers", num_attention_heads="n_heads",
+                     max_position_embeddings="max_seq_len")}
 CLASSES = {"GPT2": "GPT2LMHeadModel"}
 CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 BASE = dict(vocab_size=160, hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
@@ -88,6 +91,29 @@ MODELS = {
     "qwen3-bias": ("Qwen3", dict(head_dim=16, attention_bias=True, tie_word_embeddings=True, use_sliding_window=True,
                                  sliding_window=8, max_window_layers=1)),
     "mixtral": ("Mixtral", dict(hidden_size=48, intermediate_size=40, num_local_experts=4, num_experts_per_tok=2)),
+    "gptj": ("GPTJ", dict(rotary_dim=8, n_inner=72)),
+    "gpt-neo": ("GPTNeo", dict(attention_types=[[["global", "local"], 1]], window_size=9, max_position_embeddings=64)),
+    "phi": ("Phi", dict(num_key_value_heads=4, **rope(rope_type="default", partial_rotary_factor=0.5))),
+    "phi-normed": ("Phi", dict(qk_layernorm=True, pad_token_id=2,
+                               **rope(rope_type="default", partial_rotary_factor=0.25))),
+    "falcon-rw": ("Falcon", dict(hidden_size=48, num_attention_heads=6, ffn_hidden_size=72, alibi=True, bias=True,
+                                 multi_query=False, parallel_attn=False)),
+    "falcon-7b": ("Falcon", dict(ffn_hidden_size=96)),
+    "falcon-40b": ("Falcon", dict(num_attention_heads=8, num_kv_heads=2, ffn_hidden_size=72,
+                                  new_decoder_architecture=True)),
+    "falcon-11b": ("Falcon", dict(num_kv_heads=2, ffn_hidden_size=72, new_decoder_architecture=True,
+                                  num_ln_in_parallel_attn=1, tie_word_embeddings=False)),
+    "mpt": ("Mpt", dict(d_model=48)),
+    "mpt-odd": ("Mpt", dict(d_model=48, n_heads=6, attn_config=dict(softmax_scale=0.5), tie_word_embeddings=False)),
+    "stablelm": ("StableLm", dict(num_key_value_heads=4, use_qkv_bias=True,
+                                  **rope(rope_type="default", partial_rotary_factor=0.25))),
+    "stablelm-12b": ("StableLm", dict(qk_layernorm=True, use_parallel_residual=True,
+                                      **rope(rope_type="default", partial_rotary_factor=0.5))),
+    "starcoder2": ("Starcoder2", dict(sliding_window=8)),
+    "starcoder2-plain": ("Starcoder2", dict(use_bias=False, head_dim=24, tie_word_embeddings=False)),
+    "gpt-bigcode": ("GPTBigCode", dict(n_inner=72, n_positions=64)),
+    "gpt-bigcode-multi-head": ("GPTBigCode", dict(multi_query=False, n_inner=72, n_positions=64,
+                                                     scale_attn_weights=False)),
 }
 
 

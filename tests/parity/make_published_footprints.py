@@ -18,9 +18,12 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+RENAMED = {"MPTForCausalLM": "MptForCausalLM"}  # published before transformers had the model
+
 
 def footprints(config):
-    architecture = getattr(transformers, config["architectures"][0])
+    name = config["architectures"][0]
+    architecture = getattr(transformers, RENAMED.get(name, name))
     parsed = architecture.config_class.from_dict(config)
     with torch.device("meta"):
         model = architecture(parsed).half()
