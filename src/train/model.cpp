@@ -35,6 +35,9 @@ TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& a
   const models::Weights& weights = base.weights();
   if (base.backend().device().is_cuda())
     fail(ErrorCode::unsupported, "training runs on the CPU; the model is on a GPU");
+  if (spec.alibi.dtype != DType::f32)
+    fail(ErrorCode::unsupported, "training a model with ALiBi in {} is not supported ({})", name_of(spec.alibi.dtype),
+         spec.architecture);
   for (const nn::RopeSpec& rope : spec.ropes) ropes_.emplace_back(rope);
   if (spec.encoder || !spec.relative_biases.empty())
     fail(ErrorCode::unsupported, "training an encoder-decoder is not supported ({})", spec.architecture);
@@ -48,6 +51,9 @@ TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& a
       fail(ErrorCode::unsupported, "training a model with experts is not supported ({})", spec.architecture);
     if (layer.attention.softcap > 0)
       fail(ErrorCode::unsupported, "training a model with soft caps is not supported ({})", spec.architecture);
+    if (layer.attention.q_norm.count > 0)
+      fail(ErrorCode::unsupported, "training a model with a norm for each head is not supported ({})",
+           spec.architecture);
     const std::string prefix = spec.layers_prefix + std::to_string(i) + ".";
     layers_.push_back(models::bind_layer(base.backend(), spec, layer, prefix, weights));
     const models::Layer& bound = layers_.back();
@@ -140,7 +146,7 @@ Var TrainableModel::run_attention(Tape& tape, const Pass& pass, size_t index, co
   }
   const Var attended = ops::attention(tape, base_.backend(), heads.q, heads.k, heads.v, pass.batch.lengths,
                                       {spec.heads, spec.kv_heads, spec.head_dim, spec.scale, spec.window,
-                                       spec.has_alibi ? base_.spec().alibi_slopes.data() : nullptr});
+                                       spec.has_alibi ? base_.spec().alibi.slopes.data() : nullptr});
   return run_linear(tape, pass, linears.out, attended);
 }
 
