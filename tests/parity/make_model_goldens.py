@@ -25,6 +25,10 @@ from transformers.models.mixtral import modeling_mixtral as mixtral
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
+# transformers 5 asks for `type(module) is nn.Linear`, so that Falcon's subclass of it stays unquantized without a word;
+# transformers 4 quantized it, and so does nibble.
+transformers.integrations.bitsandbytes.type = lambda x: torch.nn.Linear if isinstance(x, torch.nn.Linear) else type(x)
+
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=32)
 # What the configuration classes call the sizes of BASE.

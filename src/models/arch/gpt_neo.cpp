@@ -16,7 +16,7 @@ Names read_attention_layers(const ConfigReader& config, int64_t layers) {
   const auto types = find_value<Types>(config.json(), "attention_types", config.source()).value_or(fallback);
   Names names;
   for (const auto& [pattern, count] : types)
-    for (int64_t i = 0; i < std::min(count, layers) && std::ssize(names) <= layers; ++i)
+    for (int64_t i = 0; i < std::min(count, layers + 1) && std::ssize(names) <= layers; ++i)
       names.insert(names.end(), pattern.begin(), pattern.end());
   if (std::ssize(names) != layers)
     config.refuse("attention_types", fmt::format("{} layers", names.size()), fmt::format("num_layers ({})", layers));
