@@ -102,6 +102,10 @@ void print(const std::map<std::string, Row>& rows, const fs::path& repository) {
       "|---|---|---:|---|---:|---:|---:|\n");
   for (const auto& [name, file] : files) {
     const auto found = rows.find(name);
+    const bool is_second_name = found == rows.end() && std::any_of(files.begin(), files.end(), [&](const auto& other) {
+                                  return other.second == file && rows.contains(other.first);
+                                });
+    if (is_second_name) continue;
     const Row row = found == rows.end() ? Row{} : found->second;
     fmt::print("| {} | `{}` | {} | {} | {} | {} | {} |\n", name, fs::path(file).filename().string(),
                count_lines(repository / file), fmt::format("{}", fmt::join(row.models, ", ")), cell(row.fp32),
@@ -117,8 +121,17 @@ void print(const std::map<std::string, Row>& rows, const fs::path& repository) {
       "- Phi-3 with longrope: a sequence that grows past original_max_position_embeddings is computed anew with the "
       "long\n"
       "  factors, as transformers' generate does.\n"
+      "- Falcon: its linear layers are quantized, as by transformers 4. transformers 5 leaves them in 16 bits without "
+      "a\n"
+      "  word, since their class is its own. With ALiBi the bias is rounded to bf16 in every dtype, as there.\n"
+      "- MPT: clip_qkv is refused, and what transformers' model ignores: qk_ln, prefix_lm, alibi false, an alibi_bias_max\n"
+      "  other than 8 (mpt-7b-storywriter), logit_scale, biases, another expansion_ratio. `MPTForCausalLM` is its "
+      "other\n"
+      "  name.\n"
       "- Refused, with the key, what was found and what was expected: bidirectional Gemma, layer types other than\n"
-      "  sliding_attention and full_attention, for Phi-3 rope types other than default and longrope.\n");
+      "  sliding_attention and full_attention, for Phi-3 rope types other than default and longrope, a partial "
+      "rotation\n"
+      "  of Falcon or StarCoder2, cross-attention of GPT-BigCode.\n");
 }
 
 }  // namespace

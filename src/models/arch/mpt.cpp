@@ -6,7 +6,7 @@
 namespace nibble::models {
 namespace {
 
-/// What the model's first code could do and transformers' model leaves out without a word.
+/// clip_qkv, and what the model's first code could do and transformers' model leaves out without a word.
 void refuse_unsupported(const ConfigReader& config, const ConfigReader& attention) {
   config.accept_only("expansion_ratio", 4);
   config.accept_only("no_bias", true);
