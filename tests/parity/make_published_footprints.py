@@ -32,7 +32,8 @@ def footprints(config):
     fp32 = [key for key in model._keep_in_fp32_modules or []]
     replaced = {f"{name}.weight" for name, module in model.named_modules()
                 if isinstance(module, (torch.nn.Linear, Conv1D)) and should_convert_module(name, skipped)}
-    buffers = sum(b.numel() * (4 if b.is_floating_point() else b.element_size()) for b in model.buffers())
+    # from_pretrained makes positions and frequencies in fp32, and Gemma's scale in the model's dtype.
+    buffers = sum(b.numel() * (b.element_size() if name.endswith("embed_scale") or not b.is_floating_point() else 4) for name, b in model.named_buffers())
     result = {}
     for key, bits in {"fp16": 16, "8bit": 8, "4bit": 4}.items():
         total = buffers
