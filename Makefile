@@ -7,6 +7,8 @@ PYTHON ?= python3
 # Seconds that `make tidy` may take; it starts with the files changed last. 0: no limit.
 TIDY_SECONDS ?= 600
 FUZZ_SECONDS ?= 30
+# For the release build: make CMAKE_OPTIONS=-DNIBBLE_CUDA=OFF
+CMAKE_OPTIONS ?=
 # 0: another one at each run.
 FUZZ_SEED ?= 0
 # gcc's sanitizers need the address layout that setarch -R gives; where that is forbidden, go on without.
@@ -22,7 +24,7 @@ deps:
 	scripts/install_deps.sh
 
 configure: deps
-	cmake --preset release
+	cmake --preset release $(CMAKE_OPTIONS)
 
 # Fetches a small real model, quantizes it here and lets it speak.
 demo: all

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "ops/gradient.h"
 
 namespace nibble::ops {
 namespace {
@@ -20,17 +21,6 @@ void rotate(const Backend& backend, float* x, int64_t tokens, int64_t heads, int
   backend.kernels().rope(
       backend.context_for(tokens * heads * head_dim),
       {x, heads * head_dim, cos, sin, tokens, heads, head_dim, angles.rotary_dim, angles.is_interleaved});
-}
-
-/// Writes `fresh` into the gradient of `x`, or adds it.
-void put(const Backend& backend, const Var& x, Tensor fresh) {
-  if (!x->requires_grad) return;
-  if (!x->grad) {
-    x->grad = std::move(fresh);
-    return;
-  }
-  backend.kernels().add_scaled(backend.context_for(fresh.count()),
-                               {fresh.as<float>(), fresh.count(), 1, x->grad.as<float>()});
 }
 
 /// One sequence after the other through the forward entry, whose keys lie by head.
@@ -89,9 +79,9 @@ void run_backward(const Backend& backend, const Var& q, const Var& k, const Var&
   backend.kernels().attention_gradient(
       backend.context(), {sequences.data(), static_cast<int64_t>(sequences.size()), shape.heads, shape.kv_heads,
                           shape.head_dim, shape.scale, shape.window, shape.alibi_slopes});
-  put(backend, q, std::move(dq));
-  put(backend, k, std::move(dk));
-  put(backend, v, std::move(dv));
+  add_gradient(backend, q, std::move(dq));
+  add_gradient(backend, k, std::move(dk));
+  add_gradient(backend, v, std::move(dv));
 }
 
 }  // namespace
@@ -109,7 +99,7 @@ Var rope(Tape& tape, const Backend& backend, const Var& x, int64_t heads, int64_
       std::vector<float> back(angles.sin, angles.sin + count);
       for (float& sine : back) sine = -sine;
       rotate(backend, y->grad.as<float>(), tokens, heads, head_dim, angles.cos, back.data(), angles);
-      put(backend, x, std::move(y->grad));
+      add_gradient(backend, x, std::move(y->grad));
       y->grad = {};
     });
   return y;
@@ -150,7 +140,7 @@ SplitHeads split_heads(Tape& tape, const Backend& backend, const Var& x, int64_t
       copy(y.q, q_width, 0);
       copy(y.k, kv_width, q_width);
       copy(y.v, kv_width, q_width + kv_width);
-      put(backend, x, std::move(dx));
+      add_gradient(backend, x, std::move(dx));
     });
   return y;
 }

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "ops/gradient.h"
 
 namespace nibble::ops {
 namespace {
@@ -37,16 +38,6 @@ Var activate_rows(Tape& tape, const Backend& backend, const Var& x, kernels::Act
   return y;
 }
 
-/// Adds `fresh` to the gradient of x, or becomes it.
-void put(const Backend& backend, const Var& x, Tensor fresh) {
-  if (!x->requires_grad) return;
-  if (x->grad)
-    backend.kernels().add_scaled(backend.context_for(fresh.count()),
-                                 {fresh.as<float>(), fresh.count(), 1, x->grad.as<float>()});
-  else
-    x->grad = std::move(fresh);
-}
-
 /// Adds the gradient of y to that of x.
 void flow(const Backend& backend, const Var& y, const Var& x) {
   if (!x->requires_grad) return;
@@ -73,8 +64,8 @@ Var activate_times(Tape& tape, const Backend& backend, const Var& gate, const Va
       backend.kernels().activate_gradient(
           backend.context_for(count), {gate->value.as<float>(), up->value.as<float>(), cols, y->grad.as<float>(), rows,
                                        cols, activation, dgate.as<float>(), dup.as<float>()});
-      put(backend, gate, std::move(dgate));
-      put(backend, up, std::move(dup));
+      add_gradient(backend, gate, std::move(dgate));
+      add_gradient(backend, up, std::move(dup));
       y->grad = {};
     });
   return y;
