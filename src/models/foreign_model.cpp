@@ -18,9 +18,8 @@ constexpr std::string_view kWeight = ".weight";
 
 /// The module of a two-dimensional float ".weight", or nothing.
 std::optional<std::string> matrix_module(const TensorInfo& info) {
-  const bool is_float =
-      info.is_supported && (info.dtype == DType::f32 || info.dtype == DType::bf16 || info.dtype == DType::f16);
-  if (!is_float || info.shape.size() != 2 || !info.name.ends_with(kWeight)) return std::nullopt;
+  if (!info.is_supported || !is_float(info.dtype) || info.shape.size() != 2 || !info.name.ends_with(kWeight))
+    return std::nullopt;
   return info.name.substr(0, info.name.size() - kWeight.size());
 }
 
@@ -74,8 +73,7 @@ std::vector<PlannedTensor> plan_foreign_tensors(const Checkpoint& checkpoint, co
   const auto weights = names_of_weights(plan);
   std::vector<PlannedTensor> tensors;
   for (const TensorInfo& info : checkpoint.tensors()) {
-    const bool is_float = info.dtype == DType::f32 || info.dtype == DType::bf16 || info.dtype == DType::f16;
-    const DType plain = is_float ? dtype.value_or(info.dtype) : info.dtype;
+    const DType plain = is_float(info.dtype) ? dtype.value_or(info.dtype) : info.dtype;
     if (!info.is_supported)
       fail(ErrorCode::unsupported, "tensor '{}': found type {}, which cannot be copied", info.name, info.dtype_name);
     if (!weights.contains(info.name)) {
@@ -96,9 +94,8 @@ void write_foreign(const Checkpoint& checkpoint, const ForeignPlan& plan, std::o
   Steps steps{progress, "quantizing", checkpoint.tensors().size()};
   for (const TensorInfo& info : checkpoint.tensors()) {
     steps.next();
-    const bool is_float = info.dtype == DType::f32 || info.dtype == DType::bf16 || info.dtype == DType::f16;
     Tensor tensor = checkpoint.get(info.name);
-    if (is_float && dtype) tensor = tensor.to(*dtype);
+    if (is_float(info.dtype) && dtype) tensor = tensor.to(*dtype);
     if (!weights.contains(info.name)) {
       writer.write(info.name, tensor.bytes());
     } else {

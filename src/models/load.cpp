@@ -10,8 +10,7 @@ namespace {
 /// The type of the first plain floating-point weight, as transformers' dtype="auto" without a config entry.
 DType checkpoint_dtype(const Checkpoint& checkpoint) {
   for (const TensorInfo& info : checkpoint.tensors()) {
-    const bool is_float = info.dtype == DType::f32 || info.dtype == DType::bf16 || info.dtype == DType::f16;
-    if (is_float && info.name.ends_with(".weight")) return info.dtype;
+    if (is_float(info.dtype) && info.name.ends_with(".weight")) return info.dtype;
   }
   return DType::f32;
 }

@@ -11,8 +11,6 @@
 namespace nibble::models {
 namespace {
 
-bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
-
 /// The name under which the checkpoint holds a parameter: base models are saved without the prefix.
 const TensorInfo* find_info(const Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name) {
   std::vector<std::string> candidates{name, stored_name(spec, name)};

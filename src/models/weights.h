@@ -18,6 +18,9 @@
 
 namespace nibble::models {
 
+/// A type that plain weights may have.
+inline bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
+
 struct WeightOptions {
   DType dtype = DType::f32;      // of what is not quantized
   bool is_prequantized = false;  // then a linear weight that is stored plain stays plain

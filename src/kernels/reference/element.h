@@ -47,6 +47,11 @@ inline float round_to(DType dtype, float value) {
   }
 }
 
+/// Writes or adds a gradient, rounded to fp32 first.
+inline void put(float& target, double value, bool accumulate) {
+  target = accumulate ? target + static_cast<float>(value) : static_cast<float>(value);
+}
+
 /// body(i) for i in [0, count), `chunk` indices at a time on one thread.
 template <typename Body>
 void for_each(const Context& context, int64_t count, int64_t chunk, const Body& body) {

@@ -22,10 +22,6 @@ double weight_at(const WeightView& w, int64_t row, int64_t col, int64_t cols) {
   return 0;
 }
 
-void put(float& target, double value, bool accumulate) {
-  target = accumulate ? target + static_cast<float>(value) : static_cast<float>(value);
-}
-
 }  // namespace
 
 void input_gradient(const Context& context, const InputGradientArgs& args) {

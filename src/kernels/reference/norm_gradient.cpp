@@ -6,14 +6,6 @@
 #include "kernels/reference/entries.h"
 
 namespace nibble::kernels::reference {
-namespace {
-
-void put(float& target, double value, bool accumulate) {
-  target = accumulate ? target + static_cast<float>(value) : static_cast<float>(value);
-}
-
-}  // namespace
-
 // y = x s w with s = (mean(x^2) + eps)^-1/2: dx = s (w dy - x s^2 mean(x w dy)).
 void rms_norm_gradient(const Context&, const RmsNormGradientArgs& args) {
   const auto cols = static_cast<double>(args.cols);

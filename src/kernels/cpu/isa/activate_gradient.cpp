@@ -39,9 +39,6 @@ NIBBLE_SIMD Value tanh_of(F32 x) {
   return {t, set1(1) - t * t};
 }
 
-NIBBLE_SIMD F32 load_first(const float* p, int64_t n) { return n == kLanes ? load(p) : load_some(p, n); }
-NIBBLE_SIMD void store_first(float* p, F32 x, int64_t n) { n == kLanes ? store(p, x) : store_some(p, x, n); }
-
 template <typename Body>
 NIBBLE_SIMD void gradient_row(const ActivateGradientArgs& args, int64_t r, Body&& body) {
   const float *gate = args.gate + r * args.stride, *dout = args.dout + r * args.cols;

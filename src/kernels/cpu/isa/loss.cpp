@@ -5,9 +5,6 @@
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 namespace {
 
-NIBBLE_SIMD F32 load_first(const float* p, int64_t n) { return n == kLanes ? load(p) : load_some(p, n); }
-NIBBLE_SIMD void store_first(float* p, F32 x, int64_t n) { n == kLanes ? store(p, x) : store_some(p, x, n); }
-
 /// log x in double, of positive normal numbers: the library's is no part of an instruction set's file.
 double natural_log(double x) { return __builtin_log(x); }
 

@@ -29,8 +29,6 @@ NIBBLE_SIMD void map_row(const float* x, int64_t cols, float* out, Body&& body) 
   if (c < cols) store_some(out + c, body(load_some(x + c, cols - c), c, cols - c), cols - c);
 }
 
-NIBBLE_SIMD F32 load_first(const float* p, int64_t n) { return n == kLanes ? load(p) : load_some(p, n); }
-
 void rms_norm_row(const RmsNormArgs& args, int64_t r) {
   const float* x = args.x + r * args.cols;
   const float squares = sum_over(x, args.cols, [](F32 v) { return v * v; });

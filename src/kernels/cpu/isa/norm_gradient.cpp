@@ -7,8 +7,6 @@ namespace {
 
 constexpr int64_t kColumns = 64;  // one task's share of dweight
 
-NIBBLE_SIMD F32 load_first(const float* p, int64_t n) { return n == kLanes ? load(p) : load_some(p, n); }
-
 /// Sums of body(c, n) over a row, a vector at a time.
 template <typename Body>
 NIBBLE_SIMD float sum_columns(int64_t cols, Body&& body) {

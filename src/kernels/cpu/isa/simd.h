@@ -381,6 +381,10 @@ NIBBLE_SIMD void for_ranges(const Context& context, int64_t count, int64_t grain
   context.pool->parallel_for(pieces, [&](int64_t i, int) { body(i * grain, min_of(count, (i + 1) * grain)); });
 }
 
+/// The first n (1 to kLanes) elements at p; the other lanes are zero, or left alone.
+NIBBLE_SIMD F32 load_first(const float* p, int64_t n) { return n == kLanes ? load(p) : load_some(p, n); }
+NIBBLE_SIMD void store_first(float* p, F32 x, int64_t n) { n == kLanes ? store(p, x) : store_some(p, x, n); }
+
 /// Calls body(T*) with the element type of `dtype` (f32, bf16 or f16) and `pointer` cast to it.
 template <typename Body>
 NIBBLE_SIMD void with_type(DType dtype, const void* pointer, Body&& body) {
