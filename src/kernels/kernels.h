@@ -132,9 +132,9 @@ struct DequantizeInt8RowsArgs {
 
 // ---- matmul: y (m, rows) = x (m, cols) . w (rows, cols)^T ----------------------------------------------------------
 
-/// The left side that the jobs of one call share (q, k and v; gate and up). Activations are fp32.
+/// The left side that the jobs of one call share (q, k and v; gate and up).
 struct MatmulInput {
-  const float* x;  // (m, cols)
+  const void* x;  // (m, cols) of x_dtype
   int64_t m;
   int64_t cols;
   /// What the products are rounded to before fp32 accumulation: x and the decoded weight each to `compute`.
@@ -144,14 +144,23 @@ struct MatmulInput {
   DType compute;
   /// true: a row's bits do not depend on m.
   bool batch_invariant = false;
+  /// f32, or bf16 on CUDA and in the reference.
+  DType x_dtype = DType::f32;
+
+  const float* x_f32() const { return static_cast<const float*>(x); }
 };
 
-/// Where one product goes: y[i * y_stride + n] (=, or += if accumulate) x_i . w_n + bias[n].
+/// Where one product goes: y[i * y_stride + n] (=, or += if accumulate) x_i . w_n + bias[n]. A bf16 y is added to in
+/// fp32 and rounded to once; for many rows its bias may be rounded to bf16 before.
 struct MatmulOutput {
-  float* y;
+  void* y;  // of y_dtype
   int64_t y_stride;
   const float* bias = nullptr;  // (rows) or null
   bool accumulate = false;
+  /// f32, or bf16 on CUDA and in the reference.
+  DType y_dtype = DType::f32;
+
+  float* y_f32() const { return static_cast<float*>(y); }
 };
 
 struct Matmul4BitJob {

@@ -8,6 +8,8 @@
 #include <mutex>
 #include <tuple>
 
+#include "kernels/cuda/device/element.cuh"
+
 namespace nibble::kernels::cuda {
 namespace {
 
@@ -55,10 +57,19 @@ const Library& library() {
   return opened;
 }
 
+/// The scratch of a call: the library's workspace, then the bias in bf16.
+constexpr int64_t kBiasBytes = int64_t{1} << 20, kWorkspaceBytes = kDenseLibraryBytes - kBiasBytes;
+
+__global__ void round_bias_kernel(const float* bias, int64_t count, __nv_bfloat16* out) {
+  const int64_t i = int64_t{blockIdx.x} * 256 + threadIdx.x;
+  if (i < count) out[i] = from_float<__nv_bfloat16>(bias[i]);
+}
+
 /// The descriptors of one product; in the library's column order it is y^T (rows, m) = w^T-transposed . x^T.
 class Product {
  public:
-  Product(DType dtype, int64_t m, int64_t rows, int64_t cols, const MatmulOutput& out) {
+  /// bias: of y's type, or null.
+  Product(DType dtype, int64_t m, int64_t rows, int64_t cols, const MatmulOutput& out, const void* bias) {
     const Library& l = library();
     const cudaDataType_t type = dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_16F;
     const cublasOperation_t transpose = CUBLAS_OP_T;
@@ -66,12 +77,13 @@ class Product {
                l.set_desc(desc_, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose) == CUBLAS_STATUS_SUCCESS &&
                l.create_layout(&w_, type, cols, rows, cols) == CUBLAS_STATUS_SUCCESS &&
                l.create_layout(&x_, type, cols, m, cols) == CUBLAS_STATUS_SUCCESS &&
-               l.create_layout(&y_, CUDA_R_32F, rows, m, out.y_stride) == CUBLAS_STATUS_SUCCESS;
-    if (is_good_ && out.bias) {
+               l.create_layout(&y_, out.y_dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F, rows, m, out.y_stride) ==
+                   CUBLAS_STATUS_SUCCESS;
+    if (is_good_ && bias) {
       const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
       is_good_ =
           l.set_desc(desc_, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue) == CUBLAS_STATUS_SUCCESS &&
-          l.set_desc(desc_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &out.bias, sizeof out.bias) == CUBLAS_STATUS_SUCCESS;
+          l.set_desc(desc_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias) == CUBLAS_STATUS_SUCCESS;
     }
   }
   ~Product() {
@@ -90,7 +102,7 @@ class Product {
     const Library& l = library();
     cublasLtMatmulPreference_t preference = nullptr;
     if (l.create_preference(&preference) != CUBLAS_STATUS_SUCCESS) return false;
-    const uint64_t workspace = kDenseLibraryBytes;
+    const uint64_t workspace = kWorkspaceBytes;
     const uint32_t alignment = 16;
     l.set_preference(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
     for (const auto attribute :
@@ -110,7 +122,7 @@ class Product {
               const MatmulOutput& out, void* scratch, cudaStream_t stream) const {
     const float alpha = 1, beta = out.accumulate ? 1 : 0;
     return library().matmul(handle, desc_, &alpha, w, w_, x, x_, &beta, out.y, y_, out.y, y_, &algorithm, scratch,
-                            kDenseLibraryBytes, stream) == CUBLAS_STATUS_SUCCESS;
+                            kWorkspaceBytes, stream) == CUBLAS_STATUS_SUCCESS;
   }
 
  private:
@@ -122,7 +134,7 @@ class Product {
 struct Handles {
   std::mutex mutex;
   std::map<int, cublasLtHandle_t> of_device;
-  using Shape = std::tuple<int, DType, int64_t, int64_t, int64_t, int64_t, bool>;
+  using Shape = std::tuple<int, DType, int64_t, int64_t, int64_t, int64_t, bool, DType>;
   std::map<Shape, cublasLtMatmulAlgo_t> algorithms;
 };
 
@@ -136,7 +148,7 @@ Handles& handles() {
 bool has_dense_library() { return library().is_open; }
 
 bool suits_dense_library(const MatmulOutput& out) {
-  return reinterpret_cast<uintptr_t>(out.y) % 16 == 0 && out.y_stride % 4 == 0 &&
+  return reinterpret_cast<uintptr_t>(out.y) % 16 == 0 && out.y_stride * size_of(out.y_dtype) % 16 == 0 &&
          reinterpret_cast<uintptr_t>(out.bias) % 16 == 0;
 }
 
@@ -145,7 +157,11 @@ bool dense_multiply(const Context& context, const void* x, const void* w, DType 
   if (!suits_dense_library(out) || !has_dense_library()) return false;
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return false;
-  const Product product(dtype, m, rows, cols, out);
+  // With a bf16 y the library takes a bf16 bias only.
+  const bool rounds_bias = out.bias && out.y_dtype == DType::bf16;
+  if (rounds_bias && rows * 2 > kBiasBytes) return false;
+  auto* rounded_bias = reinterpret_cast<__nv_bfloat16*>(static_cast<uint8_t*>(scratch) + kWorkspaceBytes);
+  const Product product(dtype, m, rows, cols, out, rounds_bias ? static_cast<const void*>(rounded_bias) : out.bias);
   if (!product.is_good()) return false;
   const std::lock_guard lock(handles().mutex);
   cublasLtHandle_t& handle = handles().of_device[device];
@@ -155,13 +171,16 @@ bool dense_multiply(const Context& context, const void* x, const void* w, DType 
     if (!is_asked || status != cudaStreamCaptureStatusNone) return false;
     if (library().create(&handle) != CUBLAS_STATUS_SUCCESS) return false;
   }
-  const Handles::Shape shape{device, dtype, m, rows, cols, out.y_stride, out.bias != nullptr};
+  const Handles::Shape shape{device, dtype, m, rows, cols, out.y_stride, out.bias != nullptr, out.y_dtype};
   auto found = handles().algorithms.find(shape);
   if (found == handles().algorithms.end()) {
     cublasLtMatmulAlgo_t algorithm;
     if (!product.find(handle, algorithm)) return false;
     found = handles().algorithms.emplace(shape, algorithm).first;
   }
+  if (rounds_bias)
+    round_bias_kernel<<<blocks_for(rows, 256), 256, 0, static_cast<cudaStream_t>(context.stream)>>>(out.bias, rows,
+                                                                                                    rounded_bias);
   return product.launch(handle, found->second, x, w, out, scratch, static_cast<cudaStream_t>(context.stream));
 }
 

@@ -6,7 +6,7 @@
 namespace nibble::kernels::cuda {
 
 /// Scratch that dense_multiply wants, 256-byte aligned.
-inline constexpr int64_t kDenseLibraryBytes = int64_t{32} << 20;
+inline constexpr int64_t kDenseLibraryBytes = int64_t{33} << 20;
 
 /// True if the library is there.
 bool has_dense_library();
@@ -15,8 +15,8 @@ bool has_dense_library();
 bool suits_dense_library(const MatmulOutput& out);
 
 /// y = x (m, cols) . w (rows, cols)^T with bias and accumulation as MatmulOutput says, all in device memory; x and w
-/// are bf16 or f16, 16-byte aligned, cols a multiple of 8. The same bits in every run. False if the library is missing
-/// or has nothing for this shape; then nothing was launched.
+/// are bf16 or f16, 16-byte aligned, cols a multiple of 8; y is f32 or bf16. The same bits in every run. False if the
+/// library is missing or has nothing for this shape; then nothing was launched.
 bool dense_multiply(const Context& context, const void* x, const void* w, DType dtype, int64_t m, int64_t rows,
                     int64_t cols, const MatmulOutput& out, void* scratch);
 

@@ -129,22 +129,24 @@ bool multiply_by_library(const Context& context, const MatmulInput& input, const
   for (int64_t j = 0; j < count; ++j)
     if (!suits_dense_library(jobs[j].out) || panel_rows * input.cols % (jobs[j].block * quant::kNestedBlock) != 0)
       return false;
-  const int64_t x_bytes = padded_to_256(input.m * input.cols * 2);
+  const int64_t x_bytes = is_rounded<T>(input) ? 0 : padded_to_256(input.m * input.cols * 2);
   auto* scratch =
       static_cast<uint8_t*>(context.scratch->reserve(kDenseLibraryBytes + x_bytes + panel_rows * input.cols * 2));
-  T* x = reinterpret_cast<T*>(scratch + kDenseLibraryBytes);
   void* panel = scratch + kDenseLibraryBytes + x_bytes;
-  round_x(context, input, x);
+  const void* x = input.x;
+  if (x_bytes > 0) {
+    x = scratch + kDenseLibraryBytes;
+    round_x(context, input, reinterpret_cast<T*>(scratch + kDenseLibraryBytes));
+  }
   for (int64_t j = 0; j < count; ++j)
     for (int64_t first = 0; first < jobs[j].rows; first += panel_rows) {
       const Matmul4BitJob& job = jobs[j];
       const int64_t rows = std::min(panel_rows, job.rows - first), element = first * input.cols;
       dequantize_4bit(context, {job.packed + element / 2, absmax_from(job.absmax, element / job.block),
                                 rows * input.cols, job.block, job.code_book, panel, input.compute});
-      MatmulOutput out = job.out;
-      out.y += first;
-      if (out.bias) out.bias += first;
-      if (!dense_multiply(context, x, panel, input.compute, input.m, rows, input.cols, out, scratch)) return false;
+      if (!dense_multiply(context, x, panel, input.compute, input.m, rows, input.cols, output_from(job.out, 0, first),
+                          scratch))
+        return false;
     }
   return true;
 }

@@ -39,10 +39,13 @@ bool multiply_by_library(const Context& context, const MatmulInput& input, const
   if (!has_dense_library()) return false;
   for (int64_t j = 0; j < count; ++j)
     if (!suits_dense_library(jobs[j].out)) return false;
-  auto* scratch = static_cast<uint8_t*>(
-      context.scratch->reserve(kDenseLibraryBytes + input.m * input.cols * static_cast<int64_t>(sizeof(T))));
-  T* x = reinterpret_cast<T*>(scratch + kDenseLibraryBytes);
-  round_x(context, input, x);
+  const int64_t x_bytes = is_rounded<T>(input) ? 0 : input.m * input.cols * static_cast<int64_t>(sizeof(T));
+  auto* scratch = static_cast<uint8_t*>(context.scratch->reserve(kDenseLibraryBytes + x_bytes));
+  const void* x = input.x;
+  if (x_bytes > 0) {
+    x = scratch + kDenseLibraryBytes;
+    round_x(context, input, reinterpret_cast<T*>(scratch + kDenseLibraryBytes));
+  }
   for (int64_t j = 0; j < count; ++j) {
     const MatmulDenseJob& job = jobs[j];
     if (!dense_multiply(context, x, job.w, job.dtype, input.m, job.rows, input.cols, job.out, scratch)) return false;

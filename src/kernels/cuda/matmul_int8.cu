@@ -26,13 +26,13 @@ __global__ void __launch_bounds__(256) clear_kernel(uint8_t* flags, int64_t cols
 
 /// A row a block: its absmax without outliers, whose columns get a flag.
 __global__ void __launch_bounds__(256)
-    measure_kernel(const float* x, int64_t cols, float threshold, const LeftSide left) {
+    measure_kernel(const DeviceX x, int64_t cols, float threshold, const LeftSide left) {
   __shared__ float shared[32];
-  const float* row = x + int64_t{blockIdx.x} * cols;
+  const int64_t row = int64_t{blockIdx.x} * cols;
   float maximum = 0;
 #pragma unroll 4
   for (int64_t c = threadIdx.x; c < cols; c += 256) {
-    const float value = to_f16_value(row[c]);
+    const float value = to_f16_value(x[row + c]);
     if (is_outlier(value, threshold))
       left.flags[c] = 1;
     else
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(1024) list_kernel(int cols, const LeftSide lef
 }
 
 /// Codes of x, zero in outlier columns, as tile.cuh reads them: [column tile][chunk][16 columns: 8 of them][row].
-__global__ void __launch_bounds__(256) quantize_kernel(const float* x, int m, int cols, int chunks, int columns,
+__global__ void __launch_bounds__(256) quantize_kernel(const DeviceX x, int m, int cols, int chunks, int columns,
                                                        int64_t count, const LeftSide left, uint4* out) {
   allow_next_launch_where_possible();
   for (int64_t i = int64_t{blockIdx.x} * 256 + threadIdx.x; i < count; i += int64_t{gridDim.x} * 256) {
@@ -95,10 +95,11 @@ __device__ __forceinline__ float decode(const int8_t* w, const float* absmax, in
   return __fmul_rn(__fmul_rn(static_cast<float>(w[row * cols + column]), absmax[row]), 1.0f / 127.0f);
 }
 
-/// y += the outlier columns' products, 64 x 64 a block; T: what both sides are rounded to.
+/// y += the outlier columns' products, 64 x 64 a block; T: what both sides are rounded to. `out` accumulates, without
+/// bias.
 template <typename T>
 __global__ void __launch_bounds__(256)
-    outlier_kernel(const float* x, int64_t m, int64_t cols, int64_t rows, const int8_t* w, const float* absmax,
+    outlier_kernel(const DeviceX x, int64_t m, int64_t cols, int64_t rows, const int8_t* w, const float* absmax,
                    const LeftSide left, const MatmulOutput out) {
   __shared__ float xs[kAnyStep][kAnyTile + 1], ws[kAnyStep][kAnyTile + 1];
   const int count = *left.outlier_count;
@@ -130,13 +131,13 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int b = 0; b < 4; ++b) {
       const int64_t i = first_x + ix + 16 * a, n = first_row + nx + 16 * b;
-      if (i < m && n < rows) out.y[i * out.y_stride + n] += sums[a][b];
+      if (i < m && n < rows) put(out, i, n, sums[a][b]);
     }
 }
 
 /// Any shape and alignment: 64 x 64 a block, integer sums; the outlier columns follow as above.
 __global__ void __launch_bounds__(256)
-    any_int8_kernel(const float* x, int64_t m, int64_t cols, int64_t rows, const int8_t* w, const float* absmax,
+    any_int8_kernel(const DeviceX x, int64_t m, int64_t cols, int64_t rows, const int8_t* w, const float* absmax,
                     const LeftSide left, const MatmulOutput out) {
   __shared__ int xs[kAnyStep][kAnyTile + 1], ws[kAnyStep][kAnyTile + 1];
   const int64_t first_row = int64_t{blockIdx.x} * kAnyTile, first_x = int64_t{blockIdx.y} * kAnyTile;
@@ -185,7 +186,7 @@ LeftSide left_side_at(void* memory, const MatmulInput& input) {
 void measure(const Context& context, const MatmulInput& input, float threshold, const LeftSide& left) {
   const cudaStream_t stream = stream_of(context.stream);
   clear_kernel<<<blocks_for(input.cols, 256, 1024), 256, 0, stream>>>(left.flags, input.cols);
-  measure_kernel<<<static_cast<unsigned>(input.m), 256, 0, stream>>>(input.x, input.cols, threshold, left);
+  measure_kernel<<<static_cast<unsigned>(input.m), 256, 0, stream>>>(DeviceX(input), input.cols, threshold, left);
   if (threshold > 0) list_kernel<<<1, 1024, 0, stream>>>(static_cast<int>(input.cols), left);
 }
 
@@ -193,8 +194,11 @@ void add_outliers(const Context& context, const MatmulInput& input, const Matmul
   with_float_type(input.compute, [&](auto element) {
     using T = decltype(element);
     const dim3 grid(blocks_for(job.rows, kAnyTile), blocks_for(input.m, kAnyTile));
-    outlier_kernel<T><<<grid, 256, 0, stream_of(context.stream)>>>(input.x, input.m, input.cols, job.rows, job.w,
-                                                                   job.absmax, left, job.out);
+    MatmulOutput out = job.out;
+    out.bias = nullptr;
+    out.accumulate = true;
+    outlier_kernel<T><<<grid, 256, 0, stream_of(context.stream)>>>(DeviceX(input), input.m, input.cols, job.rows, job.w,
+                                                                   job.absmax, left, out);
   });
 }
 
@@ -233,8 +237,8 @@ void multiply_tiles(const Context& context, const MatmulInput& input, float thre
     const auto chunks = static_cast<int>((input.cols + kTileChunk - 1) / kTileChunk);
     const int64_t pieces = Launch::x_bytes(input) / 16;
     quantize_kernel<<<blocks_for(pieces, 256, int64_t{context.multiprocessors} * 8), 256, 0,
-                      stream_of(context.stream)>>>(input.x, static_cast<int>(input.m), static_cast<int>(input.cols),
-                                                   chunks, shape.columns, pieces, left,
+                      stream_of(context.stream)>>>(DeviceX(input), static_cast<int>(input.m),
+                                                   static_cast<int>(input.cols), chunks, shape.columns, pieces, left,
                                                    reinterpret_cast<uint4*>(scratch.x));
     Launch::run(context, input, scratch, args);
   });
@@ -246,16 +250,14 @@ void multiply_any(const Context& context, const MatmulInput& input, float thresh
   constexpr int64_t kLimit = 65535 * int64_t{kAnyTile};
   const int64_t at_once = input.batch_invariant ? 1 : kLimit;
   for (int64_t first = 0; first < input.m; first += at_once) {
-    MatmulInput part = input;
-    part.x = input.x + first * input.cols;
-    part.m = std::min(at_once, input.m - first);
+    const MatmulInput part = rows_of(input, first, std::min(at_once, input.m - first));
     const LeftSide left = left_side_at(context.scratch->reserve(left_side_bytes(part)), part);
     measure(context, part, threshold, left);
     for (int64_t j = 0; j < count; ++j) {
       MatmulInt8Job job = jobs[j];
-      job.out.y += first * job.out.y_stride;
+      job.out = output_from(job.out, first, 0);
       const dim3 grid(blocks_for(job.rows, kAnyTile), blocks_for(part.m, kAnyTile));
-      any_int8_kernel<<<grid, 256, 0, stream_of(context.stream)>>>(part.x, part.m, part.cols, job.rows, job.w,
+      any_int8_kernel<<<grid, 256, 0, stream_of(context.stream)>>>(DeviceX(part), part.m, part.cols, job.rows, job.w,
                                                                    job.absmax, left, job.out);
       if (threshold > 0) add_outliers(context, part, job, left);
     }

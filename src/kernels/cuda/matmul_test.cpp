@@ -34,7 +34,8 @@ struct Weight4Bit {
     bias = random_array(random, DType::f32, rows, 1, offset);
   }
 
-  Matmul4BitJob job(device::CudaStream& stream, float* y, int64_t y_stride, bool with_bias, bool accumulate) {
+  Matmul4BitJob job(device::CudaStream& stream, void* y, int64_t y_stride, bool with_bias, bool accumulate,
+                    DType y_dtype = DType::f32) {
     for (Array* array : {&packed, &absmax, &codes, &groups, &nested_book, &bias}) array->upload(stream);
     Absmax a;
     if (nested)
@@ -47,7 +48,7 @@ struct Weight4Bit {
             block,
             book->values.data(),
             rows,
-            {y, y_stride, with_bias ? bias.device<float>(stream) : nullptr, accumulate}};
+            {y, y_stride, with_bias ? bias.device<float>(stream) : nullptr, accumulate, y_dtype}};
   }
 
   static constexpr float kOffset = 0.75f;
@@ -64,11 +65,21 @@ float round_to(DType dtype, float x) {
   return x;
 }
 
-/// |y - exact| within the rounding of inputs to `compute` and of the sum to fp32, both as a random walk.
-void expect_near_exact(Array& x, const std::vector<float>& w, DType compute, const Shape& shape, const float* y,
-                       int64_t y_stride, const float* bias, float before, const std::string& label) {
+std::vector<float> values_of(const Array& array) {
+  std::vector<float> values;
+  for (int64_t i = 0; i < array.count(); ++i) values.push_back(array.get(i));
+  return values;
+}
+
+DType f32_or_bf16(Random& random) { return random.next() & 1 ? DType::f32 : DType::bf16; }
+
+/// |y - exact| within the rounding of inputs to `compute` and of the sum to fp32, both as a random walk, and of y.
+void expect_near_exact(const Array& x, const std::vector<float>& w, DType compute, const Shape& shape, const float* y,
+                       int64_t y_stride, const float* bias, float before, const std::string& label,
+                       DType y_dtype = DType::f32) {
+  const double y_unit = y_dtype == DType::bf16 ? 0x1p-8 : 0;
   const double unit = compute == DType::f32 ? 0x1p-21 : compute == DType::f16 ? 0x1p-11 : 0x1p-8;
-  std::vector<float> rounded(x.host<float>(), x.host<float>() + x.count());
+  std::vector<float> rounded = values_of(x);
   for (float& value : rounded) value = round_to(compute, value);
   double worst = 0, error = 0, size = 0;
   for (int64_t i = 0; i < shape.m; ++i)
@@ -83,20 +94,20 @@ void expect_near_exact(Array& x, const std::vector<float>& w, DType compute, con
       }
       const double exact = start + sum, difference = std::abs(double{y[i * y_stride + n]} - exact);
       ASSERT_FALSE(std::isnan(y[i * y_stride + n])) << label << " row " << i << " column " << n;
-      worst = std::max(worst, difference / (unit * (24 * std::sqrt(squares) + std::abs(exact))));
+      worst = std::max(worst, difference / (unit * 24 * std::sqrt(squares) + (unit + y_unit) * std::abs(exact)));
       error += difference * difference;
       size += squares;
     }
   EXPECT_LT(worst, 1.0) << label;
-  EXPECT_LT(std::sqrt(error / size), compute == DType::f32 ? 0x1p-17 : unit) << label;
+  EXPECT_LT(std::sqrt(error / size), (compute == DType::f32 ? 0x1p-17 : unit) + y_unit) << label;
 }
 
 constexpr float kPoison = 1.0e30f;
 
 class MatmulGpuTest : public GpuTest {
  protected:
-  Array outputs(const Shape& shape, int64_t stride, bool accumulate, int64_t offset = 1) {
-    Array y(DType::f32, shape.m * stride, offset);
+  Array outputs(const Shape& shape, int64_t stride, bool accumulate, int64_t offset = 1, DType dtype = DType::f32) {
+    Array y(dtype, shape.m * stride, offset);
     for (int64_t i = 0; i < y.count(); ++i) y.set(i, accumulate && i % stride < shape.rows ? 2.5f : kPoison);
     y.upload(stream());
     return y;
@@ -105,33 +116,35 @@ class MatmulGpuTest : public GpuTest {
   void check_4bit(Random& random, const Shape& shape, DType compute, bool nested, const quant::CodeBook4Bit& book,
                   int64_t offset, bool invariant) {
     const bool with_bias = random.next() & 1, accumulate = random.next() & 1;
+    const DType x_dtype = f32_or_bf16(random), y_dtype = f32_or_bf16(random);
     const std::string label = "m " + std::to_string(shape.m) + " rows " + std::to_string(shape.rows) + " cols " +
                               std::to_string(shape.cols) + " block " + std::to_string(shape.block) + " " +
                               std::string(name_of(compute)) + (nested ? " nested" : "") +
-                              (offset ? " misaligned" : "") + (invariant ? " invariant" : "");
+                              (offset ? " misaligned" : "") + (invariant ? " invariant" : "") + " from " +
+                              std::string(name_of(x_dtype)) + " to " + std::string(name_of(y_dtype));
     Weight4Bit w(random, shape, nested, book, offset);
-    Array x = random_array(random, DType::f32, shape.m * shape.cols, 1, offset);
+    Array x = random_array(random, x_dtype, shape.m * shape.cols, 1, offset);
     x.upload(stream());
     const int64_t stride = shape.rows + 3;
     std::vector<float> first;
     for (int run = 0; run < 2; ++run) {
-      Array y = outputs(shape, stride, accumulate, offset);
-      const auto job = w.job(stream(), y.device<float>(stream()), stride, with_bias, accumulate);
-      MatmulInput input{x.device<float>(stream()), shape.m, shape.cols, compute};
-      input.batch_invariant = invariant;
+      Array y = outputs(shape, stride, accumulate, offset, y_dtype);
+      const auto job = w.job(stream(), y.device(stream()), stride, with_bias, accumulate, y_dtype);
+      const MatmulInput input{x.device(stream()), shape.m, shape.cols, compute, invariant, x_dtype};
       cuda().matmul_4bit(context, input, &job, 1);
       finish(label);
       y.download(stream(), label);
-      const float* values = y.host<float>();
+      const std::vector<float> values = values_of(y);
       for (int64_t i = 0; i < shape.m; ++i)
-        for (int64_t n = shape.rows; n < stride; ++n) ASSERT_EQ(values[i * stride + n], kPoison) << label;
-      if (run == 0)
-        expect_near_exact(x, w.decoded, compute, shape, values, stride, with_bias ? w.bias.host<float>() : nullptr,
-                          accumulate ? 2.5f : 0.0f, label);
-      if (run == 0)
-        first.assign(values, values + y.count());
-      else
-        ASSERT_TRUE(std::equal(first.begin(), first.end(), values)) << label << ": other bits in the second run";
+        for (int64_t n = shape.rows; n < stride; ++n)
+          ASSERT_EQ(values[static_cast<size_t>(i * stride + n)], round_to(y_dtype, kPoison)) << label;
+      if (run == 0) {
+        expect_near_exact(x, w.decoded, compute, shape, values.data(), stride,
+                          with_bias ? w.bias.host<float>() : nullptr, accumulate ? 2.5f : 0.0f, label, y_dtype);
+        first = values;
+      } else {
+        ASSERT_EQ(first, values) << label << ": other bits in the second run";
+      }
     }
   }
 };
@@ -194,31 +207,36 @@ TEST_F(MatmulGpuTest, DenseAgreesForAnyShape) {
     for (const DType compute : {DType::f32, DType::bf16, DType::f16})
       for (const DType dtype : kFloatTypes) {
         const int64_t offset = random.next() % 4 == 0;
-        const bool invariant = random.next() & 1;
+        const bool invariant = random.next() & 1, with_bias = random.next() & 1, accumulate = random.next() & 1;
+        const DType x_dtype = f32_or_bf16(random), y_dtype = f32_or_bf16(random);
         const std::string label = "m " + std::to_string(shape.m) + " rows " + std::to_string(shape.rows) + " cols " +
                                   std::to_string(shape.cols) + " " + std::string(name_of(dtype)) + " in " +
-                                  std::string(name_of(compute));
+                                  std::string(name_of(compute)) + " from " + std::string(name_of(x_dtype)) + " to " +
+                                  std::string(name_of(y_dtype)) + (offset ? " misaligned" : "");
         Array w = random_array(random, dtype, shape.rows * shape.cols, 0.05f, offset);
-        Array x = random_array(random, DType::f32, shape.m * shape.cols, 1, offset);
-        x.upload(stream());
-        w.upload(stream());
-        std::vector<float> decoded;
-        for (int64_t i = 0; i < w.count(); ++i) decoded.push_back(w.get(i));
+        Array x = random_array(random, x_dtype, shape.m * shape.cols, 1, offset);
+        Array bias = random_array(random, DType::f32, shape.rows, 1, offset);
+        for (Array* array : {&x, &w, &bias}) array->upload(stream());
+        const std::vector<float> decoded = values_of(w);
         std::vector<float> first;
         for (int run = 0; run < 2; ++run) {
-          Array y = outputs(shape, shape.rows, false, offset);
-          const MatmulDenseJob job{w.device(stream()), dtype, shape.rows, {y.device<float>(stream()), shape.rows}};
-          MatmulInput input{x.device<float>(stream()), shape.m, shape.cols, compute};
-          input.batch_invariant = invariant;
+          Array y = outputs(shape, shape.rows, accumulate, offset, y_dtype);
+          const float* device_bias = with_bias ? bias.device<float>(stream()) : nullptr;
+          const MatmulDenseJob job{w.device(stream()),
+                                   dtype,
+                                   shape.rows,
+                                   {y.device(stream()), shape.rows, device_bias, accumulate, y_dtype}};
+          const MatmulInput input{x.device(stream()), shape.m, shape.cols, compute, invariant, x_dtype};
           cuda().matmul_dense(context, input, &job, 1);
           finish(label);
           y.download(stream(), label);
-          const float* values = y.host<float>();
+          const std::vector<float> values = values_of(y);
           if (run == 0) {
-            expect_near_exact(x, decoded, compute, shape, values, shape.rows, nullptr, 0, label);
-            first.assign(values, values + y.count());
+            expect_near_exact(x, decoded, compute, shape, values.data(), shape.rows,
+                              with_bias ? bias.host<float>() : nullptr, accumulate ? 2.5f : 0.0f, label, y_dtype);
+            first = values;
           } else {
-            ASSERT_TRUE(std::equal(first.begin(), first.end(), values)) << label << ": other bits in the second run";
+            ASSERT_EQ(first, values) << label << ": other bits in the second run";
           }
         }
       }
@@ -232,44 +250,49 @@ TEST_F(MatmulGpuTest, Int8AgreesWithTheReference) {
   for (const Shape& shape : shapes)
     for (const float threshold : {0.0f, 2.5f, 4.0f})
       for (const DType compute : {DType::bf16, DType::f16}) {
+        const DType x_dtype = f32_or_bf16(random), y_dtype = f32_or_bf16(random);
         const std::string label = "m " + std::to_string(shape.m) + " rows " + std::to_string(shape.rows) + " cols " +
-                                  std::to_string(shape.cols) + " threshold " + std::to_string(threshold);
+                                  std::to_string(shape.cols) + " threshold " + std::to_string(threshold) + " from " +
+                                  std::string(name_of(x_dtype)) + " to " + std::string(name_of(y_dtype));
         Array w(DType::i8, shape.rows * shape.cols, random.next() % 4 == 0), absmax(DType::f32, shape.rows);
         for (int64_t i = 0; i < w.count(); ++i)
           w.set(i, static_cast<float>(static_cast<int>(random.next() % 255) - 127));
         for (int64_t i = 0; i < shape.rows; ++i) absmax.set(i, static_cast<float>(0.1 + random.uniform()));
         Array bias = random_array(random, DType::f32, shape.rows);
-        Array x = random_array(random, DType::f32, shape.m * shape.cols);
+        Array x = random_array(random, x_dtype, shape.m * shape.cols);
         if (shape.m > 2)
           for (int64_t c = 0; c < shape.cols; ++c) x.set(shape.cols + c, 0);
         for (Array* array : {&w, &absmax, &bias, &x}) array->upload(stream());
         const bool accumulate = random.next() & 1;
         std::vector<float> first;
         for (int run = 0; run < 2; ++run) {
-          Array y = outputs(shape, shape.rows, accumulate);
+          Array y = outputs(shape, shape.rows, accumulate, 1, y_dtype);
           const MatmulInt8Job job{w.device<int8_t>(stream()),
                                   absmax.device<float>(stream()),
                                   shape.rows,
-                                  {y.device<float>(stream()), shape.rows, bias.device<float>(stream()), accumulate}};
-          cuda().matmul_int8(context, {x.device<float>(stream()), shape.m, shape.cols, compute}, threshold, &job, 1);
+                                  {y.device(stream()), shape.rows, bias.device<float>(stream()), accumulate, y_dtype}};
+          const MatmulInput input{x.device(stream()), shape.m, shape.cols, compute, false, x_dtype};
+          cuda().matmul_int8(context, input, threshold, &job, 1);
           finish(label);
           Array expected = y;
           const MatmulInt8Job on_host{w.host<int8_t>(),
                                       absmax.host<float>(),
                                       shape.rows,
-                                      {expected.host<float>(), shape.rows, bias.host<float>(), accumulate}};
+                                      {expected.host(), shape.rows, bias.host<float>(), accumulate, y_dtype}};
           if (run == 0)
-            reference().matmul_int8({}, {x.host<float>(), shape.m, shape.cols, compute}, threshold, &on_host, 1);
+            reference().matmul_int8({}, {x.host(), shape.m, shape.cols, compute, false, x_dtype}, threshold, &on_host,
+                                    1);
           y.download(stream(), label);
-          const float* values = y.host<float>();
+          const std::vector<float> values = values_of(y);
           if (run == 0) {
+            const double tolerance = y_dtype == DType::bf16 ? 0x1p-7 : 4e-6;
             double scale = 1;
             for (int64_t i = 0; i < expected.count(); ++i) scale = std::max(scale, std::abs(double{expected.get(i)}));
             for (int64_t i = 0; i < expected.count(); ++i)
-              ASSERT_NEAR(values[i], expected.get(i), 4e-6 * scale) << label << " at " << i;
-            first.assign(values, values + y.count());
+              ASSERT_NEAR(values[static_cast<size_t>(i)], expected.get(i), tolerance * scale) << label << " at " << i;
+            first = values;
           } else {
-            ASSERT_TRUE(std::equal(first.begin(), first.end(), values)) << label << ": other bits in the second run";
+            ASSERT_EQ(first, values) << label << ": other bits in the second run";
           }
         }
       }

@@ -9,8 +9,9 @@ namespace nibble::kernels::reference {
 
 /// x (m, cols), each element rounded to the compute dtype.
 inline std::vector<float> rounded_input(const MatmulInput& input) {
-  std::vector<float> x(input.x, input.x + input.m * input.cols);
-  for (float& value : x) value = round_to(input.compute, value);
+  std::vector<float> x(static_cast<size_t>(input.m * input.cols));
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = round_to(input.compute, load(input.x, input.x_dtype, static_cast<int64_t>(i)));
   return x;
 }
 
@@ -21,11 +22,11 @@ inline double dot(const float* x, const float* w, int64_t cols) {
   return sum;
 }
 
-/// One rounding to fp32 after the bias; += rounds once more.
+/// One rounding to fp32 after the bias; += rounds once more, as does a narrower y.
 inline void put(const MatmulOutput& out, int64_t i, int64_t n, double sum) {
   const float y = static_cast<float>(out.bias ? sum + static_cast<double>(out.bias[n]) : sum);
-  float& target = out.y[i * out.y_stride + n];
-  target = out.accumulate ? target + y : y;
+  const int64_t at = i * out.y_stride + n;
+  store(out.y, out.y_dtype, at, out.accumulate ? load(out.y, out.y_dtype, at) + y : y);
 }
 
 /// For each job and weight row n: decode(job, n, w) fills w (cols), then y[i, n] = x_i . w for all i.

@@ -17,7 +17,7 @@ QuantizedInput quantize(const Context& context, const MatmulInput& input, float 
   const auto size = static_cast<size_t>(input.m * input.cols);
   QuantizedInput result{std::vector<int8_t>(size), std::vector<float>(static_cast<size_t>(input.m)), {}};
   std::vector<f16_t> x(size);
-  for (size_t i = 0; i < size; ++i) x[i] = to_f16(input.x[i]);
+  for (size_t i = 0; i < size; ++i) x[i] = to_f16(load(input.x, input.x_dtype, static_cast<int64_t>(i)));
   std::vector<uint8_t> is_outlier(static_cast<size_t>(input.cols));
   quantize_int8_rows(context, {x.data(), DType::f16, input.m, input.cols, threshold, result.q.data(),
                                result.absmax.data(), is_outlier.data()});
@@ -52,7 +52,7 @@ void matmul_int8(const Context& context, const MatmulInput& input, float thresho
         double sum =
             static_cast<double>(dot_int8(x.q.data() + i * input.cols, w, input.cols)) * scale / (127.0 * 127.0);
         for (const int64_t c : x.outliers)
-          sum += static_cast<double>(round_to(input.compute, input.x[i * input.cols + c])) *
+          sum += static_cast<double>(round_to(input.compute, load(input.x, input.x_dtype, i * input.cols + c))) *
                  static_cast<double>(decoded(c));
         put(job.out, i, n, sum);
       }

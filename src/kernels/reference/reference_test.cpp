@@ -67,6 +67,20 @@ TEST_F(Matmul, FourBitIsDenseWithTheDequantizedWeight) {
   }
 }
 
+TEST_F(Matmul, Bf16ActivationsAreReadExactlyAndWrittenRoundedOnce) {
+  std::vector<bf16_t> x, y(kM * kRows, to_bf16(1.5f));
+  std::vector<float> widened, expected(kM * kRows, 1.5f);
+  for (const float value : x_) {
+    x.push_back(to_bf16(value));
+    widened.push_back(to_float(x.back()));
+  }
+  const MatmulDenseJob narrow{w_.data(), DType::f32, kRows, {y.data(), kRows, nullptr, true, DType::bf16}};
+  reference().matmul_dense({}, {x.data(), kM, kCols, DType::f32, false, DType::bf16}, &narrow, 1);
+  const MatmulDenseJob wide{w_.data(), DType::f32, kRows, {expected.data(), kRows, nullptr, true}};
+  reference().matmul_dense({}, {widened.data(), kM, kCols, DType::f32}, &wide, 1);
+  for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(to_float(y[i]), to_float(to_bf16(expected[i]))) << i;
+}
+
 TEST_F(Matmul, DenseIsTheDotProductWithBiasAndAccumulation) {
   const std::vector<float> bias = normal(kRows, 3);
   const std::vector<float> start = normal(kM * 10, 4);

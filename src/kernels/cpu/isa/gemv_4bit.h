@@ -35,7 +35,7 @@ static void pack_chunks(const MatmulInput& input, Rounding rounding, int64_t chu
   for (int64_t i = 0; i < input.m; ++i)
     for (int64_t c = 0; c < chunks; ++c) {
       const int64_t begin = c * kChunkCodes, count = smaller(kChunkCodes, input.cols - begin);
-      const float* x = input.x + i * input.cols + begin;
+      const float* x = input.x_f32() + i * input.cols + begin;
       round_row(x, count, rounding, piece);
       for (int64_t k = count; k < kChunkCodes; ++k) piece[k] = 0;
       for (int t = 0; t < Chunk::kParts; ++t)

@@ -120,7 +120,7 @@ static void run_gemv_dense(const Context& context, const MatmulInput& input, Rou
   auto* x =
       static_cast<Element*>(scratch(Scratch::shared_input, input.m * stride * static_cast<int64_t>(sizeof(Element))));
   for (int64_t i = 0; i < input.m; ++i) {
-    round_row(input.x + i * input.cols, input.cols, rounding, x + i * stride);
+    round_row(input.x_f32() + i * input.cols, input.cols, rounding, x + i * stride);
     std::memset(x + i * stride + input.cols, 0, static_cast<size_t>(stride - input.cols) * sizeof(Element));
   }
   const auto row_bytes = input.cols * static_cast<int64_t>(sizeof(typename Lanes::Weight));

@@ -31,7 +31,7 @@ NIBBLE_INLINE bool is_outlier(const QuantizedX& q, float x) { return q.threshold
 /// One row of x rounded to fp16, in this thread's memory.
 const float* round_input_row(const QuantizedX& q, int64_t row) {
   auto* x = static_cast<float*>(scratch(Scratch::row, q.input->cols * 4));
-  round_row(q.input->x + row * q.input->cols, q.input->cols, Rounding::f16, x);
+  round_row(q.input->x_f32() + row * q.input->cols, q.input->cols, Rounding::f16, x);
   return x;
 }
 
@@ -94,7 +94,7 @@ void quantize_row(const QuantizedX& q, int64_t row, uint32_t* out, int64_t strid
     const int64_t column = q.columns[o];
     const bool apart = is_set_apart(q, column, x[column]);
     q.outlier_x[row * q.outliers + o] =
-        apart ? round_to(q.input->compute, q.input->x[(q.first + row) * cols + column]) : 0;
+        apart ? round_to(q.input->compute, q.input->x_f32()[(q.first + row) * cols + column]) : 0;
   }
 }
 

@@ -176,7 +176,7 @@ struct PackX {
     const int64_t begin = tile_begin(p.m, tile), rows = tile_begin(p.m, tile + 1) - begin;
     Element row[kPiece * Step::kPerDword];
     for (int64_t r = 0; r < rows; ++r) {
-      const float* x = p.input->x + (p.first + begin + r) * p.input->cols;
+      const float* x = p.input->x_f32() + (p.first + begin + r) * p.input->cols;
       for (int64_t k = 0; k < p.depth; k += kPiece) {
         const int64_t column = k * Step::kPerDword;
         const int64_t count = smaller(kPiece * Step::kPerDword, p.input->cols - column);
@@ -205,7 +205,7 @@ static void run_float_gemm(const Context& context, const MatmulInput& input, Rou
 
 /// y[i, n] (=, +=) value + bias[n].
 NIBBLE_INLINE void put(const MatmulOutput& out, int64_t i, int64_t n, float value) {
-  float* y = out.y + i * out.y_stride + n;
+  float* y = out.y_f32() + i * out.y_stride + n;
   if (out.bias) value += out.bias[n];
   *y = out.accumulate ? *y + value : value;
 }
@@ -214,7 +214,7 @@ NIBBLE_INLINE void put(const MatmulOutput& out, int64_t i, int64_t n, float valu
 [[maybe_unused]] static void store_float(const MatmulOutput& out, int64_t row, int64_t count, int64_t first_x,
                                          int64_t m, const float* c) {
   for (int64_t i = 0; i < m; ++i) {
-    float* y = out.y + (first_x + i) * out.y_stride + row;
+    float* y = out.y_f32() + (first_x + i) * out.y_stride + row;
     const float* values = c + i * kPanelRows;
     int64_t n = 0;
     for (; n + kLanes <= count; n += kLanes) {

@@ -11,7 +11,7 @@ inline constexpr int kAnyTile = 64, kAnyStep = 32;
 /// Decode: float operator()(int64_t row, int64_t column), in fp32; rounded to T here, as x is. T float: nothing is.
 template <typename T, typename Decode>
 __global__ void __launch_bounds__(256)
-    any_shape_kernel(const float* x, int64_t m, int64_t cols, int64_t rows, const __grid_constant__ Decode decode,
+    any_shape_kernel(const DeviceX x, int64_t m, int64_t cols, int64_t rows, const __grid_constant__ Decode decode,
                      const __grid_constant__ MatmulOutput out) {
   __shared__ float xs[kAnyStep][kAnyTile + 1], ws[kAnyStep][kAnyTile + 1];
   const int64_t first_row = int64_t{blockIdx.x} * kAnyTile, first_x = int64_t{blockIdx.y} * kAnyTile;
@@ -48,7 +48,7 @@ inline constexpr int kAnyFewRows = 4;
 /// The same for at most kAnyFewRows rows of x: a warp a weight row, lanes over columns.
 template <typename T, typename Decode>
 __global__ void __launch_bounds__(256)
-    any_shape_few_kernel(const float* x, int m, int64_t cols, int64_t rows, const __grid_constant__ Decode decode,
+    any_shape_few_kernel(const DeviceX x, int m, int64_t cols, int64_t rows, const __grid_constant__ Decode decode,
                          const __grid_constant__ MatmulOutput out) {
   const int lane = threadIdx.x % 32;
   const int64_t row = int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
@@ -76,17 +76,16 @@ void multiply_any_shape(const Context& context, const MatmulInput& input, int64_
   with_float_type(input.compute, [&](auto element) {
     using T = decltype(element);
     if (input.m <= kAnyFewRows && !input.batch_invariant) {
-      any_shape_few_kernel<T>
-          <<<blocks_for(rows, 8), 256, 0, stream>>>(input.x, static_cast<int>(input.m), input.cols, rows, decode, out);
+      any_shape_few_kernel<T><<<blocks_for(rows, 8), 256, 0, stream>>>(DeviceX(input), static_cast<int>(input.m),
+                                                                       input.cols, rows, decode, out);
       return;
     }
     constexpr int64_t kLimit = 65535 * int64_t{kAnyTile};
     for (int64_t i = 0; i < input.m; i += kLimit) {
-      MatmulOutput part = out;
-      part.y += i * out.y_stride;
-      const int64_t m = input.m - i < kLimit ? input.m - i : kLimit;
-      const dim3 grid(blocks_for(rows, kAnyTile), blocks_for(m, kAnyTile));
-      any_shape_kernel<T><<<grid, 256, 0, stream>>>(input.x + i * input.cols, m, input.cols, rows, decode, part);
+      const MatmulInput part = rows_of(input, i, input.m - i < kLimit ? input.m - i : kLimit);
+      const dim3 grid(blocks_for(rows, kAnyTile), blocks_for(part.m, kAnyTile));
+      any_shape_kernel<T>
+          <<<grid, 256, 0, stream>>>(DeviceX(part), part.m, input.cols, rows, decode, output_from(out, i, 0));
     }
   });
 }

@@ -11,7 +11,7 @@ namespace nibble::kernels::cuda {
 
 struct FewRowsArgs {
   DeviceJobs jobs;
-  const float* x;  // (m, cols)
+  DeviceX x;  // (m, cols)
   int m, cols;
   float book[16];    // 4 bits: the code book times a factor
   float book_scale;  // and what the sums are multiplied by in return
@@ -139,9 +139,9 @@ template <typename T>
 __device__ __forceinline__ void stage_rounded(const FewRowsArgs& args, T* x, int padded) {
   constexpr int kLoads = 4;
   const int quads = padded / 4, threads = blockDim.x;
-  const bool is_aligned = args.cols % 4 == 0 && reinterpret_cast<uint64_t>(args.x) % 16 == 0;
+  const bool is_aligned = args.cols % 4 == 0 && reinterpret_cast<uint64_t>(args.x.data) % 16 == 0;
   for (int i = 0; i < args.m; ++i) {
-    const float* row = args.x + int64_t{i} * args.cols;
+    const int64_t row = int64_t{i} * args.cols;
     for (int first = threadIdx.x; first < quads; first += kLoads * threads) {
       float4 values[kLoads];
 #pragma unroll
@@ -149,12 +149,12 @@ __device__ __forceinline__ void stage_rounded(const FewRowsArgs& args, T* x, int
         const int c = (first + j * threads) * 4;
         values[j] = make_float4(0, 0, 0, 0);
         if (is_aligned && c < args.cols) {
-          values[j] = *reinterpret_cast<const float4*>(row + c);
+          values[j] = args.x.four_at(row + c);
         } else {
-          if (c < args.cols) values[j].x = row[c];
-          if (c + 1 < args.cols) values[j].y = row[c + 1];
-          if (c + 2 < args.cols) values[j].z = row[c + 2];
-          if (c + 3 < args.cols) values[j].w = row[c + 3];
+          if (c < args.cols) values[j].x = args.x[row + c];
+          if (c + 1 < args.cols) values[j].y = args.x[row + c + 1];
+          if (c + 2 < args.cols) values[j].z = args.x[row + c + 2];
+          if (c + 3 < args.cols) values[j].w = args.x[row + c + 3];
         }
       }
 #pragma unroll

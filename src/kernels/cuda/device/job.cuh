@@ -35,11 +35,56 @@ struct DeviceJobs {
   }
 };
 
+/// The activations on the left, f32 or bf16.
+struct DeviceX {
+  const void* data;
+  bool is_bf16;
+
+  explicit DeviceX(const MatmulInput& input) : data(input.x), is_bf16(input.x_dtype == DType::bf16) {}
+  DeviceX() = default;
+
+  __device__ __forceinline__ float operator[](int64_t i) const {
+    return is_bf16 ? to_float(static_cast<const __nv_bfloat16*>(data)[i]) : static_cast<const float*>(data)[i];
+  }
+  /// Elements i to i + 3, aligned to their whole size.
+  __device__ __forceinline__ float4 four_at(int64_t i) const {
+    if (!is_bf16) return *reinterpret_cast<const float4*>(static_cast<const float*>(data) + i);
+    const uint2 v = *reinterpret_cast<const uint2*>(static_cast<const __nv_bfloat16*>(data) + i);
+    return make_float4(__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u), __uint_as_float(v.y << 16),
+                       __uint_as_float(v.y & 0xffff0000u));
+  }
+};
+
+/// `target` (=, or += if accumulate) sum.
+template <typename T>
+__device__ __forceinline__ void put_at(T* target, float sum, bool accumulate) {
+  *target = from_float<T>(accumulate ? to_float(*target) + sum : sum);
+}
+
 /// y[i, n] from a finished sum.
 __device__ __forceinline__ void put(const MatmulOutput& out, int64_t i, int64_t n, float sum) {
   if (out.bias) sum += out.bias[n];
-  float& target = out.y[i * out.y_stride + n];
-  target = out.accumulate ? target + sum : sum;
+  const int64_t at = i * out.y_stride + n;
+  if (out.y_dtype == DType::bf16)
+    put_at(static_cast<__nv_bfloat16*>(out.y) + at, sum, out.accumulate);
+  else
+    put_at(static_cast<float*>(out.y) + at, sum, out.accumulate);
+}
+
+/// `count` rows of x from `first` on.
+inline MatmulInput rows_of(const MatmulInput& input, int64_t first, int64_t count) {
+  MatmulInput part = input;
+  part.x = static_cast<const uint8_t*>(input.x) + first * input.cols * size_of(input.x_dtype);
+  part.m = count;
+  return part;
+}
+
+/// The output from y[row, column] on.
+inline MatmulOutput output_from(const MatmulOutput& out, int64_t row, int64_t column) {
+  MatmulOutput part = out;
+  part.y = static_cast<uint8_t*>(out.y) + (row * out.y_stride + column) * size_of(out.y_dtype);
+  if (out.bias) part.bias += column;
+  return part;
 }
 
 /// Fills in everything but the weights.

@@ -63,7 +63,7 @@ int64_t few_rows_limit(const Context& context, int64_t cols) {
 /// args: jobs and what Weights reads; the rest is filled in here.
 template <typename Weights>
 void launch_few_rows(const Context& context, const MatmulInput& input, FewRowsArgs& args) {
-  args.x = input.x;
+  args.x = DeviceX(input);
   args.m = static_cast<int>(input.m);
   args.cols = static_cast<int>(input.cols);
   args.x_stride = few_rows_stride<Weights>(input.cols);
@@ -80,12 +80,8 @@ template <typename Weights>
 void launch_few_rows_each(const Context& context, const MatmulInput& input, FewRowsArgs& args, int64_t limit) {
   const DeviceJobs jobs = args.jobs;
   for (int64_t first = 0; first < input.m; first += limit) {
-    MatmulInput part = input;
-    part.x = input.x + first * input.cols;
-    part.m = std::min(limit, input.m - first);
-    for (int j = 0; j < jobs.count; ++j)
-      args.jobs.jobs[j].out.y = jobs.jobs[j].out.y + first * jobs.jobs[j].out.y_stride;
-    launch_few_rows<Weights>(context, part, args);
+    for (int j = 0; j < jobs.count; ++j) args.jobs.jobs[j].out = output_from(jobs.jobs[j].out, first, 0);
+    launch_few_rows<Weights>(context, rows_of(input, first, std::min(limit, input.m - first)), args);
   }
 }
 
@@ -146,8 +142,10 @@ struct TileLaunch {
     args.x_blocks = static_cast<int>(x_blocks);
     int64_t blocks = 0;
     for (const ExpandedAbsmax& job : args.absmax) blocks = std::max(blocks, job.blocks);
-    prepare_kernel<T, kOrder>
-        <<<x_blocks + blocks_for(blocks, 256 * 4, most), 256, 0, stream_of(context.stream)>>>(args);
+    with_x_type(input, [&](auto element) {
+      prepare_kernel<T, kOrder, decltype(element)>
+          <<<x_blocks + blocks_for(blocks, 256 * 4, most), 256, 0, stream_of(context.stream)>>>(args);
+    });
   }
 };
 

@@ -116,27 +116,34 @@ __device__ __forceinline__ void leave_partial(const TileArgs& args, const Acc (&
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(args.flags + block), "r"(1u) : "memory");
 }
 
-/// y[i, n] for a thread's sums: rows `row` and 8 on, every eighth pair of columns from `first`.
-template <typename Acc, int kCount, typename Finish>
-__device__ __forceinline__ void store_sums(const TileArgs& args, const DeviceJob& job, int row, int first,
-                                           const Acc (&sums)[kCount], const Finish& finish) {
+/// y[i, n] for a thread's sums: rows `row` and 8 on, every eighth pair of columns from `first`. Y: y's elements.
+template <typename Y, typename Acc, int kCount, typename Finish>
+__device__ __forceinline__ void store_sums_as(const TileArgs& args, const DeviceJob& job, int row, int first,
+                                              const Acc (&sums)[kCount], const Finish& finish) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int n = row + 8 * half;
     if (n >= job.rows) continue;
     const float bias = job.out.bias ? job.out.bias[n] : 0.0f;
-    float* y = job.out.y + int64_t{first} * job.out.y_stride + n;
+    Y* y = static_cast<Y*>(job.out.y) + int64_t{first} * job.out.y_stride + n;
 #pragma unroll
     for (int j = 0; j < kCount / 4; ++j, y += 8 * job.out.y_stride)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int i = first + 8 * j + c;
         if (i >= args.m) continue;
-        float* target = y + c * job.out.y_stride;
-        const float sum = finish(sums[4 * j + 2 * half + c], i, n) + bias;
-        *target = job.out.accumulate ? *target + sum : sum;
+        put_at(y + c * job.out.y_stride, finish(sums[4 * j + 2 * half + c], i, n) + bias, job.out.accumulate);
       }
   }
+}
+
+template <typename Acc, int kCount, typename Finish>
+__device__ __forceinline__ void store_sums(const TileArgs& args, const DeviceJob& job, int row, int first,
+                                           const Acc (&sums)[kCount], const Finish& finish) {
+  if (job.out.y_dtype == DType::bf16)
+    store_sums_as<__nv_bfloat16>(args, job, row, first, sums, finish);
+  else
+    store_sums_as<float>(args, job, row, first, sums, finish);
 }
 
 /// The products of kGroups warp groups.

@@ -20,7 +20,7 @@ struct ExpandedAbsmax {
 };
 
 struct PrepareArgs {
-  const float* x;
+  const void* x;
   int m, cols, chunks, columns;  // columns: rows of x a tile
   int64_t count;                 // of 16-byte pieces
   uint4* out;
@@ -38,7 +38,7 @@ __device__ __forceinline__ void expand_absmax(const PrepareArgs& args) {
 }
 
 /// out[column tile][chunk][8 columns: 16 of them][row]: 16 bytes. Zeros past m and cols; cols a multiple of 8.
-template <typename T, ColumnOrder kOrder>
+template <typename T, ColumnOrder kOrder, typename From>
 __global__ void __launch_bounds__(256) prepare_kernel(const __grid_constant__ PrepareArgs args) {
   allow_next_launch_where_possible();
   if (static_cast<int>(blockIdx.x) >= args.x_blocks) {
@@ -56,9 +56,9 @@ __global__ void __launch_bounds__(256) prepare_kernel(const __grid_constant__ Pr
       const int column = chunk * kTileChunk +
                          (kOrder == ColumnOrder::runs_of_32 ? quad * 32 + 2 * k8 : k8 / 4 * 32 + quad * 8 + k8 % 4 * 2);
       const bool is_inside = row < args.m && column < args.cols;
-      const float* from = args.x + int64_t{row} * args.cols + column;
-      values[2 * quad] = is_inside ? from[0] : 0.0f;
-      values[2 * quad + 1] = is_inside ? from[1] : 0.0f;
+      const From* from = static_cast<const From*>(args.x) + int64_t{row} * args.cols + column;
+      values[2 * quad] = is_inside ? to_float(from[0]) : 0.0f;
+      values[2 * quad + 1] = is_inside ? to_float(from[1]) : 0.0f;
     }
     uint4 v;
     T* to = reinterpret_cast<T*>(&v);
@@ -70,29 +70,44 @@ __global__ void __launch_bounds__(256) prepare_kernel(const __grid_constant__ Pr
 }
 
 /// x rounded to T as it lies; count a multiple of 8, out 16-byte aligned.
-template <typename T>
-__global__ void __launch_bounds__(256) round_kernel(const float* x, int64_t count, T* out) {
+template <typename T, typename From>
+__global__ void __launch_bounds__(256) round_kernel(const From* x, int64_t count, T* out) {
   const bool is_aligned = reinterpret_cast<uint64_t>(x) % 16 == 0;
   for (int64_t i = (int64_t{blockIdx.x} * 256 + threadIdx.x) * 8; i < count; i += int64_t{gridDim.x} * 2048) {
     float values[8];
     if (is_aligned) {
-      const float4 first = *reinterpret_cast<const float4*>(x + i),
-                   second = *reinterpret_cast<const float4*>(x + i + 4);
-      values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
-      values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
+      Vector8<From>::load(x + i).unpack(values);
     } else {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) values[j] = x[i + j];
+      for (int j = 0; j < 8; ++j) values[j] = to_float(x[i + j]);
     }
     *reinterpret_cast<uint4*>(out + i) = Vector8<T>::pack(values).words[0];
   }
 }
 
+/// Calls body(T{}) with the element type of x.
+template <typename Body>
+void with_x_type(const MatmulInput& input, const Body& body) {
+  if (input.x_dtype == DType::bf16)
+    body(__nv_bfloat16{});
+  else
+    body(float{});
+}
+
+/// True if x lies as cuBLASLt wants it for products of T.
+template <typename T>
+bool is_rounded(const MatmulInput& input) {
+  return __is_same(T, __nv_bfloat16) && input.x_dtype == DType::bf16 && is_aligned(input.x, 16);
+}
+
 template <typename T>
 void round_x(const Context& context, const MatmulInput& input, T* out) {
   const int64_t count = input.m * input.cols;
-  round_kernel<T><<<blocks_for(count, 2048, int64_t{context.multiprocessors} * 8), 256, 0, stream_of(context.stream)>>>(
-      input.x, count, out);
+  with_x_type(input, [&](auto element) {
+    using From = decltype(element);
+    round_kernel<<<blocks_for(count, 2048, int64_t{context.multiprocessors} * 8), 256, 0, stream_of(context.stream)>>>(
+        static_cast<const From*>(input.x), count, out);
+  });
 }
 
 inline int64_t padded_to_256(int64_t size) { return (size + 255) / 256 * 256; }

@@ -122,11 +122,10 @@ class FewRowsInt8 : public FewRowsPlain<1> {
     float* scales = reinterpret_cast<float*>(shared.extra);
     float* maxima = reinterpret_cast<float*>(shared.sums);
     for (int i = 0; i < args.m; ++i) {
-      const float* row = args.x + int64_t{i} * args.cols;
       float maximum = 0;
 #pragma unroll 4
       for (int c = threadIdx.x; c < args.cols; c += blockDim.x) {
-        const float value = __half2float(__float2half_rn(row[c]));
+        const float value = __half2float(__float2half_rn(args.x[int64_t{i} * args.cols + c]));
         if (is_outlier(value, args.threshold))
           flags[c] = 1;
         else
