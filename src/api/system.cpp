@@ -54,6 +54,8 @@ std::vector<KernelRow> kernel_rows() {
       NIBBLE_ROW(split_heads),
       NIBBLE_ROW(softcap),
       NIBBLE_ROW(argmax),
+      NIBBLE_ROW(penalize),
+      NIBBLE_ROW(top_candidates),
       NIBBLE_ROW(route_experts),
       NIBBLE_ROW(scatter_add_rows),
 #undef NIBBLE_ROW

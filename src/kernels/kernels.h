@@ -13,6 +13,7 @@
 #include "base/thread_pool.h"
 #include "kernels/gradients.h"
 #include "kernels/optimizer_step.h"
+#include "kernels/sampling.h"
 #include "nibble/types.h"
 #include "quant/format.h"
 
@@ -388,6 +389,8 @@ struct Kernels {
   Entry<SplitHeadsArgs> split_heads = nullptr;
   Entry<SoftcapArgs> softcap = nullptr;
   Entry<ArgmaxArgs> argmax = nullptr;
+  Entry<PenalizeArgs> penalize = nullptr;
+  Entry<TopCandidatesArgs> top_candidates = nullptr;
   Entry<RouteExpertsArgs> route_experts = nullptr;
   Entry<ScatterAddRowsArgs> scatter_add_rows = nullptr;
   // Training (gradients.h).

@@ -67,6 +67,8 @@ kernels::Kernels wrapped() {
   NIBBLE_WRAP(split_heads);
   NIBBLE_WRAP(softcap);
   NIBBLE_WRAP(argmax);
+  NIBBLE_WRAP(penalize);
+  NIBBLE_WRAP(top_candidates);
   NIBBLE_WRAP(route_experts);
   NIBBLE_WRAP(scatter_add_rows);
   NIBBLE_WRAP(optimizer_step_32bit);

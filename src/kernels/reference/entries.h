@@ -26,6 +26,8 @@ void embed(const Context&, const EmbedArgs&);
 void split_heads(const Context&, const SplitHeadsArgs&);
 void softcap(const Context&, const SoftcapArgs&);
 void argmax(const Context&, const ArgmaxArgs&);
+void penalize(const Context&, const PenalizeArgs&);
+void top_candidates(const Context&, const TopCandidatesArgs&);
 void route_experts(const Context&, const RouteExpertsArgs&);
 void scatter_add_rows(const Context&, const ScatterAddRowsArgs&);
 void input_gradient(const Context&, const InputGradientArgs&);
