@@ -1,4 +1,4 @@
-// nibble quantize, dequantize and convert: one checkpoint in, another out.
+// nibble quantize, dequantize, merge and convert: one checkpoint in, another out.
 #include <iostream>
 
 #include "command.h"
@@ -83,6 +83,32 @@ void add_dequantize(CLI::App& app, Action& action) {
     action = [arguments] {
       return print_report(dequantize_checkpoint(resolve_model(arguments->model), arguments->out,
                                                 dtype_from_name(arguments->dtype), arguments->threads, progress_bar()),
+                          *arguments);
+    };
+  });
+}
+
+void add_merge(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<CheckpointArguments>();
+  auto adapter = std::make_shared<std::string>();
+  auto options = std::make_shared<MergeOptions>();
+  auto* command = app.add_subcommand("merge", "Add a LoRA adapter to the weights of its model");
+  command->add_option("MODEL", arguments->model, "What the adapter was trained on")->required();
+  command->add_option("ADAPTER", *adapter, "Directory of a LoRA adapter, by PEFT or `nibble finetune`")->required();
+  command->add_option("OUT", arguments->out, "Directory to write; must not exist or be empty")->required();
+  auto* dtype = command->add_option("--dtype", arguments->dtype, "bfloat16, float16 or float32 (the model's own)");
+  command->add_flag("--requantize", options->requantize,
+                    "A quantized model stays so, with the loss of quantizing again; otherwise 16 bits are written");
+  command->add_option("--max-shard-size", arguments->shard_size,
+                      "Split the weights into files of at most this size (5GB)");
+  command->add_option("--threads", options->threads, "CPU threads (0: all)");
+  command->add_flag("--json", arguments->json, "One JSON object instead of text");
+  command->callback([&action, arguments, adapter, options, dtype] {
+    action = [arguments, adapter, options, dtype] {
+      if (dtype->count() > 0) options->dtype = dtype_from_name(arguments->dtype);
+      options->max_shard_size_bytes = parse_size(arguments->shard_size, "--max-shard-size");
+      options->progress = progress_bar();
+      return print_report(merge_checkpoint(resolve_model(arguments->model), *adapter, arguments->out, *options),
                           *arguments);
     };
   });

@@ -8,9 +8,9 @@
 namespace nibble::cli {
 namespace {
 
-constexpr Command kCommands[] = {{add_info},       {add_inspect}, {add_plan},     {add_quantize},
-                                 {add_dequantize}, {add_convert}, {add_generate}, {add_tokenize},
-                                 {add_perplexity}, {add_bench},   {add_chat},     {add_finetune}};
+constexpr Command kCommands[] = {{add_info},    {add_inspect},  {add_plan},     {add_quantize},   {add_dequantize},
+                                 {add_convert}, {add_generate}, {add_tokenize}, {add_perplexity}, {add_bench},
+                                 {add_chat},    {add_finetune}, {add_merge}};
 
 /// First Ctrl-C: stop at a safe point and clean up. A second one ends the process at once.
 void on_signal(int signal) {

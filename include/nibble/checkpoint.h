@@ -1,4 +1,5 @@
-// Whole-checkpoint work: quantize, dequantize, convert from GGUF. Every output directory appears whole or not at all.
+// Whole-checkpoint work: quantize, dequantize, merge an adapter, convert from GGUF. Every output directory appears
+// whole or not at all.
 #pragma once
 
 #include <cstdint>
@@ -45,6 +46,22 @@ CheckpointReport quantize_checkpoint(const std::filesystem::path& model, const s
 /// The way back: every quantized tensor to `dtype`, quantization_config removed from config.json.
 CheckpointReport dequantize_checkpoint(const std::filesystem::path& model, const std::filesystem::path& out,
                                        DType dtype = DType::bf16, int threads = 0, const Progress& progress = {});
+
+struct MergeOptions {
+  /// Of the weights; nullopt: the model's own type.
+  std::optional<DType> dtype{};
+  /// A quantized model stays so: what the adapter changes is dequantized, changed and quantized again, as PEFT's merge
+  /// does, with its loss. Otherwise a plain checkpoint is written.
+  bool requantize = false;
+  int64_t max_shard_size_bytes = int64_t{5} << 30;
+  int threads = 0;
+  Progress progress{};
+};
+
+/// Adds an adapter that PEFT or finetune wrote to the weights of the model it was trained on.
+/// Errors: as load_adapter; invalid_argument if `out` exists, or for requantize where the model is not quantized.
+CheckpointReport merge_checkpoint(const std::filesystem::path& model, const std::filesystem::path& adapter,
+                                  const std::filesystem::path& out, const MergeOptions& options = {});
 
 /// A GGUF file as a Hugging Face directory (config.json, tokenizer, weights in `dtype`).
 /// Errors: corrupt_file, unsupported (architecture or tensor type, named).

@@ -1,10 +1,12 @@
 // Adapters beside the weights: the logits of PEFT, switching, and the base model again.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 
 #include "base/error.h"
 #include "checkpoint/checkpoint.h"
+#include "nibble/checkpoint.h"
 #include "nibble/model.h"
 
 namespace nibble {
@@ -13,12 +15,14 @@ namespace {
 namespace fs = std::filesystem;
 const fs::path kModels = fs::path(NIBBLE_TEST_DATA) / "models", kTraining = fs::path(NIBBLE_TEST_DATA) / "training";
 
-AutoModelForCausalLM load(const std::string& name) {
+AutoModelForCausalLM load_from(const fs::path& path) {
   LoadOptions options;
   options.dtype = DType::f32;
   options.threads = 2;
-  return AutoModelForCausalLM::from_pretrained(kModels / name, options);
+  return AutoModelForCausalLM::from_pretrained(path, options);
 }
+
+AutoModelForCausalLM load(const std::string& name) { return load_from(kModels / name); }
 
 std::vector<int32_t> prompt_of(const Checkpoint& goldens) {
   const Tensor ids = goldens.get("ids"), lengths = goldens.get("lengths");
@@ -64,6 +68,82 @@ TEST(AdapterApi, SwitchedAndTakenOff) {
   EXPECT_THROW(model.load_adapter(kTraining / "llama", "policy"), Error);
   EXPECT_THROW(model.load_adapter(kTraining / "gpt2", "other"), Error);
   EXPECT_EQ(model.logits(prompt), adapted);
+}
+
+/// A folder that goes when the test ends.
+struct Scratch {
+  fs::path path = fs::temp_directory_path() / ("nibble-merge-" + std::to_string(::getpid()));
+  Scratch() {
+    fs::remove_all(path);
+    fs::create_directories(path);
+  }
+  ~Scratch() { fs::remove_all(path); }
+};
+
+TEST(Merge, LogitsOfTheMergedModelAreThoseOfPeft) {
+  for (const auto& entry : fs::directory_iterator(kTraining)) {
+    const std::string name = entry.path().filename().string();
+    SCOPED_TRACE(name);
+    Scratch scratch;
+    const auto goldens = Checkpoint::open(entry.path() / "goldens.safetensors");
+    merge_checkpoint(kModels / name, entry.path(), scratch.path / "out", {.dtype = DType::f32, .threads = 2});
+    LoadOptions options;
+    options.dtype = DType::f32;
+    AutoModelForCausalLM model = AutoModelForCausalLM::from_pretrained(scratch.path / "out", options);
+    EXPECT_LT(relative_error(model.logits(prompt_of(*goldens)), goldens->get("logits")), 1e-4);
+  }
+}
+
+/// The share of equal bytes; for scales, how near they are.
+double equal_share(const Tensor& a, const Tensor& b) {
+  if (a.size_bytes() != b.size_bytes()) return 0;
+  if (a.dtype() == DType::f32) return 1 - relative_error({a.as<float>(), a.as<float>() + a.count()}, b);
+  int64_t equal = 0;
+  for (size_t i = 0; i < a.bytes().size(); ++i) equal += a.bytes()[i] == b.bytes()[i] ? 1 : 0;
+  return static_cast<double>(equal) / static_cast<double>(a.size_bytes());
+}
+
+/// PEFT rounds the update to the weight's type before adding it, so that a code may differ here and there.
+TEST(Merge, QuantizedModelsAsPeftMergesThem) {
+  for (const std::string name : {"llama-nf4-dq", "llama-int8"}) {
+    SCOPED_TRACE(name);
+    Scratch scratch;
+    merge_checkpoint(kModels / name, kTraining / "llama", scratch.path / "out", {.requantize = true, .threads = 2});
+    const auto merged = Checkpoint::open(scratch.path / "out"),
+               goldens = Checkpoint::open(fs::path(NIBBLE_TEST_DATA) / "merged" / (name + ".safetensors")),
+               before = Checkpoint::open(kModels / name);
+    for (const TensorInfo& info : before->tensors()) EXPECT_NE(merged->find(info.name), nullptr) << info.name;
+    ASSERT_GE(goldens->tensors().size(), 2u);
+    for (const TensorInfo& info : goldens->tensors())
+      EXPECT_GT(equal_share(merged->get(info.name), goldens->get(info.name)), 0.92) << info.name;
+    const std::string same = "model.layers.0.mlp.up_proj.weight";  // the adapter leaves it alone
+    EXPECT_EQ(equal_share(merged->get(same), before->get(same)), 1);
+    AutoModelForCausalLM model = load_from(scratch.path / "out");
+    EXPECT_EQ(model.logits(std::vector<int32_t>{3, 4}).size(), 2u * 160);
+  }
+}
+
+TEST(Merge, AQuantizedModelIsWrittenPlain) {
+  Scratch scratch;
+  const auto report = merge_checkpoint(kModels / "llama-nf4-dq", kTraining / "llama", scratch.path / "out");
+  EXPECT_EQ(report.quantized_tensors, 0);
+  AutoModelForCausalLM beside = load_from(kModels / "llama-nf4-dq"), merged = load_from(scratch.path / "out");
+  beside.load_adapter(kTraining / "llama");
+  const std::vector<int32_t> prompt{3, 4, 5, 6, 7};
+  const auto expected = beside.logits(prompt);
+  Tensor tensor(DType::f32, {static_cast<int64_t>(expected.size())});
+  std::copy(expected.begin(), expected.end(), tensor.as<float>());
+  EXPECT_LT(relative_error(merged.logits(prompt), tensor), 2e-2);
+}
+
+TEST(Merge, RefusesWhatDoesNotFit) {
+  Scratch scratch;
+  EXPECT_THROW(merge_checkpoint(kModels / "llama", kTraining / "gpt2", scratch.path / "out"), Error);
+  EXPECT_THROW(merge_checkpoint(kModels / "llama", kTraining / "llama", scratch.path / "out", {.requantize = true}),
+               Error);
+  EXPECT_THROW(merge_checkpoint(kModels / "llama", kTraining / "llama", kModels / "llama"), Error);
+  EXPECT_THROW(merge_checkpoint(kModels / "llama", kTraining / "nothing", scratch.path / "out"), Error);
+  EXPECT_FALSE(fs::exists(scratch.path / "out"));
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 
 #include <chrono>
 
+#include "adapters/merge.h"
+#include "adapters/peft_files.h"
 #include "api/model_source.h"
 #include "base/error.h"
 #include "base/output.h"
@@ -116,13 +118,49 @@ CheckpointReport dequantize_checkpoint(const fs::path& model, const fs::path& ou
   const ops::Backend backend(threads);
   const std::vector<PlannedTensor> planned = models::plan_dequantized(spec, dtype);
   SafetensorsWriter writer(directory.path(), planned, int64_t{5} << 30);
-  const int64_t quantized = models::write_dequantized(spec, *source.checkpoint, dtype, backend, writer, progress);
+  const int64_t quantized = models::write_dequantized(spec, spec, *source.checkpoint, dtype, backend, writer, progress);
   writer.finish();
   api::write_config(models::dequantized_config(source.config, dtype), directory.path());
   api::copy_companions(source, directory.path());
   const int64_t bytes_out = writer.bytes_written();
   directory.commit();
   return timer.finish(source.checkpoint->size_bytes(), bytes_out, static_cast<int64_t>(planned.size()), quantized);
+}
+
+CheckpointReport merge_checkpoint(const fs::path& model, const fs::path& adapter_path, const fs::path& out,
+                                  const MergeOptions& options) {
+  const ReportTimer timer;
+  if (options.dtype) require_float(*options.dtype);
+  const api::ModelSource source = api::open_source(resolve_model(model.string()), options.dtype);
+  const auto quantization = models::read_quantization_config(source.config, source.config_name);
+  require(!options.requantize || quantization, "requantize: {}: the model is not quantized", source.config_name);
+  models::ModelSpec stored = models::build_spec(source.config, source.config_name);
+  models::untie_different(stored, *source.checkpoint);
+  const adapters::Adapter adapter = adapters::read_adapter(stored, adapter_path);
+  const ops::Backend backend(options.threads);
+  const models::ParameterEdits edits = adapters::edits_of(adapter, backend);
+  const models::ModelSpec spec = adapters::untie_edited(stored, edits);
+  const DType dtype = dtype_or_config(source, options.dtype);
+  AtomicDirectory directory(out);
+  const auto plan = options.requantize ? models::plan_of_stored(stored, *source.checkpoint, *quantization)
+                                       : models::QuantizationPlan{};
+  const std::vector<PlannedTensor> planned =
+      options.requantize ? models::plan_quantized(spec, plan, dtype) : models::plan_dequantized(spec, dtype);
+  SafetensorsWriter writer(directory.path(), planned, options.max_shard_size_bytes);
+  const int64_t quantized = options.requantize
+                                ? models::write_requantized(spec, stored, *source.checkpoint, plan, dtype, backend,
+                                                            writer, options.progress, edits)
+                                : models::write_dequantized(spec, stored, *source.checkpoint, dtype, backend, writer,
+                                                            options.progress, &edits);
+  writer.finish();
+  Json config = options.requantize ? models::quantized_config(source.config, spec, plan, dtype)
+                                   : models::dequantized_config(source.config, dtype);
+  if (spec.tied.size() != stored.tied.size()) config["tie_word_embeddings"] = false;
+  api::write_config(config, directory.path());
+  api::copy_companions(source, directory.path());
+  directory.commit();
+  return timer.finish(source.checkpoint->size_bytes(), writer.bytes_written(), static_cast<int64_t>(planned.size()),
+                      options.requantize ? quantized : 0);
 }
 
 CheckpointReport convert_gguf(const fs::path& gguf, const fs::path& out, DType dtype, const Progress& progress) {

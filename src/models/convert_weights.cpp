@@ -1,6 +1,8 @@
 // Plans name every tensor first, since a safetensors header precedes the data; writers then stream in that order.
 #include "models/convert_weights.h"
 
+#include <algorithm>
+
 #include "base/cancel.h"
 #include "base/checked.h"
 #include "base/error.h"
@@ -42,6 +44,42 @@ std::vector<Parameter> stored_parameters(const ModelSpec& spec, const Quantizati
   return result;
 }
 
+/// What the checkpoint holds of a parameter; a tied one under the name of the tensor it shares.
+StoredWeight find_parameter(const Checkpoint& checkpoint, const ModelSpec& stored, const Parameter& parameter) {
+  return find_stored(checkpoint, stored, resolve_tied(stored, parameter.name), parameter.shape,
+                     parameter.is_transposed);
+}
+
+/// A stored weight as `dtype`, a linear layer's as (out, in).
+Tensor plain_weight(const Checkpoint& checkpoint, const StoredWeight& found, const Parameter& parameter, DType dtype,
+                    const ops::Backend& backend) {
+  if (!found.is_quantized()) {
+    const Tensor tensor = checkpoint.get(found.name).to(dtype);
+    return parameter.is_transposed ? tensor.transposed() : tensor;
+  }
+  const nn::Weight weight = weight_from_stored(found, {});
+  if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight))
+    return backend.to_host(ops::dequantize_4bit(backend, packed->weight, dtype));
+  return backend.to_host(ops::dequantize_int8(backend, std::get<nn::WeightInt8>(weight).weight, dtype));
+}
+
+/// The weight after `edits`, which always get memory of their own.
+Tensor edited_weight(const Checkpoint& checkpoint, const StoredWeight& found, const Parameter& parameter, DType dtype,
+                     const ops::Backend& backend, const ParameterEdits& edits) {
+  const Tensor plain = plain_weight(checkpoint, found, parameter, DType::f32, backend);
+  Tensor copy(DType::f32, plain.shape());
+  std::copy_n(plain.as<float>(), plain.count(), copy.as<float>());
+  edits.apply(parameter.name, copy);
+  return copy.to(dtype);
+}
+
+void write_weight(const Parameter& parameter, const nn::Weight& weight, SafetensorsWriter& writer) {
+  if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight))
+    write_4bit(parameter.file_name, packed->weight, state_json_room(packed->weight), writer);
+  else
+    write_int8(parameter.file_module, parameter.file_name, std::get<nn::WeightInt8>(weight).weight, writer);
+}
+
 }  // namespace
 
 std::vector<PlannedTensor> plan_quantized(const ModelSpec& spec, const QuantizationPlan& plan, DType dtype) {
@@ -76,11 +114,7 @@ int64_t write_quantized(const ModelSpec& spec, const Checkpoint& checkpoint, con
       writer.write(parameter.file_name, tensor.bytes());
     } else {
       if (parameter.is_transposed) tensor = tensor.transposed();
-      const nn::Weight weight = nn::to_host(backend, quantize_weight(backend, tensor, plan.config));
-      if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight))
-        write_4bit(parameter.file_name, packed->weight, state_json_room(packed->weight), writer);
-      else
-        write_int8(parameter.file_module, parameter.file_name, std::get<nn::WeightInt8>(weight).weight, writer);
+      write_weight(parameter, nn::to_host(backend, quantize_weight(backend, tensor, plan.config)), writer);
       ++quantized;
     }
     checkpoint.release(stored.name);
@@ -96,31 +130,71 @@ std::vector<PlannedTensor> plan_dequantized(const ModelSpec& spec, DType dtype) 
   return tensors;
 }
 
-int64_t write_dequantized(const ModelSpec& spec, const Checkpoint& checkpoint, DType dtype, const ops::Backend& backend,
-                          SafetensorsWriter& writer, const Progress& progress) {
+int64_t write_dequantized(const ModelSpec& spec, const ModelSpec& stored, const Checkpoint& checkpoint, DType dtype,
+                          const ops::Backend& backend, SafetensorsWriter& writer, const Progress& progress,
+                          const ParameterEdits* edits) {
   const auto parameters = stored_parameters(spec, {}, dtype);
-  Steps steps{progress, "dequantizing", parameters.size()};
+  Steps steps{progress, edits ? "merging" : "dequantizing", parameters.size()};
   int64_t dequantized = 0;
   for (const Parameter& parameter : parameters) {
     steps.next();
-    const StoredWeight stored = find_stored(checkpoint, spec, parameter.name, parameter.shape, parameter.is_transposed);
-    Tensor tensor;
-    if (!stored.is_quantized()) {
-      tensor = checkpoint.get(stored.name).to(parameter.dtype);
-    } else {
-      const nn::Weight weight = weight_from_stored(stored, {});
-      if (const auto* packed = std::get_if<nn::Weight4Bit>(&weight))
-        tensor = backend.to_host(ops::dequantize_4bit(backend, packed->weight, dtype));
-      else
-        tensor = backend.to_host(ops::dequantize_int8(backend, std::get<nn::WeightInt8>(weight).weight, dtype));
-      if (parameter.is_transposed) tensor = tensor.transposed();
-      ++dequantized;
-    }
+    const StoredWeight found = find_parameter(checkpoint, stored, parameter);
+    const DType target = found.is_quantized() ? dtype : parameter.dtype;
+    Tensor tensor = edits && edits->has(parameter.name)
+                        ? edited_weight(checkpoint, found, parameter, target, backend, *edits)
+                        : plain_weight(checkpoint, found, parameter, target, backend);
+    if (parameter.is_transposed) tensor = tensor.transposed();
+    dequantized += found.is_quantized() ? 1 : 0;
     writer.write(parameter.file_name, tensor.bytes());
-    checkpoint.release(stored.name);
+    checkpoint.release(found.name);
   }
   steps.finish();
   return dequantized;
+}
+
+QuantizationPlan plan_of_stored(const ModelSpec& spec, const Checkpoint& checkpoint, const BitsAndBytesConfig& config) {
+  QuantizationPlan plan{.config = config, .quantized = {}, .skipped = {}};
+  for (const Parameter& parameter : stored_parameters(spec, {}, DType::f32)) {
+    if (!parameter.is_linear_weight) continue;
+    const StoredWeight found = find_parameter(checkpoint, spec, parameter);
+    if (found.packed) plan.config.bnb_4bit_blocksize = found.packed->blocksize;
+    if (found.is_quantized())
+      plan.quantized.insert(parameter.module);
+    else
+      plan.skipped.push_back(parameter.module);
+  }
+  return plan;
+}
+
+int64_t write_requantized(const ModelSpec& spec, const ModelSpec& stored, const Checkpoint& checkpoint,
+                          const QuantizationPlan& plan, DType dtype, const ops::Backend& backend,
+                          SafetensorsWriter& writer, const Progress& progress, const ParameterEdits& edits) {
+  const auto parameters = stored_parameters(spec, plan, dtype);
+  Steps steps{progress, "merging", parameters.size()};
+  int64_t quantized = 0;
+  for (const Parameter& parameter : parameters) {
+    steps.next();
+    const StoredWeight found = find_parameter(checkpoint, stored, parameter);
+    const bool is_edited = edits.has(parameter.name);
+    const bool is_quantized = parameter.is_linear_weight && plan.is_quantized(parameter.module);
+    if (is_quantized) {
+      nn::Weight weight =
+          is_edited ? quantize_weight(backend, edited_weight(checkpoint, found, parameter, dtype, backend, edits),
+                                      plan.config)
+                    : weight_from_stored(found, plan.config);
+      if (auto* packed = std::get_if<nn::Weight4Bit>(&weight)) packed->weight.dtype = dtype;  // as it was planned
+      write_weight(parameter, nn::to_host(backend, weight), writer);
+      ++quantized;
+    } else {
+      Tensor tensor = is_edited ? edited_weight(checkpoint, found, parameter, parameter.dtype, backend, edits)
+                                : plain_weight(checkpoint, found, parameter, parameter.dtype, backend);
+      if (parameter.is_transposed) tensor = tensor.transposed();
+      writer.write(parameter.file_name, tensor.bytes());
+    }
+    checkpoint.release(found.name);
+  }
+  steps.finish();
+  return quantized;
 }
 
 std::vector<PlannedTensor> plan_saved(const ModelSpec& spec, const Weights& weights) {

@@ -272,7 +272,7 @@ TEST(Convert, Int8DequantizedGivesTheLogitsOfTransformersWithSuchWeights) {
     const ModelSpec spec = build_spec(json, model);
     const ops::Backend backend(2);
     SafetensorsWriter writer(plain, plan_dequantized(spec, DType::f32), int64_t{1} << 30);
-    EXPECT_EQ(write_dequantized(spec, *Checkpoint::open(packed), DType::f32, backend, writer, {}), 14);
+    EXPECT_EQ(write_dequantized(spec, spec, *Checkpoint::open(packed), DType::f32, backend, writer, {}), 14);
     writer.finish();
     write_file(plain / "config.json", dump_json(dequantized_config(json, DType::f32)));
 

@@ -1,0 +1,49 @@
+// W + scale * B A, by the kernel that multiplies with a weight's rows.
+#include "adapters/merge.h"
+
+#include "base/error.h"
+
+namespace nibble::adapters {
+namespace {
+
+constexpr std::string_view kWeight = ".weight";
+
+const nn::Lora* update_of(const Adapter& adapter, std::string_view name) {
+  return name.ends_with(kWeight) ? adapter.find(name.substr(0, name.size() - kWeight.size())) : nullptr;
+}
+
+Tensor scaled(const Tensor& x, float factor) {
+  Tensor copy(DType::f32, x.shape());
+  for (int64_t i = 0; i < x.count(); ++i) copy.as<float>()[i] = factor * x.as<float>()[i];
+  return copy;
+}
+
+void add_update(const ops::Backend& backend, const nn::Lora& lora, Tensor& weight) {
+  const int64_t rank = lora.a->value.dim(0), rows = weight.dim(0), cols = weight.dim(1);
+  const Tensor b = scaled(lora.b->value, lora.scale);
+  backend.kernels().input_gradient(backend.context(),
+                                   {b.as<float>(),
+                                    rank,
+                                    rows,
+                                    rank,
+                                    cols,
+                                    {kernels::WeightView::Kind::dense, lora.a->value.data(), DType::f32},
+                                    weight.as<float>(),
+                                    true});
+}
+
+}  // namespace
+
+models::ParameterEdits edits_of(const Adapter& adapter, const ops::Backend& backend) {
+  return {[&adapter](const std::string& name) { return update_of(adapter, name) != nullptr; },
+          [&adapter, &backend](const std::string& name, Tensor& value) {
+            if (const nn::Lora* lora = update_of(adapter, name)) add_update(backend, *lora, value);
+          }};
+}
+
+models::ModelSpec untie_edited(models::ModelSpec spec, const models::ParameterEdits& edits) {
+  std::erase_if(spec.tied, [&](const auto& tie) { return edits.has(tie.first) != edits.has(tie.second); });
+  return spec;
+}
+
+}  // namespace nibble::adapters
