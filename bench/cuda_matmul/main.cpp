@@ -238,6 +238,18 @@ void bench_quantize(Gpu& gpu) {
   row("dequantize 8-bit bf16", back, 3 * count + count / 64);
 }
 
+void bench_int8(Gpu& gpu) {
+  bench_matmul_plain(gpu, 11008, 4096, DType::i8, 0, {1, 4, 8, 16, 64, 128, 256, 512, 1024, 2048, 4096});
+  bench_matmul_plain(gpu, 11008, 4096, DType::i8, 6, {1, 16, 2048});     // no outliers
+  bench_matmul_plain(gpu, 11008, 4096, DType::i8, 4.9f, {1, 16, 2048});  // in a few columns
+  bench_matmul_plain(gpu, 11008, 4096, DType::i8, 3.9f, {1, 16, 2048});  // in most, at 2048 rows
+  bench_matmul_plain(gpu, 12288, 4096, DType::i8, 6, {1, 2048});
+  bench_matmul_plain(gpu, 4096, 4096, DType::i8, 6, {1, 2048});
+  bench_matmul_plain(gpu, 22016, 4096, DType::i8, 6, {1, 2048});
+  bench_matmul_plain(gpu, 4096, 11008, DType::i8, 6, {1, 4, 16, 2048});
+  bench_matmul_plain(gpu, 4096, 11008, DType::i8, 2.9f, {1, 2048});  // 40 columns; all
+}
+
 int run(int count, char** arguments) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   Gpu gpu;
@@ -248,6 +260,10 @@ int run(int count, char** arguments) {
   }
   std::printf("%s\n", gpu.stream->description().name.c_str());
   measure_copy(gpu);
+  if (count == 2 && std::string(arguments[1]) == "int8") {
+    bench_int8(gpu);
+    return 0;
+  }
   bench_quantize(gpu);
   bench_matmul_4bit(gpu, 11008, 4096, false, {1, 2, 4, 8, 16, 64, 128, 256, 512, 2048}, false);
   bench_matmul_4bit(gpu, 11008, 4096, true, {1, 4, 8, 9, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096}, false);
@@ -259,8 +275,7 @@ int run(int count, char** arguments) {
   bench_matmul_4bit(gpu, 28672, 8192, true, {1, 16, 64}, false);
   bench_matmul_plain(gpu, 11008, 4096, DType::bf16, 0, {1, 4, 8, 16, 64, 128, 512, 2048});
   bench_matmul_plain(gpu, 32000, 4096, DType::bf16, 0, {1, 16});
-  bench_matmul_plain(gpu, 11008, 4096, DType::i8, 0, {1, 4, 16, 64, 512, 2048});
-  bench_matmul_plain(gpu, 11008, 4096, DType::i8, 3.9f, {1, 16, 2048});
+  bench_int8(gpu);
   gpu.stream->synchronize();
   return 0;
 }

@@ -93,22 +93,4 @@ class TileDense : public TilePlain<2> {
   }
 };
 
-/// Integer sums times the scales of x's row and the weight's.
-class TileInt8 : public TilePlain<1> {
- public:
-  using X = int8_t;
-  using Acc = int;
-  static constexpr int kXBytes = 64;
-  using TilePlain<1>::TilePlain;
-
-  template <int kCount>
-  __device__ static void store(const TileArgs& args, const DeviceJob& job, int row, int first,
-                               const int (&sums)[kCount]) {
-    const float* absmax = job.weight.absmax.values;
-    store_sums(args, job, row, first, sums, [&](int sum, int i, int n) {
-      return static_cast<float>(sum) * (args.row_scales[i] * absmax[n] * (1.0f / (127.0f * 127.0f)));
-    });
-  }
-};
-
 }  // namespace nibble::kernels::cuda

@@ -1,0 +1,14 @@
+// Matrices as the copy engine of compute capability 9.0 sees them.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace nibble::kernels::cuda {
+
+/// A matrix of single bytes, 16-byte aligned and with rows of a multiple of 16: boxes of `box_rows` rows by 128 columns
+/// go to shared memory, rows of 128 bytes swizzled in groups of eight, zeros outside. False if the driver can't.
+bool describe_matrix(CUtensorMap& map, const void* data, int64_t rows, int64_t cols, int box_rows);
+
+}  // namespace nibble::kernels::cuda
