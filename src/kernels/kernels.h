@@ -190,65 +190,92 @@ struct MatmulInt8Job {
   MatmulOutput out;
 };
 
-// ---- the rest of a decoder layer; all fp32 --------------------------------------------------------------------------
+// ---- the rest of a decoder layer ------------------------------------------------------------------------------------
+// Arithmetic is fp32. What passes between kernels is fp32, or bf16 on CUDA and in the reference where a `_dtype` field
+// says so: one rounding at the end. The *_f32() are for backends and calls without bf16.
 
 /// out (=, or += if accumulate) x / sqrt(mean(x^2) + eps) * (weight + weight_offset); weight_offset is 1 for Gemma.
-/// out may be x, unless accumulate.
+/// out may be x of the same type, unless accumulate.
 struct RmsNormArgs {
-  const float* x;  // (rows, cols)
+  const void* x;  // (rows, cols)
   const float* weight;
   int64_t rows, cols;
   float eps;
   float weight_offset;
-  float* out;
+  void* out;
   bool accumulate = false;
+  DType x_dtype = DType::f32;
+  DType out_dtype = DType::f32;
+
+  const float* x_f32() const { return static_cast<const float*>(x); }
+  float* out_f32() const { return static_cast<float*>(out); }
 };
 
-/// out = (x - mean) / sqrt(variance + eps) * weight + bias; bias may be null. out may be x.
+/// out = (x - mean) / sqrt(variance + eps) * weight + bias; bias may be null. out may be x of the same type.
 struct LayerNormArgs {
-  const float* x;       // (rows, cols)
+  const void* x;        // (rows, cols)
   const float* weight;  // (sets, cols): row r takes set r % sets
   const float* bias;    // the same
   int64_t rows, cols;
   float eps;
-  float* out;
+  void* out;
   int64_t sets = 1;  // more than one where every head has a norm of its own
+  DType x_dtype = DType::f32;
+  DType out_dtype = DType::f32;
+
+  const float* x_f32() const { return static_cast<const float*>(x); }
+  float* out_f32() const { return static_cast<float*>(out); }
 };
 
 /// Rotates the first `rotary_dim` of each head in place by the angles of its token.
 /// Rotate-half pairs (i, i + rotary_dim / 2); interleaved pairs (2i, 2i + 1).
 struct RopeArgs {
-  float* x;  // (tokens, heads, head_dim), token t at x + t * stride
+  void* x;  // (tokens, heads, head_dim), token t at x + t * stride
   int64_t stride;
   const float* cos;  // (tokens, rotary_dim / 2)
   const float* sin;
   int64_t tokens, heads, head_dim, rotary_dim;
   bool interleaved;
+  DType x_dtype = DType::f32;
+
+  float* x_f32() const { return static_cast<float*>(x); }
 };
 
 /// What a projection to q, k and v in one made: each row is `groups` times [q_per_group q heads | kv_per_group k heads
 /// | kv_per_group v heads]. GPT-2: one group; GPT-NeoX: one per head; Falcon: one per kv head. Outputs are dense, heads
 /// in the order in which they stand in a row.
 struct SplitHeadsArgs {
-  const float* x;  // (tokens, groups * (q_per_group + 2 * kv_per_group) * head_dim)
+  const void* x;  // (tokens, groups * (q_per_group + 2 * kv_per_group) * head_dim)
   int64_t tokens, groups, q_per_group, kv_per_group, head_dim;
-  float* q;  // (tokens, groups * q_per_group, head_dim)
-  float* k;  // (tokens, groups * kv_per_group, head_dim)
-  float* v;
+  void* q;  // (tokens, groups * q_per_group, head_dim)
+  void* k;  // (tokens, groups * kv_per_group, head_dim)
+  void* v;
+  DType dtype = DType::f32;  // of all four
+
+  const float* x_f32() const { return static_cast<const float*>(x); }
+  float* q_f32() const { return static_cast<float*>(q); }
+  float* k_f32() const { return static_cast<float*>(k); }
+  float* v_f32() const { return static_cast<float*>(v); }
 };
 
 /// One sequence's share of an attention call. Its new keys and values are already in the cache.
 struct AttentionSequence {
-  const float* q;  // (tokens, heads, head_dim), token t at q + t * q_stride
-  const void* k;   // (kv_heads, capacity, head_dim) of kv_dtype
+  const void* q;  // (tokens, heads, head_dim), token t at q + t * q_stride
+  const void* k;  // (kv_heads, capacity, head_dim) of kv_dtype
   const void* v;
   int64_t capacity;
   int64_t tokens;    // new tokens
   int64_t past;      // tokens before them; query t stands at past + t and sees keys 0 .. past + t
-  float* out;        // (tokens, heads, head_dim), dense
+  void* out;         // (tokens, heads, head_dim), dense
   int64_t keys = 0;  // if not causal: every query sees keys 0 .. keys - 1
   /// CUDA, for a call that is recorded and run again: `past` in device memory; the field above is the most it can be.
   const int32_t* past_at = nullptr;
+  /// For a kv_dtype of i8: (kv_heads, capacity) each; element d of a key is its code times the key's scale.
+  float* k_scales = nullptr;
+  float* v_scales = nullptr;
+
+  const float* q_f32() const { return static_cast<const float*>(q); }
+  float* out_f32() const { return static_cast<float*>(out); }
 };
 
 /// softmax(scale * q k^T + bias) v. Softmax in fp32.
@@ -257,7 +284,7 @@ struct AttentionArgs {
   int64_t sequence_count;
   int64_t heads, kv_heads, head_dim;
   int64_t q_stride;
-  DType kv_dtype;  // f32, bf16 or f16
+  DType kv_dtype;  // f32, bf16 or f16; i8 on CUDA and in the reference
   float scale;
   float softcap = 0;                    // > 0: scores become softcap * tanh(score / softcap)
   int64_t window = 0;                   // > 0: only the last `window` keys
@@ -269,25 +296,31 @@ struct AttentionArgs {
   /// distance between a query and a key.
   const float* relative_bias = nullptr;
   int64_t relative_span = 0;
+  DType q_dtype = DType::f32;  // of every q and out
 };
 
-/// Appends new keys or values to one sequence's cache.
+/// Appends new keys or values to one sequence's cache. i8: the scale of a key is its largest magnitude / 127, and its
+/// codes are rint(x * (127 / that)); zeros if that is 0 or denormal.
 struct CacheAppendArgs {
-  const float* x;  // (tokens, kv_heads, head_dim), token t at x + t * stride
+  const void* x;  // (tokens, kv_heads, head_dim), token t at x + t * stride
   int64_t stride;
   void* cache;  // (kv_heads, capacity, head_dim) of `dtype`
   DType dtype;
   int64_t capacity, tokens, past, kv_heads, head_dim;
   const int32_t* past_at = nullptr;  // as AttentionSequence's
+  float* scales = nullptr;           // for i8
+  DType x_dtype = DType::f32;
+
+  const float* x_f32() const { return static_cast<const float*>(x); }
 };
 
 /// What stands between a layer's projections and its attention, in one go: rope on q (in place) and on k, then
 /// cache_append of k and v. A backend may lack it. The sequences' tokens stand one after the other in q, k and v; of a
 /// sequence, `k` and `v` (here written), capacity, tokens, past and past_at count.
 struct RotateAppendArgs {
-  float* q;  // (tokens, heads, head_dim), token t at q + t * q_stride
-  const float* k;
-  const float* v;
+  void* q;  // (tokens, heads, head_dim), token t at q + t * q_stride
+  const void* k;
+  const void* v;
   int64_t q_stride, k_stride, v_stride;
   const float* cos;  // (tokens, rotary_dim / 2)
   const float* sin;
@@ -297,18 +330,26 @@ struct RotateAppendArgs {
   const AttentionSequence* sequences;
   int64_t sequence_count;
   DType kv_dtype;
+  DType x_dtype = DType::f32;  // of q, k and v
 };
 
 enum class Activation : uint8_t { silu, gelu, gelu_tanh, relu, quick_gelu, tanh_ };
 
-/// out[r, c] = act(gate[r, c]) * up[r, c]; up may be null (then no product). out may be gate or up.
+/// out[r, c] = act(gate[r, c]) * up[r, c]; up may be null (then no product). out may be gate or up, of
+/// the same type.
 struct ActivateArgs {
-  const float* gate;  // row r at gate + r * stride
-  const float* up;
+  const void* gate;  // row r at gate + r * stride
+  const void* up;
   int64_t stride;
   int64_t rows, cols;
   Activation activation;
-  float* out;  // (rows, cols), dense
+  void* out;  // (rows, cols), dense
+  DType x_dtype = DType::f32;  // of gate and up
+  DType out_dtype = DType::f32;
+
+  const float* gate_f32() const { return static_cast<const float*>(gate); }
+  const float* up_f32() const { return static_cast<const float*>(up); }
+  float* out_f32() const { return static_cast<float*>(out); }
 };
 
 /// out row i (=, or += if accumulate) scale * float(table row ids[i]).
@@ -318,8 +359,11 @@ struct EmbedArgs {
   const int32_t* ids;
   int64_t count, cols;
   float scale;
-  float* out;
+  void* out;
   bool accumulate = false;
+  DType out_dtype = DType::f32;
+
+  float* out_f32() const { return static_cast<float*>(out); }
 };
 
 /// x = cap * tanh(x / cap), in place.

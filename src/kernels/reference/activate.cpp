@@ -2,6 +2,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "kernels/reference/element.h"
 #include "kernels/reference/entries.h"
 
 namespace nibble::kernels::reference {
@@ -33,9 +34,9 @@ double apply(Activation activation, double x) {
 void activate(const Context&, const ActivateArgs& args) {
   for (int64_t r = 0; r < args.rows; ++r) {
     for (int64_t c = 0; c < args.cols; ++c) {
-      const double value = apply(args.activation, static_cast<double>(args.gate[r * args.stride + c]));
-      const double up = args.up ? static_cast<double>(args.up[r * args.stride + c]) : 1;
-      args.out[r * args.cols + c] = static_cast<float>(value * up);
+      const double value = apply(args.activation, static_cast<double>(load(args.gate, args.x_dtype, r * args.stride + c)));
+      const double up = args.up ? static_cast<double>(load(args.up, args.x_dtype, r * args.stride + c)) : 1;
+      store(args.out, args.out_dtype, r * args.cols + c, static_cast<float>(value * up));
     }
   }
 }

@@ -17,6 +17,8 @@ inline float load(const void* data, DType dtype, int64_t i) {
       return to_float(static_cast<const bf16_t*>(data)[i]);
     case DType::f16:
       return to_float(static_cast<const f16_t*>(data)[i]);
+    case DType::i8:
+      return static_cast<const int8_t*>(data)[i];
     default:
       return static_cast<const float*>(data)[i];
   }

@@ -7,9 +7,9 @@ namespace nibble::kernels::reference {
 void embed(const Context& context, const EmbedArgs& args) {
   for_each(context, args.count, 64, [&](int64_t i) {
     for (int64_t c = 0; c < args.cols; ++c) {
-      float& out = args.out[i * args.cols + c];
+      const int64_t at = i * args.cols + c;
       const float value = args.scale * load(args.table, args.dtype, args.ids[i] * args.cols + c);
-      out = args.accumulate ? out + value : value;
+      store(args.out, args.out_dtype, at, args.accumulate ? load(args.out, args.out_dtype, at) + value : value);
     }
   });
 }

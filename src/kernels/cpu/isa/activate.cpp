@@ -38,8 +38,8 @@ NIBBLE_SIMD void activate_rows(const Context& context, const ActivateArgs& args,
   const int64_t grain = is_ordered ? max_of(1, args.rows) : max_of(1, 8192 / max_of(1, args.cols));
   for_ranges(context, args.rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
-      activate_row(args.gate + r * args.stride, args.up ? args.up + r * args.stride : nullptr, args.cols,
-                   args.out + r * args.cols, body);
+      activate_row(args.gate_f32() + r * args.stride, args.up ? args.up_f32() + r * args.stride : nullptr, args.cols,
+                   args.out_f32() + r * args.cols, body);
   });
 }
 

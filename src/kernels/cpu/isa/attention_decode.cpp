@@ -65,7 +65,7 @@ Chunk make_chunk(const AttentionArgs& args, const AttentionSequence& sequence, i
   chunk.q = static_cast<float*>(scratch(Scratch::attention_tile, floats * int64_t{sizeof(float)}));
   chunk.scores = chunk.q + chunk.group * chunk.stride;
   chunk.rows = chunk.scores + chunk.group * kDecodeKeys;
-  unpack_rows(sequence.q + kv_head * chunk.group * chunk.dim, chunk.group, chunk.dim, chunk.q, chunk.stride);
+  unpack_rows(sequence.q_f32() + kv_head * chunk.group * chunk.dim, chunk.group, chunk.dim, chunk.q, chunk.stride);
   for (int64_t g = 0; g < chunk.group; ++g) scale_row(chunk.q + g * chunk.stride, chunk.stride, args.scale);
   return chunk;
 }
@@ -98,7 +98,7 @@ void merge_decode(const AttentionArgs& args, const AttentionSequence& sequence, 
     float largest = statistics[0], total = 0;
     for (int64_t c = 1; c < chunks; ++c) largest = largest > statistics[c * size] ? largest : statistics[c * size];
     for (int64_t c = 0; c < chunks; ++c) total += statistics[c * size + 1] * exp_one(statistics[c * size] - largest);
-    float* out = sequence.out + (kv_head * group + g) * dim;
+    float* out = sequence.out_f32() + (kv_head * group + g) * dim;
     for (int64_t c = 0; c < chunks; ++c) {
       const float weight = exp_one(statistics[c * size] - largest) / total;
       const float* sums = partials + c * size + g * stride;

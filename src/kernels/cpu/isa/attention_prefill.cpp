@@ -41,7 +41,7 @@ Tile make_tile(const AttentionArgs& args, const AttentionSequence& sequence, int
   tile.totals = tile.largest + tile.rows;
   for (int64_t r = 0; r < tile.rows; ++r) {
     const float* q =
-        sequence.q + (first + r / tile.group) * args.q_stride + (kv_head * tile.group + r % tile.group) * tile.dim;
+        sequence.q_f32() + (first + r / tile.group) * args.q_stride + (kv_head * tile.group + r % tile.group) * tile.dim;
     for (int64_t d = 0; d < tile.dim; ++d) tile.q[r * tile.dim + d] = q[d] * args.scale;
     for (int64_t d = 0; d < tile.stride; ++d) tile.sums[r * tile.stride + d] = 0;
     tile.largest[r] = -__builtin_inff();
@@ -122,7 +122,7 @@ void attend_prefill(const AttentionArgs& args, const AttentionSequence& sequence
   const int64_t token = block * prefill_block_tokens(args);
   for (int64_t r = 0; r < tile.rows; ++r) {
     float* out =
-        sequence.out + ((token + r / tile.group) * args.heads + kv_head * tile.group + r % tile.group) * tile.dim;
+        sequence.out_f32() + ((token + r / tile.group) * args.heads + kv_head * tile.group + r % tile.group) * tile.dim;
     const float scale = 1.0f / tile.totals[r];
     for (int64_t d = 0; d < tile.dim; ++d) out[d] = tile.sums[r * tile.stride + d] * scale;
   }

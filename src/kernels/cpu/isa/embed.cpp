@@ -36,7 +36,7 @@ void embed(const Context& context, const EmbedArgs& args) {
     for_ranges(context, args.count, max_of(1, 32768 / max_of(1, args.cols)), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const auto* row = table + args.ids[i] * args.cols;
-        float* out = args.out + i * args.cols;
+        float* out = args.out_f32() + i * args.cols;
         args.accumulate ? scaled_add(row, args.cols, args.scale, out) : scaled_copy(row, args.cols, args.scale, out);
       }
     });
@@ -49,7 +49,7 @@ void cache_append(const Context& context, const CacheAppendArgs& args) {
     for_ranges(context, args.tokens, grain, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t)
         for (int64_t head = 0; head < args.kv_heads; ++head)
-          rounded_copy(args.x + t * args.stride + head * args.head_dim, args.head_dim,
+          rounded_copy(args.x_f32() + t * args.stride + head * args.head_dim, args.head_dim,
                        cache + (head * args.capacity + args.past + t) * args.head_dim);
     });
   });
@@ -60,10 +60,10 @@ void split_heads(const Context& context, const SplitHeadsArgs& args) {
   const int64_t width = q_width + 2 * kv_width;
   for_ranges(context, args.tokens * args.groups, max_of(1, 32768 / width), [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {  // q, k and v are dense over (token, group)
-      const float* x = args.x + group * width;
-      rounded_copy(x, q_width, args.q + group * q_width);
-      rounded_copy(x + q_width, kv_width, args.k + group * kv_width);
-      rounded_copy(x + q_width + kv_width, kv_width, args.v + group * kv_width);
+      const float* x = args.x_f32() + group * width;
+      rounded_copy(x, q_width, args.q_f32() + group * q_width);
+      rounded_copy(x + q_width, kv_width, args.k_f32() + group * kv_width);
+      rounded_copy(x + q_width + kv_width, kv_width, args.v_f32() + group * kv_width);
     }
   });
 }

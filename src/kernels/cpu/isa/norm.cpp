@@ -30,11 +30,11 @@ NIBBLE_SIMD void map_row(const float* x, int64_t cols, float* out, Body&& body) 
 }
 
 void rms_norm_row(const RmsNormArgs& args, int64_t r) {
-  const float* x = args.x + r * args.cols;
+  const float* x = args.x_f32() + r * args.cols;
   const float squares = sum_over(x, args.cols, [](F32 v) { return v * v; });
   const F32 scale = set1(1.0f / __builtin_sqrtf(squares / static_cast<float>(args.cols) + args.eps));
   const F32 offset = set1(args.weight_offset);
-  float* out = args.out + r * args.cols;
+  float* out = args.out_f32() + r * args.cols;
   const auto value = [&](F32 v, int64_t c, int64_t n) { return v * scale * (load_first(args.weight + c, n) + offset); };
   if (args.accumulate)
     map_row(x, args.cols, out, [&](F32 v, int64_t c, int64_t n) { return load_first(out + c, n) + value(v, c, n); });
@@ -43,13 +43,13 @@ void rms_norm_row(const RmsNormArgs& args, int64_t r) {
 }
 
 void layer_norm_row(const LayerNormArgs& args, int64_t r) {
-  const float* x = args.x + r * args.cols;
+  const float* x = args.x_f32() + r * args.cols;
   const auto cols = static_cast<float>(args.cols);
   const F32 mean = set1(sum_over(x, args.cols, [](F32 v) { return v; }) / cols);
   const float squares = sum_over(x, args.cols, [&](F32 v) { return (v - mean) * (v - mean); });
   const F32 scale = set1(1.0f / __builtin_sqrtf(squares / cols + args.eps));
   const int64_t set = r % args.sets * args.cols;
-  map_row(x, args.cols, args.out + r * args.cols, [&](F32 v, int64_t c, int64_t n) {
+  map_row(x, args.cols, args.out_f32() + r * args.cols, [&](F32 v, int64_t c, int64_t n) {
     const F32 bias = args.bias ? load_first(args.bias + set + c, n) : set1(0);
     return fma((v - mean) * scale, load_first(args.weight + set + c, n), bias);
   });

@@ -32,7 +32,7 @@ void rope(const Context& context, const RopeArgs& args) {
   for_ranges(context, args.tokens, grain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       for (int64_t head = 0; head < args.heads; ++head) {
-        float* x = args.x + t * args.stride + head * args.head_dim;
+        float* x = args.x_f32() + t * args.stride + head * args.head_dim;
         if (args.interleaved)
           rotate_neighbours(x, args.cos + t * half, args.sin + t * half, half);
         else
