@@ -7,11 +7,9 @@ namespace {
 
 using Kernel = void (*)(const Context&, const AttentionArgs&, const Sequences&);
 
-bool is_aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
-
 /// Rows of the cache can be read 16 bytes at a time.
 bool has_wide_rows(const AttentionArgs& args, const AttentionSequence& sequence) {
-  return args.head_dim % 8 == 0 && args.head_dim <= 256 && is_aligned(sequence.k, 16) && is_aligned(sequence.v, 16);
+  return args.head_dim % 8 == 0 && args.head_dim <= 256 && is_packed(sequence.k) && is_packed(sequence.v);
 }
 
 Kernel choose(const Context& context, const AttentionArgs& args, const AttentionSequence& sequence) {
@@ -21,7 +19,7 @@ Kernel choose(const Context& context, const AttentionArgs& args, const Attention
   return has_tensor_cores && args.is_causal && !args.relative_bias ? attention_prefill : attention_general;
 }
 
-template <typename T>
+template <typename T, typename X>
 __global__ void cache_append_kernel(CacheAppendArgs args) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= args.tokens * args.kv_heads * args.head_dim) return;
@@ -29,7 +27,7 @@ __global__ void cache_append_kernel(CacheAppendArgs args) {
   const int64_t d = index % args.head_dim, head = index / args.head_dim % args.kv_heads,
                 token = index / args.head_dim / args.kv_heads;
   static_cast<T*>(args.cache)[(head * args.capacity + past + token) * args.head_dim + d] =
-      from_float<T>(args.x[token * args.stride + head * args.head_dim + d]);
+      from_float<T>(to_float(static_cast<const X*>(args.x)[token * args.stride + head * args.head_dim + d]));
 }
 
 }  // namespace
@@ -52,7 +50,10 @@ void cache_append(const Context& context, const CacheAppendArgs& args) {
   const int64_t count = args.tokens * args.kv_heads * args.head_dim;
   if (count == 0) return;
   with_float_type(args.dtype, [&](auto element) {
-    cache_append_kernel<decltype(element)><<<blocks_for(count, 256), 256, 0, stream_of(context.stream)>>>(args);
+    with_activation_type(args.x_dtype, [&](auto x) {
+      cache_append_kernel<decltype(element), decltype(x)>
+          <<<blocks_for(count, 256), 256, 0, stream_of(context.stream)>>>(args);
+    });
   });
 }
 

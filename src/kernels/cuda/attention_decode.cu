@@ -30,6 +30,8 @@ struct Slice {
 template <typename T>
 __device__ __forceinline__ Slice<T> load_slice(const T* from, bool is_valid) {
   Slice<T> slice;
+  if constexpr (sizeof(Slice<T>) == 8)
+    *reinterpret_cast<uint2*>(&slice) = is_valid ? __ldcg(reinterpret_cast<const uint2*>(from)) : make_uint2(0, 0);
 #pragma unroll
   for (int i = 0; i < static_cast<int>(sizeof(Slice<T>) / 16); ++i)
     reinterpret_cast<uint4*>(&slice)[i] =
@@ -76,9 +78,9 @@ struct Partial {
 };
 
 /// Joins the parts of one head in their order. `weights` holds kMaxParts + 1 floats.
-__device__ void join(const Partial& partial, int64_t sequence, int64_t heads, int64_t head, int parts, float* out,
-                     float* weights) {
-  const float* first = partial.of(sequence, heads, head, 0);
+__device__ void join(const Partial& partial, const AttentionArgs& args, const AttentionSequence& sequence, int64_t head,
+                     int parts, float* weights) {
+  const float* first = partial.of(blockIdx.z, args.heads, head, 0);
   const int64_t step = partial.dim + 2;
   __syncthreads();
   if (threadIdx.x < 32) {
@@ -94,7 +96,7 @@ __device__ void join(const Partial& partial, int64_t sequence, int64_t heads, in
     float sum = 0;
 #pragma unroll 8
     for (int p = 0; p < parts; ++p) sum = fmaf(__ldcg(first + p * step + d), weights[p], sum);
-    out[d] = sum / weights[kMaxParts];
+    put_result(args, sequence, head * partial.dim + d, sum / weights[kMaxParts]);
   }
 }
 
@@ -126,12 +128,17 @@ __global__ void __launch_bounds__(kThreads)
   const T* k = static_cast<const T*>(sequence.k) + kv_head * sequence.capacity * dim + column;
   const T* v = static_cast<const T*>(sequence.v) + kv_head * sequence.capacity * dim + column;
   Slice<T> key_rows[kSteps], value_rows[kSteps];
+  float key_scales[kSteps], value_scales[kSteps];  // of an i8 cache
+  const int64_t first_scale = kv_head * sequence.capacity;
   const auto load_tile = [&](int64_t first) {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const int64_t key = first + s * kRows + row;
       key_rows[s] = load_slice(k + key * dim, has_column && key < end);
       value_rows[s] = load_slice(v + key * dim, has_column && key < end);
+      if (sizeof(T) > 1) continue;
+      key_scales[s] = key < end ? scale_of<T>(sequence.k_scales, first_scale + key) : 0.0f;
+      value_scales[s] = key < end ? scale_of<T>(sequence.v_scales, first_scale + key) : 0.0f;
     }
   };
   const bool has_new_keys = end > position;  // of the kernel before; all others were there long before
@@ -143,7 +150,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int h = 0; h < kHeads; ++h)
 #pragma unroll
     for (int i = 0; i < kWide; ++i) {
-      q[h][i] = h < heads && has_column ? sequence.q[(first_head + h) * dim + column + i] : 0.0f;
+      q[h][i] = h < heads && has_column ? query_at(args, sequence, (first_head + h) * dim + column + i) : 0.0f;
       sum[h][i] = 0;
     }
   if (threadIdx.x < kHeads) {
@@ -162,6 +169,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int i = 0; i < kWide; ++i) product = fmaf(q[h][i], to_float(key_rows[s].values[i]), product);
 #pragma unroll
         for (int offset = kLanes / 2; offset > 0; offset /= 2) product += __shfl_xor_sync(kFullMask, product, offset);
+        if (sizeof(T) == 1) product *= key_scales[s];
         if (column == 0)
           shared.scores[h][s * kRows + row] =
               key < end && h < heads ? finish_score(args, product, first_head + h, position, key) : -INFINITY;
@@ -178,7 +186,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < kWide; ++i) sum[h][i] *= shrink;
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        const float p = shared.scores[h][s * kRows + row];
+        float p = shared.scores[h][s * kRows + row];
+        if (sizeof(T) == 1) p *= value_scales[s];
 #pragma unroll
         for (int i = 0; i < kWide; ++i) sum[h][i] = fmaf(p, to_float(value_rows[s].values[i]), sum[h][i]);
       }
@@ -196,14 +205,15 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   const Partial partial{scratch, dim};
   for (int h = 0; h < heads; ++h) {
-    float* out = parts.count == 1 ? sequence.out + (first_head + h) * dim
-                                  : partial.of(blockIdx.z, args.heads, first_head + h, part);
-    const float divisor = parts.count == 1 ? shared.total[h] : 1.0f;
+    float* out = partial.of(blockIdx.z, args.heads, first_head + h, part);
     for (int64_t d = threadIdx.x; d < dim; d += kThreads) {
       float value = 0;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) value += sums[w][h][d];
-      out[d] = value / divisor;
+      if (parts.count == 1)
+        put_result(args, sequence, (first_head + h) * dim + d, value / shared.total[h]);
+      else
+        out[d] = value;
     }
     if (parts.count > 1 && threadIdx.x == 0) {
       out[dim] = shared.maximum[h];
@@ -222,8 +232,7 @@ __global__ void __launch_bounds__(kThreads)
   if (!shared.is_last) return;
   __threadfence();
   for (int h = 0; h < heads; ++h)
-    join(partial, blockIdx.z, args.heads, first_head + h, parts.count, sequence.out + (first_head + h) * dim,
-         &sums[0][0][0]);
+    join(partial, args, sequence, first_head + h, parts.count, &sums[0][0][0]);
 }
 
 template <typename T, int kLanes, int kHeads>
@@ -260,7 +269,7 @@ void choose_heads(const Context& context, const AttentionArgs& args, const Seque
 }  // namespace
 
 void attention_decode(const Context& context, const AttentionArgs& args, const Sequences& sequences) {
-  with_float_type(args.kv_dtype, [&](auto element) {
+  with_cache_type(args.kv_dtype, [&](auto element) {
     using T = decltype(element);
     if (args.head_dim <= 64) return choose_heads<T, 8>(context, args, sequences);
     if (args.head_dim <= 128) return choose_heads<T, 16>(context, args, sequences);

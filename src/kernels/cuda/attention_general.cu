@@ -22,7 +22,7 @@ __global__ void general_kernel(const __grid_constant__ AttentionArgs args,
   float* q = shared + warp * 2 * dim;
   float* sum = q + dim;
   for (int64_t d = lane; d < dim; d += 32) {
-    q[d] = sequence.q[token * args.q_stride + head * dim + d];
+    q[d] = query_at(args, sequence, token * args.q_stride + head * dim + d);
     sum[d] = 0;
   }
   __syncwarp();
@@ -35,25 +35,27 @@ __global__ void general_kernel(const __grid_constant__ AttentionArgs args,
     if (key < keys.end) {
       float product = 0;
       for (int64_t d = 0; d < dim; ++d) product = fmaf(q[d], to_float(k[key * dim + d]), product);
+      product *= scale_of<T>(sequence.k_scales, kv_head * sequence.capacity + key);
       score = finish_score(args, product, head, position, key);
     }
     const float highest = fmaxf(maximum, warp_max(score));
     const float shrink = maximum == highest ? 1.0f : expf(maximum - highest);
     const float probability = key < keys.end ? expf(score - highest) : 0.0f;
     total = fmaf(total, shrink, warp_sum(probability));
+    const float weight =
+        key < keys.end ? probability * scale_of<T>(sequence.v_scales, kv_head * sequence.capacity + key) : 0.0f;
     maximum = highest;
     const int count = static_cast<int>(keys.end - first < 32 ? keys.end - first : 32);
     for (int64_t d = lane; d < (dim + 31) / 32 * 32; d += 32) {  // all lanes take part in the shuffles
       float value = d < dim ? sum[d] * shrink : 0.0f;
       for (int j = 0; j < count; ++j) {
-        const float p = __shfl_sync(kFullMask, probability, j);
+        const float p = __shfl_sync(kFullMask, weight, j);
         if (d < dim) value = fmaf(p, to_float(v[(first + j) * dim + d]), value);
       }
       if (d < dim) sum[d] = value;
     }
   }
-  float* out = sequence.out + (token * args.heads + head) * dim;
-  for (int64_t d = lane; d < dim; d += 32) out[d] = sum[d] / total;
+  for (int64_t d = lane; d < dim; d += 32) put_result(args, sequence, (token * args.heads + head) * dim + d, sum[d] / total);
 }
 
 }  // namespace
@@ -63,7 +65,7 @@ void attention_general(const Context& context, const AttentionArgs& args, const 
   for (int s = 0; s < sequences.count; ++s) tokens = sequences.at[s].tokens > tokens ? sequences.at[s].tokens : tokens;
   const dim3 grid(blocks_for(tokens * args.heads, kWarps), static_cast<unsigned>(sequences.count));
   const auto shared_bytes = static_cast<size_t>(kWarps * 2 * args.head_dim) * sizeof(float);
-  with_float_type(args.kv_dtype, [&](auto element) {
+  with_cache_type(args.kv_dtype, [&](auto element) {
     general_kernel<decltype(element)><<<grid, kWarps * 32, shared_bytes, stream_of(context.stream)>>>(args, sequences);
   });
 }

@@ -38,13 +38,15 @@ __device__ __forceinline__ void start_tile(__nv_bfloat16* to, const __nv_bfloat1
 }
 
 template <int kDim>
-__device__ __forceinline__ void store_queries(__nv_bfloat16* to, const float* q, int64_t stride, int64_t tokens,
-                                              int dim) {
+__device__ __forceinline__ void store_queries(__nv_bfloat16* to, const AttentionArgs& args,
+                                              const AttentionSequence& sequence, int64_t first, int64_t tokens) {
+  const int dim = static_cast<int>(args.head_dim);
   for (int i = threadIdx.x; i < kQueries * (kDim / 2); i += kThreads) {
     const int row = i / (kDim / 2), column = i % (kDim / 2) * 2;
     const bool is_valid = row < tokens && column < dim;
-    const float* from = q + row * stride + column;
-    const uint32_t pair = is_valid ? pack_bf16(from[0], from[1]) : 0u;
+    const int64_t from = first + row * args.q_stride + column;
+    const uint32_t pair =
+        is_valid ? pack_bf16(query_at(args, sequence, from), query_at(args, sequence, from + 1)) : 0u;
     *reinterpret_cast<uint32_t*>(to + row * Tiles<kDim>::kStride + column) = pair;
   }
 }
@@ -194,7 +196,7 @@ __global__ void __launch_bounds__(kThreads)
 
   start_tile<kDim>(tiles.k, k, begin, end, dim);
   __nv_bfloat16* staged = Queries<kDim>::kIsKept ? tiles.q : tiles.v;
-  store_queries<kDim>(staged, sequence.q + first_token * args.q_stride + head * dim, args.q_stride, tokens, dim);
+  store_queries<kDim>(staged, args, sequence, first_token * args.q_stride + head * dim, tokens);
   Queries<kDim> queries;
   __syncthreads();
   queries.hold(staged);
@@ -234,13 +236,13 @@ __global__ void __launch_bounds__(kThreads)
     total += __shfl_xor_sync(kFullMask, total, 1);
     total += __shfl_xor_sync(kFullMask, total, 2);
     const int64_t token = warp * 16 + lane / 4 + half * 8;
-    float* out = sequence.out + ((first_token + token) * args.heads + head) * dim;
+    const int64_t out = ((first_token + token) * args.heads + head) * dim;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       const int column = n * 8 + lane % 4 * 2;
       if (token >= tokens || column >= dim) continue;
-      out[column] = rows.out[n][2 * half] / total;
-      out[column + 1] = rows.out[n][2 * half + 1] / total;
+      put_result(args, sequence, out + column, rows.out[n][2 * half] / total);
+      put_result(args, sequence, out + column + 1, rows.out[n][2 * half + 1] / total);
     }
   }
 }

@@ -1,36 +1,38 @@
 // rope and split_heads: what happens to queries and keys between their projection and the attention.
-#include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/device/pack.cuh"
 #include "kernels/cuda/entries.h"
 
 namespace nibble::kernels::cuda {
 namespace {
 
 /// One thread a pair.
+template <typename X>
 __global__ void rope_kernel(RopeArgs args) {
   const int64_t half = args.rotary_dim / 2;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= args.tokens * args.heads * half) return;
   const int64_t i = index % half, head = index / half % args.heads, token = index / half / args.heads;
-  float* x = args.x + token * args.stride + head * args.head_dim;
-  float& first = args.interleaved ? x[2 * i] : x[i];
-  float& second = args.interleaved ? x[2 * i + 1] : x[i + half];
+  X* x = static_cast<X*>(args.x) + token * args.stride + head * args.head_dim;
+  X& first = args.interleaved ? x[2 * i] : x[i];
+  X& second = args.interleaved ? x[2 * i + 1] : x[i + half];
   const float cos = args.cos[token * half + i], sin = args.sin[token * half + i];
-  const float a = first, b = second;
-  first = fmaf(a, cos, -(b * sin));
-  second = fmaf(b, cos, a * sin);
+  const float a = to_float(first), b = to_float(second);
+  first = from_float<X>(fmaf(a, cos, -(b * sin)));
+  second = from_float<X>(fmaf(b, cos, a * sin));
 }
 
+template <typename X>
 __global__ void split_heads_kernel(SplitHeadsArgs args, int64_t q_width, int64_t kv_width) {
   const int64_t width = q_width + 2 * kv_width;
   const int64_t group = blockIdx.x;  // over tokens and groups
-  const float* x = args.x + group * width;
+  const X* x = static_cast<const X*>(args.x) + group * width;
   for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
     if (i < q_width)
-      args.q[group * q_width + i] = x[i];
+      static_cast<X*>(args.q)[group * q_width + i] = x[i];
     else if (i < q_width + kv_width)
-      args.k[group * kv_width + i - q_width] = x[i];
+      static_cast<X*>(args.k)[group * kv_width + i - q_width] = x[i];
     else
-      args.v[group * kv_width + i - q_width - kv_width] = x[i];
+      static_cast<X*>(args.v)[group * kv_width + i - q_width - kv_width] = x[i];
   }
 }
 
@@ -39,13 +41,18 @@ __global__ void split_heads_kernel(SplitHeadsArgs args, int64_t q_width, int64_t
 void rope(const Context& context, const RopeArgs& args) {
   const int64_t pairs = args.tokens * args.heads * (args.rotary_dim / 2);
   if (pairs == 0) return;
-  rope_kernel<<<blocks_for(pairs, 256), 256, 0, stream_of(context.stream)>>>(args);
+  with_activation_type(args.x_dtype, [&](auto x) {
+    rope_kernel<decltype(x)><<<blocks_for(pairs, 256), 256, 0, stream_of(context.stream)>>>(args);
+  });
 }
 
 void split_heads(const Context& context, const SplitHeadsArgs& args) {
   if (args.tokens == 0) return;
-  split_heads_kernel<<<static_cast<unsigned>(args.tokens * args.groups), 256, 0, stream_of(context.stream)>>>(
-      args, args.q_per_group * args.head_dim, args.kv_per_group * args.head_dim);
+  with_activation_type(args.dtype, [&](auto x) {
+    split_heads_kernel<decltype(x)>
+        <<<static_cast<unsigned>(args.tokens * args.groups), 256, 0, stream_of(context.stream)>>>(
+            args, args.q_per_group * args.head_dim, args.kv_per_group * args.head_dim);
+  });
 }
 
 }  // namespace nibble::kernels::cuda

@@ -1,6 +1,6 @@
 // rms_norm and layer_norm: a block for each row, or a warp where rows are short (the norms of heads).
 #include "kernels/cuda/device/dependent.cuh"
-#include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/device/pack.cuh"
 #include "kernels/cuda/entries.h"
 
 namespace nibble::kernels::cuda {
@@ -25,82 +25,89 @@ struct BlockTeam {
   __device__ float sum(float x) const { return block_sum(x, shared); }
 };
 
-template <typename Team>
+template <typename X, typename Out, typename Team>
 __device__ void rms_row(const Team& team, const RmsNormArgs& args) {
   if (team.row() >= args.rows) return;
-  const float* x = args.x + team.row() * args.cols;
-  float* out = args.out + team.row() * args.cols;
+  const X* from = static_cast<const X*>(args.x) + team.row() * args.cols;
+  Out* out = static_cast<Out*>(args.out) + team.row() * args.cols;
+  const auto x = [&](int64_t c) { return to_float(from[c]); };
   float squares = 0;
-  for (int64_t c = team.index(); c < args.cols; c += team.size()) squares = fmaf(x[c], x[c], squares);
+  for (int64_t c = team.index(); c < args.cols; c += team.size()) squares = fmaf(x(c), x(c), squares);
   const float mean = team.sum(squares) / static_cast<float>(args.cols);
   const float scale = 1.0f / sqrtf(mean + args.eps);
   for (int64_t c = team.index(); c < args.cols; c += team.size()) {
-    const float value = x[c] * scale * (args.weight[c] + args.weight_offset);
-    out[c] = args.accumulate ? out[c] + value : value;
+    const float value = x(c) * scale * (args.weight[c] + args.weight_offset);
+    out[c] = from_float<Out>(args.accumulate ? to_float(out[c]) + value : value);
   }
 }
 
-template <typename Team>
+template <typename X, typename Out, typename Team>
 __device__ void layer_row(const Team& team, const LayerNormArgs& args) {
   if (team.row() >= args.rows) return;
-  const float* x = args.x + team.row() * args.cols;
-  float* out = args.out + team.row() * args.cols;
+  const X* from = static_cast<const X*>(args.x) + team.row() * args.cols;
+  Out* out = static_cast<Out*>(args.out) + team.row() * args.cols;
+  const auto x = [&](int64_t c) { return to_float(from[c]); };
   const int64_t set = team.row() % args.sets * args.cols;
   const auto cols = static_cast<float>(args.cols);
   float total = 0;
-  for (int64_t c = team.index(); c < args.cols; c += team.size()) total += x[c];
+  for (int64_t c = team.index(); c < args.cols; c += team.size()) total += x(c);
   const float mean = team.sum(total) / cols;
   float squares = 0;
-  for (int64_t c = team.index(); c < args.cols; c += team.size()) squares = fmaf(x[c] - mean, x[c] - mean, squares);
+  for (int64_t c = team.index(); c < args.cols; c += team.size()) squares = fmaf(x(c) - mean, x(c) - mean, squares);
   const float scale = 1.0f / sqrtf(team.sum(squares) / cols + args.eps);
   for (int64_t c = team.index(); c < args.cols; c += team.size()) {
-    const float value = (x[c] - mean) * scale * args.weight[set + c];
-    out[c] = args.bias ? value + args.bias[set + c] : value;
+    const float value = (x(c) - mean) * scale * args.weight[set + c];
+    out[c] = from_float<Out>(args.bias ? value + args.bias[set + c] : value);
   }
 }
 
+template <typename X, typename Out>
 __global__ void rms_norm_short(RmsNormArgs args) {
   wait_for_previous();
-  rms_row(WarpTeam{}, args);
+  rms_row<X, Out>(WarpTeam{}, args);
 }
+template <typename X, typename Out>
 __global__ void rms_norm_long(RmsNormArgs args) {
   __shared__ float shared[32];
   wait_for_previous();
-  rms_row(BlockTeam{shared}, args);
+  rms_row<X, Out>(BlockTeam{shared}, args);
 }
+template <typename X, typename Out>
 __global__ void layer_norm_short(LayerNormArgs args) {
   wait_for_previous();
-  layer_row(WarpTeam{}, args);
+  layer_row<X, Out>(WarpTeam{}, args);
 }
+template <typename X, typename Out>
 __global__ void layer_norm_long(LayerNormArgs args) {
   __shared__ float shared[32];
   wait_for_previous();
-  layer_row(BlockTeam{shared}, args);
+  layer_row<X, Out>(BlockTeam{shared}, args);
 }
 
 constexpr int kVectorThreads = 512;
 
 /// rms_norm of a row that a block holds in registers: kVectors times four columns a thread.
-template <int kVectors>
+template <typename X, typename Out, int kVectors>
 __global__ void __launch_bounds__(kVectorThreads) rms_norm_vectors(RmsNormArgs args) {
   __shared__ float sums[kVectorThreads / 32];
   const int cols = static_cast<int>(args.cols);
-  const float* x = args.x + static_cast<int64_t>(blockIdx.x) * cols;
-  float* out = args.out + static_cast<int64_t>(blockIdx.x) * cols;
-  float4 weights[kVectors], values[kVectors];
+  const X* x = static_cast<const X*>(args.x) + static_cast<int64_t>(blockIdx.x) * cols;
+  Out* out = static_cast<Out*>(args.out) + static_cast<int64_t>(blockIdx.x) * cols;
+  float weights[kVectors][4], values[kVectors][4];
   int column[kVectors];
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     column[v] = (v * kVectorThreads + static_cast<int>(threadIdx.x)) * 4;
-    if (column[v] < cols) weights[v] = *reinterpret_cast<const float4*>(args.weight + column[v]);
+    if (column[v] < cols) load_pack(args.weight + column[v], weights[v]);
   }
   wait_for_previous();
   float squares = 0;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     if (column[v] >= cols) continue;
-    const float4 value = values[v] = *reinterpret_cast<const float4*>(x + column[v]);
-    squares = fmaf(value.x, value.x, fmaf(value.y, value.y, fmaf(value.z, value.z, fmaf(value.w, value.w, squares))));
+    load_pack(x + column[v], values[v]);
+#pragma unroll
+    for (int i = 3; i >= 0; --i) squares = fmaf(values[v][i], values[v][i], squares);
   }
   squares = warp_sum(squares);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = squares;
@@ -111,24 +118,27 @@ __global__ void __launch_bounds__(kVectorThreads) rms_norm_vectors(RmsNormArgs a
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     if (column[v] >= cols) continue;
-    const float offset = args.weight_offset;
-    float4 result =
-        make_float4(values[v].x * scale * (weights[v].x + offset), values[v].y * scale * (weights[v].y + offset),
-                    values[v].z * scale * (weights[v].z + offset), values[v].w * scale * (weights[v].w + offset));
-    auto* to = reinterpret_cast<float4*>(out + column[v]);
-    if (args.accumulate) {
-      const float4 before = *to;
-      result = make_float4(before.x + result.x, before.y + result.y, before.z + result.z, before.w + result.w);
-    }
-    *to = result;
+    float before[4] = {0, 0, 0, 0};
+    if (args.accumulate) load_pack(out + column[v], before);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      before[i] += values[v][i] * scale * (weights[v][i] + args.weight_offset);
+    store_pack(out + column[v], before);
   }
 }
 
 /// Rows that rms_norm_vectors takes.
 bool has_vectors(const RmsNormArgs& args) {
-  const auto is_aligned = [](const float* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  return args.cols % 4 == 0 && args.cols <= 4 * 4 * kVectorThreads && is_aligned(args.x) && is_aligned(args.weight) &&
-         is_aligned(args.out);
+  return args.cols % 4 == 0 && args.cols <= 4 * 4 * kVectorThreads && is_packed(args.x) && is_packed(args.weight) &&
+         is_packed(args.out);
+}
+
+/// Calls body(X{}, Out{}) with the types that args name.
+template <typename Args, typename Body>
+void with_types(const Args& args, const Body& body) {
+  with_activation_type(args.x_dtype, [&](auto x) {
+    with_activation_type(args.out_dtype, [&](auto out) { body(x, out); });
+  });
 }
 
 /// Threads of a long row; they do not depend on the number of rows, so that a row's bits do not.
@@ -139,22 +149,31 @@ unsigned row_threads(int64_t cols) { return cols >= 2048 ? 1024 : 256; }
 void rms_norm(const Context& context, const RmsNormArgs& args) {
   if (args.rows == 0) return;
   const auto rows = static_cast<unsigned>(args.rows);
-  if (args.cols <= kShort)
-    launch_dependent(context, rms_norm_short, blocks_for(args.rows, kWarps), kWarps * 32, 0, args);
-  else if (has_vectors(args) && args.cols <= 4 * 2 * kVectorThreads)
-    launch_dependent(context, rms_norm_vectors<2>, rows, kVectorThreads, 0, args);
-  else if (has_vectors(args))
-    launch_dependent(context, rms_norm_vectors<4>, rows, kVectorThreads, 0, args);
-  else
-    launch_dependent(context, rms_norm_long, rows, row_threads(args.cols), 0, args);
+  with_types(args, [&](auto x, auto out) {
+    using X = decltype(x);
+    using Out = decltype(out);
+    if (args.cols <= kShort)
+      launch_dependent(context, rms_norm_short<X, Out>, blocks_for(args.rows, kWarps), kWarps * 32, 0, args);
+    else if (has_vectors(args) && args.cols <= 4 * 2 * kVectorThreads)
+      launch_dependent(context, rms_norm_vectors<X, Out, 2>, rows, kVectorThreads, 0, args);
+    else if (has_vectors(args))
+      launch_dependent(context, rms_norm_vectors<X, Out, 4>, rows, kVectorThreads, 0, args);
+    else
+      launch_dependent(context, rms_norm_long<X, Out>, rows, row_threads(args.cols), 0, args);
+  });
 }
 
 void layer_norm(const Context& context, const LayerNormArgs& args) {
   if (args.rows == 0) return;
-  if (args.cols <= kShort)
-    launch_dependent(context, layer_norm_short, blocks_for(args.rows, kWarps), kWarps * 32, 0, args);
-  else
-    launch_dependent(context, layer_norm_long, static_cast<unsigned>(args.rows), row_threads(args.cols), 0, args);
+  with_types(args, [&](auto x, auto out) {
+    using X = decltype(x);
+    using Out = decltype(out);
+    if (args.cols <= kShort)
+      launch_dependent(context, layer_norm_short<X, Out>, blocks_for(args.rows, kWarps), kWarps * 32, 0, args);
+    else
+      launch_dependent(context, layer_norm_long<X, Out>, static_cast<unsigned>(args.rows), row_threads(args.cols), 0,
+                       args);
+  });
 }
 
 }  // namespace nibble::kernels::cuda

@@ -1,7 +1,7 @@
 // What the attention kernels share: their sequences by value, and what happens to a score before softmax.
 #pragma once
 
-#include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/device/pack.cuh"
 #include "kernels/kernels.h"
 
 namespace nibble::kernels::cuda {
@@ -13,6 +13,36 @@ struct Sequences {
   AttentionSequence at[kMaxSequences];
   int count = 0;
 };
+
+/// Calls body(T{}) with the element type of a cache.
+template <typename Body>
+void with_cache_type(DType dtype, const Body& body) {
+  if (dtype == DType::i8)
+    body(int8_t{});
+  else
+    with_float_type(dtype, body);
+}
+
+/// What a stored key or value is multiplied with: 1, but for an i8 cache.
+template <typename T>
+__device__ __forceinline__ float scale_of(const float* scales, int64_t row) {
+  if constexpr (sizeof(T) == 1)
+    return __ldg(scales + row);
+  else
+    return 1.0f;
+}
+
+__device__ __forceinline__ float query_at(const AttentionArgs& args, const AttentionSequence& sequence, int64_t i) {
+  return args.q_dtype == DType::bf16 ? to_float(static_cast<const __nv_bfloat16*>(sequence.q)[i])
+                                     : static_cast<const float*>(sequence.q)[i];
+}
+__device__ __forceinline__ void put_result(const AttentionArgs& args, const AttentionSequence& sequence, int64_t i,
+                                           float value) {
+  if (args.q_dtype == DType::bf16)
+    static_cast<__nv_bfloat16*>(sequence.out)[i] = __float2bfloat16_rn(value);
+  else
+    static_cast<float*>(sequence.out)[i] = value;
+}
 
 __device__ __forceinline__ int64_t past_of(const AttentionSequence& sequence) {
   return sequence.past_at ? *sequence.past_at : sequence.past;
