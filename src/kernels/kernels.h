@@ -343,7 +343,7 @@ struct ActivateArgs {
   int64_t stride;
   int64_t rows, cols;
   Activation activation;
-  void* out;  // (rows, cols), dense
+  void* out;                   // (rows, cols), dense
   DType x_dtype = DType::f32;  // of gate and up
   DType out_dtype = DType::f32;
 

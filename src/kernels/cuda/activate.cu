@@ -85,9 +85,8 @@ void launch(const Context& context, const ActivateArgs& all) {
 template <Activation kActivation>
 void launch(const Context& context, const ActivateArgs& args) {
   with_activation_type(args.x_dtype, [&](auto x) {
-    with_activation_type(args.out_dtype, [&](auto out) {
-      launch<kActivation, decltype(x), decltype(out)>(context, args);
-    });
+    with_activation_type(args.out_dtype,
+                         [&](auto out) { launch<kActivation, decltype(x), decltype(out)>(context, args); });
   });
 }
 

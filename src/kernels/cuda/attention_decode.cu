@@ -231,8 +231,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (!shared.is_last) return;
   __threadfence();
-  for (int h = 0; h < heads; ++h)
-    join(partial, args, sequence, first_head + h, parts.count, &sums[0][0][0]);
+  for (int h = 0; h < heads; ++h) join(partial, args, sequence, first_head + h, parts.count, &sums[0][0][0]);
 }
 
 template <typename T, int kLanes, int kHeads>

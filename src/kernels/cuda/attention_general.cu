@@ -55,7 +55,8 @@ __global__ void general_kernel(const __grid_constant__ AttentionArgs args,
       if (d < dim) sum[d] = value;
     }
   }
-  for (int64_t d = lane; d < dim; d += 32) put_result(args, sequence, (token * args.heads + head) * dim + d, sum[d] / total);
+  for (int64_t d = lane; d < dim; d += 32)
+    put_result(args, sequence, (token * args.heads + head) * dim + d, sum[d] / total);
 }
 
 }  // namespace

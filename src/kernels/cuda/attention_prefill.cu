@@ -45,8 +45,7 @@ __device__ __forceinline__ void store_queries(__nv_bfloat16* to, const Attention
     const int row = i / (kDim / 2), column = i % (kDim / 2) * 2;
     const bool is_valid = row < tokens && column < dim;
     const int64_t from = first + row * args.q_stride + column;
-    const uint32_t pair =
-        is_valid ? pack_bf16(query_at(args, sequence, from), query_at(args, sequence, from + 1)) : 0u;
+    const uint32_t pair = is_valid ? pack_bf16(query_at(args, sequence, from), query_at(args, sequence, from + 1)) : 0u;
     *reinterpret_cast<uint32_t*>(to + row * Tiles<kDim>::kStride + column) = pair;
   }
 }

@@ -6,8 +6,7 @@ namespace nibble::kernels::cuda {
 namespace {
 
 template <typename T, typename Out>
-__global__ void embed_kernel(const T* table, const int32_t* ids, int64_t cols, float scale, Out* out,
-                             bool accumulate) {
+__global__ void embed_kernel(const T* table, const int32_t* ids, int64_t cols, float scale, Out* out, bool accumulate) {
   const T* row = table + static_cast<int64_t>(ids[blockIdx.x]) * cols;
   Out* target = out + static_cast<int64_t>(blockIdx.x) * cols;
   for (int64_t c = threadIdx.x; c < cols; c += blockDim.x) {

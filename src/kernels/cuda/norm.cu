@@ -121,8 +121,7 @@ __global__ void __launch_bounds__(kVectorThreads) rms_norm_vectors(RmsNormArgs a
     float before[4] = {0, 0, 0, 0};
     if (args.accumulate) load_pack(out + column[v], before);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      before[i] += values[v][i] * scale * (weights[v][i] + args.weight_offset);
+    for (int i = 0; i < 4; ++i) before[i] += values[v][i] * scale * (weights[v][i] + args.weight_offset);
     store_pack(out + column[v], before);
   }
 }
@@ -136,9 +135,8 @@ bool has_vectors(const RmsNormArgs& args) {
 /// Calls body(X{}, Out{}) with the types that args name.
 template <typename Args, typename Body>
 void with_types(const Args& args, const Body& body) {
-  with_activation_type(args.x_dtype, [&](auto x) {
-    with_activation_type(args.out_dtype, [&](auto out) { body(x, out); });
-  });
+  with_activation_type(args.x_dtype,
+                       [&](auto x) { with_activation_type(args.out_dtype, [&](auto out) { body(x, out); }); });
 }
 
 /// Threads of a long row; they do not depend on the number of rows, so that a row's bits do not.

@@ -10,8 +10,8 @@ constexpr int kThreads = 64;
 
 /// Element i of a head after the rotation by its token's angles.
 template <typename X>
-__device__ __forceinline__ float rotated(const X* x, int64_t i, const float* cos, const float* sin,
-                                         int64_t rotary_dim, bool interleaved) {
+__device__ __forceinline__ float rotated(const X* x, int64_t i, const float* cos, const float* sin, int64_t rotary_dim,
+                                         bool interleaved) {
   if (i >= rotary_dim) return to_float(x[i]);
   const int64_t half = rotary_dim / 2;
   const int64_t pair = interleaved ? i / 2 : i % half;
@@ -184,8 +184,8 @@ void launch(const Context& context, const RotateAppendArgs& args, const Sequence
                          dim3(blocks_for(heads * (args.head_dim / 8), kVectorThreads), rows, count), kVectorThreads, 0,
                          args, sequences, first_row);
       else
-        launch_dependent(context, rotate_append_kernel<T, X>, dim3(static_cast<unsigned>(heads), rows, count),
-                         kThreads, static_cast<size_t>(args.rotary_dim) * sizeof(float), args, sequences, first_row);
+        launch_dependent(context, rotate_append_kernel<T, X>, dim3(static_cast<unsigned>(heads), rows, count), kThreads,
+                         static_cast<size_t>(args.rotary_dim) * sizeof(float), args, sequences, first_row);
     });
   });
 }

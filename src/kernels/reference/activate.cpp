@@ -34,7 +34,8 @@ double apply(Activation activation, double x) {
 void activate(const Context&, const ActivateArgs& args) {
   for (int64_t r = 0; r < args.rows; ++r) {
     for (int64_t c = 0; c < args.cols; ++c) {
-      const double value = apply(args.activation, static_cast<double>(load(args.gate, args.x_dtype, r * args.stride + c)));
+      const double value =
+          apply(args.activation, static_cast<double>(load(args.gate, args.x_dtype, r * args.stride + c)));
       const double up = args.up ? static_cast<double>(load(args.up, args.x_dtype, r * args.stride + c)) : 1;
       store(args.out, args.out_dtype, r * args.cols + c, static_cast<float>(value * up));
     }

@@ -9,8 +9,7 @@ void split_heads(const Context& context, const SplitHeadsArgs& args) {
   for_each(context, args.tokens * args.groups, 16, [&](int64_t group) {  // q, k and v are dense over (token, group)
     const auto copy = [&](void* to, int64_t width, int64_t from) {
       for (int64_t i = 0; i < width; ++i)
-        store(to, args.dtype, group * width + i,
-              load(args.x, args.dtype, group * (q_width + 2 * kv_width) + from + i));
+        store(to, args.dtype, group * width + i, load(args.x, args.dtype, group * (q_width + 2 * kv_width) + from + i));
     };
     copy(args.q, q_width, 0);
     copy(args.k, kv_width, q_width);

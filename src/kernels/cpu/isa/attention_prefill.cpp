@@ -40,8 +40,8 @@ Tile make_tile(const AttentionArgs& args, const AttentionSequence& sequence, int
   tile.largest = tile.q + tile.rows * tile.dim;
   tile.totals = tile.largest + tile.rows;
   for (int64_t r = 0; r < tile.rows; ++r) {
-    const float* q =
-        sequence.q_f32() + (first + r / tile.group) * args.q_stride + (kv_head * tile.group + r % tile.group) * tile.dim;
+    const float* q = sequence.q_f32() + (first + r / tile.group) * args.q_stride +
+                     (kv_head * tile.group + r % tile.group) * tile.dim;
     for (int64_t d = 0; d < tile.dim; ++d) tile.q[r * tile.dim + d] = q[d] * args.scale;
     for (int64_t d = 0; d < tile.stride; ++d) tile.sums[r * tile.stride + d] = 0;
     tile.largest[r] = -__builtin_inff();
