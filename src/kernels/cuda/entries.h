@@ -29,5 +29,8 @@ void softcap(const Context& context, const SoftcapArgs& args);
 void argmax(const Context& context, const ArgmaxArgs& args);
 void route_experts(const Context& context, const RouteExpertsArgs& args);
 void scatter_add_rows(const Context& context, const ScatterAddRowsArgs& args);
+void optimizer_step_32bit(const Context& context, const OptimizerStep32BitArgs& args);
+void optimizer_step_8bit(const Context& context, const OptimizerStep8BitArgs& args);
+void sum_squares(const Context& context, const SumSquaresArgs& args);
 
 }  // namespace nibble::kernels::cuda

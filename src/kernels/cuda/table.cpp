@@ -34,6 +34,9 @@ const Kernels* table() {
       .argmax = argmax,
       .route_experts = route_experts,
       .scatter_add_rows = scatter_add_rows,
+      .optimizer_step_32bit = optimizer_step_32bit,
+      .optimizer_step_8bit = optimizer_step_8bit,
+      .sum_squares = sum_squares,
   };
   return &kernels;
 #else
