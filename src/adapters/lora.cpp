@@ -192,6 +192,15 @@ Adapter create_adapter(const models::ModelSpec& spec, const LoraConfig& config, 
   return adapter;
 }
 
+Adapter to_device(const ops::Backend& backend, const Adapter& adapter) {
+  Adapter result = adapter;
+  if (!backend.cuda()) return result;
+  for (AdapterLayer& layer : result.layers)
+    for (autograd::Var* variable : {&layer.lora.a, &layer.lora.b})
+      *variable = autograd::parameter(backend.to_device((*variable)->value));
+  return result;
+}
+
 std::shared_ptr<const models::Updates> updates_of(const Adapter& adapter) {
   auto updates = std::make_shared<models::Updates>();
   for (const AdapterLayer& layer : adapter.layers)

@@ -42,6 +42,9 @@ RankAndScale rank_and_scale(const LoraConfig& config, const std::string& module)
 /// A fresh adapter; `seed` draws it.
 Adapter create_adapter(const models::ModelSpec& spec, const LoraConfig& config, uint64_t seed);
 
+/// The adapter where kernels reach it: itself, or a copy in the GPU's memory with gradients of its own.
+Adapter to_device(const ops::Backend& backend, const Adapter& adapter);
+
 /// The updates that the decoder applies, as the adapter is now.
 std::shared_ptr<const models::Updates> updates_of(const Adapter& adapter);
 

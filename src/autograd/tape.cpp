@@ -17,12 +17,6 @@ Var parameter(Tensor value) {
   return variable;
 }
 
-GradientTarget gradient_of(Variable& variable) {
-  const bool has_gradient = static_cast<bool>(variable.grad);
-  if (!has_gradient) variable.grad = Tensor(DType::f32, variable.value.shape());
-  return {variable.grad.as<float>(), has_gradient};
-}
-
 void Tape::record(std::function<void()> backward) {
   if (is_recording_) steps_.push_back(std::move(backward));
 }
@@ -51,14 +45,11 @@ Var checkpoint(Tape& tape, const Var& x, std::function<Var(Tape&, const Var&)> f
     Tape again;
     Var input = constant(x->value);
     input->requires_grad = x->requires_grad;
+    input->grad = std::move(x->grad);  // what flows in is added to it
     Var output = f(again, input);
     output->grad = std::move(y->grad);
     again.backward();
-    if (!x->requires_grad || !input->grad) return;
-    const GradientTarget target = gradient_of(*x);
-    const float* from = input->grad.as<float>();
-    for (int64_t i = 0; i < input->grad.count(); ++i)
-      target.data[i] = target.accumulate ? target.data[i] + from[i] : from[i];
+    x->grad = std::move(input->grad);
   });
   return y;
 }

@@ -12,8 +12,8 @@ namespace nibble::autograd {
 
 /// A value of a computation, and its gradient once something has flowed back into it.
 struct Variable {
-  Tensor value;  // f32
-  Tensor grad;   // f32 of the same shape, or empty
+  Tensor value;  // f32; activations on a GPU may be bf16
+  Tensor grad;   // of the same type and shape, or empty
   bool requires_grad = false;
 };
 using Var = std::shared_ptr<Variable>;
@@ -22,13 +22,6 @@ using Var = std::shared_ptr<Variable>;
 Var constant(Tensor value);
 /// A value that collects a gradient.
 Var parameter(Tensor value);
-
-/// Where a gradient of `variable` goes: written if nothing has flowed in yet, else added to.
-struct GradientTarget {
-  float* data;
-  bool accumulate;
-};
-GradientTarget gradient_of(Variable& variable);
 
 /// What a pass did, to be run backwards. One thread at a time.
 class Tape {

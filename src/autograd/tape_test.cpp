@@ -21,8 +21,7 @@ Var multiply(Tape& tape, const Var& a, const Var& b, int& runs) {
       const auto flow = [&](const Var& to, const Var& other) {
         if (!to->requires_grad) return;
         const float part = y->grad.as<float>()[0] * other->value.as<float>()[0];
-        const GradientTarget target = gradient_of(*to);
-        *target.data = target.accumulate ? *target.data + part : part;
+        to->grad = scalar(to->grad ? to->grad.as<float>()[0] + part : part);
       };
       flow(a, b);
       flow(b, a);

@@ -77,6 +77,9 @@ class CudaStream {
   virtual std::unique_ptr<CudaGraph> capture(const std::function<void()>& work) = 0;
 };
 
+/// Waits for the work of a cudaStream_t.
+void synchronize_stream(void* stream);
+
 /// Bytes a second that copies within the GPU's memory move, reading and writing together: best of several passes.
 double measure_read_bandwidth(CudaStream& stream);
 

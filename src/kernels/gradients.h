@@ -1,6 +1,8 @@
 // Argument structs of the entries that training needs: gradients of the forward entries, and the loss.
 //
 // The contracts of kernels.h hold. A gradient is added to when `accumulate` says so, else written.
+// `dtype` is the element type of activations and their gradients: f32; on a GPU also bf16, and what is declared as
+// float then points to bf16. Weights' gradients and everything summed over rows stay fp32.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +25,8 @@ struct WeightView {
   const float* row_absmax = nullptr;  // int8: (rows)
 };
 
-/// dx (m, cols) = dy (m, rows) . w (rows, cols): the gradient of y = x w^T in x, in fp32. The weight is decoded a panel
-/// at a time and never written out whole.
+/// dx (m, cols) = dy (m, rows) . w (rows, cols): the gradient of y = x w^T in x. The weight is decoded a panel at a
+/// time and never written out whole. f32: products in fp32; bf16: the decoded weight is rounded to bf16.
 struct InputGradientArgs {
   const float* dy;  // row i at dy + i * dy_stride
   int64_t dy_stride;
@@ -32,6 +34,7 @@ struct InputGradientArgs {
   WeightView w;
   float* dx;  // (m, cols)
   bool accumulate;
+  DType dtype = DType::f32;
 };
 
 /// dw (rows, cols) = dy (m, rows)^T . x (m, cols): the gradient of y = x w^T in w.
@@ -41,6 +44,7 @@ struct WeightGradientArgs {
   int64_t m, rows, cols;
   float* dw;
   bool accumulate;
+  DType dtype = DType::f32;
 };
 
 /// Gradients of RmsNormArgs: dx (rows, cols), and dweight (cols) unless it is null.
@@ -54,6 +58,7 @@ struct RmsNormGradientArgs {
   float* dx;
   float* dweight;  // always added to
   bool accumulate;
+  DType dtype = DType::f32;
 };
 
 /// Gradients of LayerNormArgs: dx (rows, cols), and dweight and dbias (cols) unless they are null.
@@ -67,6 +72,7 @@ struct LayerNormGradientArgs {
   float* dweight;  // always added to
   float* dbias;    // always added to
   bool accumulate;
+  DType dtype = DType::f32;
 };
 
 /// Gradients of out = act(gate) * up, or of out = act(gate) where up is null. dgate and dup may be gate and up.
@@ -79,6 +85,7 @@ struct ActivateGradientArgs {
   Activation activation;
   float* dgate;  // row r at dgate + r * stride
   float* dup;    // null if up is
+  DType dtype = DType::f32;
 };
 
 /// One sequence's share of an attention gradient: no past, its own keys alone.
@@ -102,6 +109,7 @@ struct AttentionGradientArgs {
   float scale;
   int64_t window;             // > 0: only the last `window` keys
   const float* alibi_slopes;  // (heads), or null
+  DType dtype = DType::f32;
 };
 
 /// Row i: loss[i] = log sum exp(logits[i]) - logits[i, target], and logits become `scale` times their gradient.
@@ -112,6 +120,7 @@ struct CrossEntropyArgs {
   int64_t rows, vocab;
   float scale;
   float* loss;  // (rows)
+  DType dtype = DType::f32;
 };
 
 /// out[i] = keeps(seed, first + i) ? x[i] / (1 - p) : 0. The same seed and position always give the same choice, so the
@@ -123,6 +132,41 @@ struct DropoutArgs {
   uint64_t seed;
   int64_t first;
   float* out;
+  DType dtype = DType::f32;
+};
+
+/// The update of a linear layer by a low-rank adapter: low = scale * dropout(x) a^T, y += low b^T. x, y and low are
+/// bf16, products are summed in fp32; a and b are rounded to bf16. Dropout is DropoutArgs', from position 0 on. A
+/// backend may lack this entry and the next; they need rank <= kMaxLowRank, and cols and rows that are multiples of 8.
+struct LowRankArgs {
+  const void* x;  // (m, cols)
+  int64_t m, cols, rows, rank;
+  const float* a;  // (rank, cols)
+  const float* b;  // (rows, rank)
+  float scale, p;
+  uint64_t seed;
+  void* low_transposed;  // (padded_rank(rank), m rounded up to a multiple of 8): written
+  void* y;               // (m, rows)
+};
+
+inline constexpr int64_t kMaxLowRank = 64;
+constexpr int64_t padded_rank(int64_t rank) { return rank <= 16 ? 16 : rank <= 32 ? 32 : 64; }
+
+/// Gradients of LowRankArgs; those in a and b unless they are null.
+struct LowRankGradientArgs {
+  const void* x;
+  int64_t m, cols, rows, rank;
+  const float* a;
+  const float* b;
+  float scale, p;
+  uint64_t seed;
+  const void* low_transposed;  // as LowRankArgs left it
+  const void* dy;              // (m, rows)
+  float* da;
+  bool accumulate_a;
+  float* db;
+  bool accumulate_b;
+  void* dx;  // (m, cols), added to; or null
 };
 
 /// y += scale * x.
@@ -131,6 +175,7 @@ struct AddScaledArgs {
   int64_t count;
   float scale;
   float* y;
+  DType dtype = DType::f32;
 };
 
 }  // namespace nibble::kernels

@@ -398,6 +398,7 @@ struct ScatterAddRowsArgs {
   const float* weights;  // (count)
   int64_t count, cols;
   float* out;
+  DType dtype = DType::f32;  // of x and out: f32, on CUDA also bf16
 };
 
 // ---- the table ------------------------------------------------------------------------------------------------------
@@ -447,6 +448,8 @@ struct Kernels {
   Entry<CrossEntropyArgs> cross_entropy = nullptr;
   Entry<DropoutArgs> dropout = nullptr;
   Entry<AddScaledArgs> add_scaled = nullptr;
+  Entry<LowRankArgs> low_rank_update = nullptr;            // a backend may lack it
+  Entry<LowRankGradientArgs> low_rank_gradient = nullptr;  // likewise
   // Training (optimizer_step.h).
   Entry<OptimizerStep32BitArgs> optimizer_step_32bit = nullptr;
   Entry<OptimizerStep8BitArgs> optimizer_step_8bit = nullptr;

@@ -53,8 +53,15 @@ void Decoder::bind_linears() {
 }
 
 void Decoder::set_updates(std::shared_ptr<const Updates> updates) {
-  if (updates && backend_->cuda())
-    fail(ErrorCode::unsupported, "adapters on a GPU are not supported yet: load the model with device_map 'cpu'");
+  if (updates && backend_->cuda()) {
+    auto there = std::make_shared<Updates>();
+    int64_t rank = 0;
+    for (const auto& [module, update] : *updates) rank = std::max(rank, update.a.dim(0));
+    const Tensor room = backend_->empty(DType::f32, {nn::LowRank::kRoomRows * rank});
+    for (const auto& [module, update] : *updates)
+      (*there)[module] = {backend_->to_device(update.a), backend_->to_device(update.b), room};
+    updates = std::move(there);
+  }
   updates_ = std::move(updates);
   bind_linears();
 }

@@ -22,14 +22,17 @@ Entry require_entry(const ops::Backend& backend, Entry entry, const char* name) 
   return entry;
 }
 
-kernels::MatmulOutput output_of(const LinearCall& call) {
-  return {call.y, call.y_stride, call.layer->bias ? call.layer->bias.as<float>() : nullptr, call.accumulate};
+/// y is of x's type.
+kernels::MatmulOutput output_of(const LinearCall& call, DType dtype) {
+  return {call.y, call.y_stride, call.layer->bias ? call.layer->bias.as<float>() : nullptr, call.accumulate, dtype};
 }
 
 /// One kernel call per kind of weight; each returns how many of the first calls it took.
 struct Runner {
   Input input;
   std::span<const LinearCall> calls;
+
+  DType dtype() const { return input.matmul.x_dtype; }
 
   /// Fills `jobs` from the leading calls whose weight is a `Kind` that `fits` the first.
   template <typename Kind, typename Job, typename Fits, typename Make>
@@ -48,8 +51,8 @@ struct Runner {
     std::array<kernels::MatmulDenseJob, kMaxJobs> jobs;
     const size_t count = collect<DenseWeight>(
         jobs, [&](const DenseWeight& w) { return w.weight.dtype() == first.weight.dtype(); },
-        [](const DenseWeight& w, const LinearCall& call) {
-          return kernels::MatmulDenseJob{w.weight.data(), w.weight.dtype(), call.layer->rows, output_of(call)};
+        [&](const DenseWeight& w, const LinearCall& call) {
+          return kernels::MatmulDenseJob{w.weight.data(), w.weight.dtype(), call.layer->rows, output_of(call, dtype())};
         });
     input.matmul.compute = first.weight.dtype();
     require_entry(input.backend, input.backend.kernels().matmul_dense, "matmul_dense")(
@@ -61,13 +64,13 @@ struct Runner {
     std::array<kernels::Matmul4BitJob, kMaxJobs> jobs;
     const size_t count = collect<Weight4Bit>(
         jobs, [&](const Weight4Bit& w) { return w.compute == first.compute; },
-        [](const Weight4Bit& w, const LinearCall& call) {
+        [&](const Weight4Bit& w, const LinearCall& call) {
           return kernels::Matmul4BitJob{w.weight.packed.as<uint8_t>(),
                                         w.weight.absmax_view(),
                                         w.weight.block,
                                         w.weight.format->code_book_4bit->values.data(),
                                         call.layer->rows,
-                                        output_of(call)};
+                                        output_of(call, dtype())};
         });
     input.matmul.compute = first.compute;
     require_entry(input.backend, input.backend.kernels().matmul_4bit, "matmul_4bit")(
@@ -79,9 +82,9 @@ struct Runner {
     std::array<kernels::MatmulInt8Job, kMaxJobs> jobs;
     const size_t count = collect<WeightInt8>(
         jobs, [&](const WeightInt8& w) { return w.threshold == first.threshold; },
-        [](const WeightInt8& w, const LinearCall& call) {
+        [&](const WeightInt8& w, const LinearCall& call) {
           return kernels::MatmulInt8Job{w.weight.values.as<int8_t>(), w.weight.absmax.as<float>(), call.layer->rows,
-                                        output_of(call)};
+                                        output_of(call, dtype())};
         });
     input.matmul.compute = DType::f16;
     require_entry(input.backend, input.backend.kernels().matmul_int8, "matmul_int8")(
@@ -90,19 +93,19 @@ struct Runner {
   }
 };
 
-void multiply(const ops::Backend& backend, const float* x, int64_t m, const Tensor& w, float* y, int64_t y_stride,
-              bool accumulate, bool batch_invariant) {
-  const kernels::MatmulDenseJob job{w.data(), DType::f32, w.dim(0), {y, y_stride, nullptr, accumulate}};
-  backend.kernels().matmul_dense(backend.context(), {x, m, w.dim(1), DType::f32, batch_invariant}, &job, 1);
-}
-
-void add_update(const ops::Backend& backend, const float* x, int64_t m, const LinearCall& call, bool batch_invariant) {
+/// Through fp32 between the two products.
+void add_update(const ops::Backend& backend, const void* x, int64_t m, const LinearCall& call, bool batch_invariant,
+                DType dtype) {
   const LowRank& update = *call.layer->update;
   const int64_t rank = update.a.dim(0);
-  Tensor low(DType::f32, {m, rank});
-  auto* values = low.as<float>();
-  multiply(backend, x, m, update.a, values, rank, false, batch_invariant);
-  multiply(backend, values, m, update.b, call.y, call.y_stride, true, batch_invariant);
+  Tensor low = update.room && m <= LowRank::kRoomRows ? update.room : backend.empty(DType::f32, {m, rank});
+  const auto multiply = [&](const void* from, DType from_dtype, const Tensor& w, const kernels::MatmulOutput& out) {
+    const kernels::MatmulDenseJob job{w.data(), DType::f32, w.dim(0), out};
+    backend.kernels().matmul_dense(backend.context(), {from, m, w.dim(1), DType::f32, batch_invariant, from_dtype},
+                                   &job, 1);
+  };
+  multiply(x, dtype, update.a, {low.data(), rank});
+  multiply(low.data(), DType::f32, update.b, {call.y, call.y_stride, nullptr, true, dtype});
 }
 
 }  // namespace
@@ -123,16 +126,16 @@ Weight to_host(const ops::Backend& backend, const Weight& weight) {
   return result;
 }
 
-void run_linear(const ops::Backend& backend, const float* x, int64_t m, std::span<const LinearCall> calls,
-                bool batch_invariant) {
+void run_linear(const ops::Backend& backend, const void* x, int64_t m, std::span<const LinearCall> calls,
+                bool batch_invariant, DType dtype) {
   const std::span<const LinearCall> all = calls;
   while (!calls.empty()) {
     const Linear& first = *calls.front().layer;
-    Runner runner{{backend, {x, m, first.cols, DType::f32, batch_invariant}}, calls};
+    Runner runner{{backend, {x, m, first.cols, DType::f32, batch_invariant, dtype}}, calls};
     calls = calls.subspan(std::visit(runner, first.weight));
   }
   for (const LinearCall& call : all)
-    if (call.layer->update) add_update(backend, x, m, call, batch_invariant);
+    if (call.layer->update) add_update(backend, x, m, call, batch_invariant, dtype);
 }
 
 }  // namespace nibble::nn

@@ -32,6 +32,9 @@ Weight to_host(const ops::Backend& backend, const Weight& weight);
 struct LowRank {
   Tensor a;  // f32 (r, cols)
   Tensor b;  // f32 (rows, r), with the adapter's scale
+  /// On a GPU: space for x a^T of up to kRoomRows rows, so that a recorded step allocates nothing. Updates share it.
+  Tensor room = {};
+  static constexpr int64_t kRoomRows = 1024;
 };
 
 /// y = x w^T + bias, and the update if there is one.
@@ -46,13 +49,14 @@ struct Linear {
 /// Where one layer's result goes: y[i * y_stride + n], added to what is there if `accumulate`.
 struct LinearCall {
   const Linear* layer;
-  float* y;
+  void* y;
   int64_t y_stride;
   bool accumulate = false;
 };
 
-/// Runs `calls` on the same `x` (m, cols); neighbours of the same kind share one kernel call.
-void run_linear(const ops::Backend& backend, const float* x, int64_t m, std::span<const LinearCall> calls,
-                bool batch_invariant);
+/// Runs `calls` on the same `x` (m, cols); neighbours of the same kind share one kernel call. `dtype`: of x and y, f32
+/// or on a GPU bf16.
+void run_linear(const ops::Backend& backend, const void* x, int64_t m, std::span<const LinearCall> calls,
+                bool batch_invariant, DType dtype = DType::f32);
 
 }  // namespace nibble::nn

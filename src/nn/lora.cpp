@@ -4,76 +4,128 @@
 #include <array>
 
 #include "base/error.h"
+#include "ops/gradient.h"
 
 namespace nibble::nn {
 namespace {
 
-using autograd::gradient_of;
 using autograd::Tape;
 using autograd::Var;
+using ops::empty_like;
+using ops::gradient_of;
 
-/// out (m, rows) = or += x w^T, all f32.
-void multiply(const ops::Backend& backend, const float* x, int64_t m, const Tensor& w, float* out, bool accumulate) {
+/// out (m, rows) = or += x w^T; w is f32, x and out of one type.
+void multiply(const ops::Backend& backend, const Tensor& x, int64_t m, const Tensor& w, Tensor& out, bool accumulate) {
   const int64_t rows = w.dim(0), cols = w.dim(1);
-  const kernels::MatmulDenseJob job{w.data(), DType::f32, rows, {out, rows, nullptr, accumulate}};
-  backend.kernels().matmul_dense(backend.context(), {x, m, cols, DType::f32}, &job, 1);
+  const kernels::MatmulDenseJob job{w.data(), DType::f32, rows, {out.data(), rows, nullptr, accumulate, out.dtype()}};
+  backend.kernels().matmul_dense(backend.context(), {x.data(), m, cols, DType::f32, false, x.dtype()}, &job, 1);
 }
 
 void scale_in_place(const ops::Backend& backend, Tensor& x, float scale) {
-  backend.kernels().add_scaled(backend.context_for(x.count()), {x.as<float>(), x.count(), scale - 1, x.as<float>()});
+  backend.kernels().add_scaled(backend.context_for(x.count()),
+                               {x.as<float>(), x.count(), scale - 1, x.as<float>(), x.dtype()});
 }
 
 /// x after dropout, or x itself.
 Tensor dropped(const ops::Backend& backend, const Tensor& x, float p, uint64_t seed) {
   if (p == 0) return x;
-  Tensor out(DType::f32, x.shape());
-  backend.kernels().dropout(backend.context_for(x.count()), {x.as<float>(), x.count(), p, seed, 0, out.as<float>()});
+  Tensor out = empty_like(backend, x);
+  backend.kernels().dropout(backend.context_for(x.count()),
+                            {x.as<float>(), x.count(), p, seed, 0, out.as<float>(), x.dtype()});
   return out;
 }
 
-/// Gradients of the low-rank part; `low` is scale * A dropout(x).
+/// True if the backend has entries that do all of it in one.
+bool is_fused(const ops::Backend& backend, const Tensor& x, const Lora& lora) {
+  return backend.kernels().low_rank_update && backend.context().capability >= 80 && x.dtype() == DType::bf16 &&
+         lora.a->value.dim(0) <= kernels::kMaxLowRank && lora.a->value.dim(1) % 8 == 0 && lora.b->value.dim(0) % 8 == 0;
+}
+
+/// Adds the update to y; gives what the way back needs beside x: the low-rank part, scale * A dropout(x).
+Tensor add_update(const ops::Backend& backend, const Tensor& x, const Lora& lora, uint64_t seed, Tensor& y) {
+  const int64_t rank = lora.a->value.dim(0), cols = lora.a->value.dim(1), rows = lora.b->value.dim(0);
+  const int64_t m = y.count() / rows;
+  if (is_fused(backend, x, lora)) {
+    Tensor low = backend.empty(DType::bf16, {kernels::padded_rank(rank), (m + 7) / 8 * 8});
+    backend.kernels().low_rank_update(
+        backend.context(), {x.data(), m, cols, rows, rank, lora.a->value.as<float>(), lora.b->value.as<float>(),
+                            lora.scale, lora.dropout, seed, low.data(), y.data()});
+    return low;
+  }
+  Tensor low = backend.empty(x.dtype(), {m, rank});
+  multiply(backend, dropped(backend, x, lora.dropout, seed), m, lora.a->value, low, false);
+  scale_in_place(backend, low, lora.scale);
+  multiply(backend, low, m, lora.b->value, y, true);
+  return low;
+}
+
+void fused_backward(const ops::Backend& backend, const Var& x, const Lora& lora, const Tensor& low, const Tensor& dy,
+                    uint64_t seed) {
+  const int64_t rank = lora.a->value.dim(0), cols = lora.a->value.dim(1), rows = lora.b->value.dim(0);
+  kernels::LowRankGradientArgs args{};
+  args.x = x->value.data();
+  args.m = dy.count() / rows;
+  args.cols = cols;
+  args.rows = rows;
+  args.rank = rank;
+  args.a = lora.a->value.as<float>();
+  args.b = lora.b->value.as<float>();
+  args.scale = lora.scale;
+  args.p = lora.dropout;
+  args.seed = seed;
+  args.low_transposed = low.data();
+  args.dy = dy.data();
+  if (lora.a->requires_grad) {
+    const auto da = gradient_of(backend, *lora.a);
+    args.da = da.data;
+    args.accumulate_a = da.accumulate;
+  }
+  if (lora.b->requires_grad) {
+    const auto db = gradient_of(backend, *lora.b);
+    args.db = db.data;
+    args.accumulate_b = db.accumulate;
+  }
+  if (x->requires_grad) args.dx = x->grad.data();  // the frozen weight's share is there
+  backend.kernels().low_rank_gradient(backend.context(), args);
+}
+
+/// Gradients of the low-rank part; `low` is what add_update gave.
 void lora_backward(const ops::Backend& backend, const Var& x, const Lora& lora, const Tensor& low, const Tensor& dy,
                    uint64_t seed) {
+  if (is_fused(backend, x->value, lora)) return fused_backward(backend, x, lora, low, dy, seed);
+  using Kind = kernels::WeightView::Kind;
   const int64_t rank = lora.a->value.dim(0), cols = lora.a->value.dim(1), rows = lora.b->value.dim(0);
   const int64_t m = dy.count() / rows;
-  const auto* g = dy.as<float>();
+  const DType dtype = dy.dtype();
+  const kernels::Kernels& kernels = backend.kernels();
   if (lora.b->requires_grad) {
-    const auto db = gradient_of(*lora.b);
-    backend.kernels().weight_gradient(backend.context(), {g, low.as<float>(), m, rows, rank, db.data, db.accumulate});
+    const auto db = gradient_of(backend, *lora.b);
+    kernels.weight_gradient(backend.context(),
+                            {dy.as<float>(), low.as<float>(), m, rows, rank, db.data, db.accumulate, dtype});
   }
-  Tensor dlow(DType::f32, {m, rank});
-  backend.kernels().input_gradient(backend.context(),
-                                   {g,
-                                    rows,
-                                    m,
-                                    rows,
-                                    rank,
-                                    {kernels::WeightView::Kind::dense, lora.b->value.data(), DType::f32},
-                                    dlow.as<float>(),
-                                    false});
+  Tensor dlow = backend.empty(dtype, {m, rank});
+  const kernels::WeightView b{Kind::dense, lora.b->value.data(), DType::f32};
+  kernels.input_gradient(backend.context(), {dy.as<float>(), rows, m, rows, rank, b, dlow.as<float>(), false, dtype});
   scale_in_place(backend, dlow, lora.scale);
   if (lora.a->requires_grad) {
     const Tensor input = dropped(backend, x->value, lora.dropout, seed);
-    const auto da = gradient_of(*lora.a);
-    backend.kernels().weight_gradient(backend.context(),
-                                      {dlow.as<float>(), input.as<float>(), m, rank, cols, da.data, da.accumulate});
+    const auto da = gradient_of(backend, *lora.a);
+    kernels.weight_gradient(backend.context(),
+                            {dlow.as<float>(), input.as<float>(), m, rank, cols, da.data, da.accumulate, dtype});
   }
   if (!x->requires_grad) return;
-  const auto dx = gradient_of(*x);
-  const kernels::WeightView a{kernels::WeightView::Kind::dense, lora.a->value.data(), DType::f32};
+  const auto dx = gradient_of(backend, *x);
+  const kernels::WeightView a{Kind::dense, lora.a->value.data(), DType::f32};
   if (lora.dropout == 0) {
-    backend.kernels().input_gradient(backend.context(),
-                                     {dlow.as<float>(), rank, m, rank, cols, a, dx.data, dx.accumulate});
+    kernels.input_gradient(backend.context(),
+                           {dlow.as<float>(), rank, m, rank, cols, a, dx.data, dx.accumulate, dtype});
     return;
   }
-  Tensor part(DType::f32, x->value.shape());
+  Tensor part = empty_like(backend, x->value);
   auto* p = part.as<float>();
-  backend.kernels().input_gradient(backend.context(), {dlow.as<float>(), rank, m, rank, cols, a, p, false});
-  backend.kernels().dropout(backend.context_for(part.count()), {p, part.count(), lora.dropout, seed, 0, p});
-  if (dx.accumulate)
-    backend.kernels().add_scaled(backend.context_for(part.count()), {p, part.count(), 1, dx.data});
-  else
-    x->grad = std::move(part);
+  kernels.input_gradient(backend.context(), {dlow.as<float>(), rank, m, rank, cols, a, p, false, dtype});
+  kernels.dropout(backend.context_for(part.count()), {p, part.count(), lora.dropout, seed, 0, p, dtype});
+  kernels.add_scaled(backend.context_for(part.count()), {p, part.count(), 1, dx.data, dtype});
 }
 
 }  // namespace
@@ -99,25 +151,21 @@ Var linear(Tape& tape, const ops::Backend& backend, const Var& x, const Linear& 
   const int64_t m = x->value.count() / layer.cols;
   require(x->value.count() == m * layer.cols, "linear: found {} values, expected rows of {}", x->value.count(),
           layer.cols);
-  Var y = result_of(tape, Tensor(DType::f32, {m, layer.rows}),
+  const DType dtype = x->value.dtype();
+  Var y = result_of(tape, backend.empty(dtype, {m, layer.rows}),
                     {x.get(), lora ? lora->a.get() : nullptr, lora ? lora->b.get() : nullptr});
-  const std::array calls{LinearCall{&layer, y->value.as<float>(), layer.rows}};
-  run_linear(backend, x->value.as<float>(), m, calls, false);
+  const std::array calls{LinearCall{&layer, y->value.data(), layer.rows}};
+  run_linear(backend, x->value.data(), m, calls, false, dtype);
   Tensor low;
-  if (lora) {
-    low = Tensor(DType::f32, {m, lora->a->value.dim(0)});
-    const Tensor input = dropped(backend, x->value, lora->dropout, seed);
-    multiply(backend, input.as<float>(), m, lora->a->value, low.as<float>(), false);
-    scale_in_place(backend, low, lora->scale);
-    multiply(backend, low.as<float>(), m, lora->b->value, y->value.as<float>(), true);
-  }
+  if (lora) low = add_update(backend, x->value, *lora, seed, y->value);
   if (y->requires_grad)
     tape.record([&backend, x, y, &layer, lora, low, m, seed] {
       if (x->requires_grad) {
-        const auto dx = gradient_of(*x);
+        const auto dx = gradient_of(backend, *x);
         kernels::Absmax absmax;
-        backend.kernels().input_gradient(backend.context(), {y->grad.as<float>(), layer.rows, m, layer.rows, layer.cols,
-                                                             view_of(layer, absmax), dx.data, dx.accumulate});
+        backend.kernels().input_gradient(
+            backend.context(), {y->grad.as<float>(), layer.rows, m, layer.rows, layer.cols, view_of(layer, absmax),
+                                dx.data, dx.accumulate, y->grad.dtype()});
       }
       if (lora) lora_backward(backend, x, *lora, low, y->grad, seed);
       y->grad = {};

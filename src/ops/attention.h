@@ -8,11 +8,13 @@
 
 namespace nibble::ops {
 
-/// Rotates the first rotary_dim of every head of x (tokens, heads, head_dim). `cos` and `sin` (tokens, rotary_dim / 2)
-/// must outlive the backward pass. Contract: kernels::RopeArgs.
+/// Rotates the first rotary_dim of every head of x (tokens, heads, head_dim), whose value it takes: no step before may
+/// need it on the way back. The angles (tokens, rotary_dim / 2) must outlive the backward pass. Contract:
+/// kernels::RopeArgs.
 struct RopeAngles {
   const float* cos;
   const float* sin;
+  const float* minus_sin;
   int64_t rotary_dim;
   bool is_interleaved;
 };

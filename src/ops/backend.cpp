@@ -27,7 +27,7 @@ const kernels::Kernels& chosen_table() {
 
 const kernels::Kernels& table_of(device::Device device) {
   if (!device.is_cuda()) return kernel_table();
-  if (const kernels::Kernels* table = kernels::cuda::table()) return *table;
+  if (const kernels::Kernels* table = kernels::cuda::table()) return environment().profile ? profiled(*table) : *table;
   fail(ErrorCode::device, "{}: {}", device::to_string(device), device::describe_cuda().missing);
 }
 
@@ -117,6 +117,20 @@ void Backend::copy_rows(void* to, int64_t to_stride, const void* from, int64_t f
   for (int64_t row = 0; row < rows; ++row)
     std::memcpy(static_cast<std::byte*>(to) + row * to_stride, static_cast<const std::byte*>(from) + row * from_stride,
                 static_cast<size_t>(row_bytes));
+}
+
+void Backend::copy(void* to, const void* from, int64_t size_bytes) const {
+  if (cuda_)
+    cuda_->copy(to, from, size_bytes);
+  else
+    std::memcpy(to, from, static_cast<size_t>(size_bytes));
+}
+
+void Backend::fill_zero(void* to, int64_t size_bytes) const {
+  if (cuda_)
+    cuda_->fill_zero(to, size_bytes);
+  else
+    std::memset(to, 0, static_cast<size_t>(size_bytes));
 }
 
 int64_t Backend::scratch_moves() const { return scratch_ ? scratch_->moves : 0; }

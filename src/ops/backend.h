@@ -52,6 +52,9 @@ class Backend {
   /// `rows` rows of `row_bytes` that start a stride apart, within the device.
   void copy_rows(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t row_bytes,
                  int64_t rows) const;
+  /// Within the device.
+  void copy(void* to, const void* from, int64_t size_bytes) const;
+  void fill_zero(void* to, int64_t size_bytes) const;
   /// Counts how often the kernels' scratch memory has moved: a recorded graph is stale when it has.
   int64_t scratch_moves() const;
 

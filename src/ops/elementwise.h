@@ -18,7 +18,7 @@ autograd::Var activate_times(autograd::Tape& tape, const Backend& backend, const
 autograd::Var activate(autograd::Tape& tape, const Backend& backend, const autograd::Var& x,
                        kernels::Activation activation);
 
-/// a + b, of the same shape.
+/// a + b, of the same shape. b gives up its value, which no step before may need on the way back.
 autograd::Var add(autograd::Tape& tape, const Backend& backend, const autograd::Var& a, const autograd::Var& b);
 
 /// Contract: kernels::DropoutArgs; p = 0 gives x itself.

@@ -1,14 +1,12 @@
 // The norms keep their inputs; statistics are computed anew.
 #include "ops/norm.h"
 
-#include <algorithm>
-
 #include "base/error.h"
+#include "ops/gradient.h"
 
 namespace nibble::ops {
 namespace {
 
-using autograd::gradient_of;
 using autograd::Tape;
 using autograd::Var;
 
@@ -23,18 +21,10 @@ Rows rows_of(const Var& x, const Var& weight, const char* op) {
   return {x->value.count() / cols, cols};
 }
 
-/// A gradient that kernels always add to: of a parameter, or null.
-float* added_to(const Var& variable) {
-  if (!variable || !variable->requires_grad) return nullptr;
-  const autograd::GradientTarget target = gradient_of(*variable);
-  if (!target.accumulate) std::fill_n(target.data, variable->grad.count(), 0.0f);
-  return target.data;
-}
-
 /// dx, or a scratch tensor where x wants none.
-autograd::GradientTarget input_target(const Var& x, Tensor& unwanted) {
-  if (x->requires_grad) return gradient_of(*x);
-  unwanted = Tensor(DType::f32, x->value.shape());
+GradientTarget input_target(const Backend& backend, const Var& x, Tensor& unwanted) {
+  if (x->requires_grad) return gradient_of(backend, *x);
+  unwanted = empty_like(backend, x->value);
   return {unwanted.as<float>(), false};
 }
 
@@ -42,17 +32,18 @@ autograd::GradientTarget input_target(const Var& x, Tensor& unwanted) {
 
 Var rms_norm(Tape& tape, const Backend& backend, const Var& x, const Var& weight, float eps, float weight_offset) {
   const Rows n = rows_of(x, weight, "rms_norm");
-  Var y = result_of(tape, Tensor(DType::f32, x->value.shape()), {x.get(), weight.get()});
-  backend.kernels().rms_norm(
-      backend.context_for(x->value.count()),
-      {x->value.as<float>(), weight->value.as<float>(), n.rows, n.cols, eps, weight_offset, y->value.as<float>()});
+  Var y = result_of(tape, empty_like(backend, x->value), {x.get(), weight.get()});
+  backend.kernels().rms_norm(backend.context_for(x->value.count()),
+                             {x->value.as<float>(), weight->value.as<float>(), n.rows, n.cols, eps, weight_offset,
+                              y->value.data(), false, x->value.dtype(), x->value.dtype()});
   if (y->requires_grad)
     tape.record([&backend, x, weight, y, n, eps, weight_offset] {
       Tensor unwanted;
-      const auto dx = input_target(x, unwanted);
-      backend.kernels().rms_norm_gradient(backend.context_for(x->value.count()),
-                                          {x->value.as<float>(), weight->value.as<float>(), y->grad.as<float>(), n.rows,
-                                           n.cols, eps, weight_offset, dx.data, added_to(weight), dx.accumulate});
+      const auto dx = input_target(backend, x, unwanted);
+      backend.kernels().rms_norm_gradient(
+          backend.context_for(x->value.count()),
+          {x->value.as<float>(), weight->value.as<float>(), y->grad.as<float>(), n.rows, n.cols, eps, weight_offset,
+           dx.data, gradient_sum_of(backend, weight), dx.accumulate, x->value.dtype()});
       y->grad = {};
     });
   return y;
@@ -60,18 +51,19 @@ Var rms_norm(Tape& tape, const Backend& backend, const Var& x, const Var& weight
 
 Var layer_norm(Tape& tape, const Backend& backend, const Var& x, const Var& weight, const Var& bias, float eps) {
   const Rows n = rows_of(x, weight, "layer_norm");
-  Var y = result_of(tape, Tensor(DType::f32, x->value.shape()), {x.get(), weight.get(), bias.get()});
-  backend.kernels().layer_norm(backend.context_for(x->value.count()),
-                               {x->value.as<float>(), weight->value.as<float>(),
-                                bias ? bias->value.as<float>() : nullptr, n.rows, n.cols, eps, y->value.as<float>()});
+  Var y = result_of(tape, empty_like(backend, x->value), {x.get(), weight.get(), bias.get()});
+  backend.kernels().layer_norm(
+      backend.context_for(x->value.count()),
+      {x->value.as<float>(), weight->value.as<float>(), bias ? bias->value.as<float>() : nullptr, n.rows, n.cols, eps,
+       y->value.data(), 1, x->value.dtype(), x->value.dtype()});
   if (y->requires_grad)
     tape.record([&backend, x, weight, bias, y, n, eps] {
       Tensor unwanted;
-      const auto dx = input_target(x, unwanted);
+      const auto dx = input_target(backend, x, unwanted);
       backend.kernels().layer_norm_gradient(
           backend.context_for(x->value.count()),
           {x->value.as<float>(), weight->value.as<float>(), y->grad.as<float>(), n.rows, n.cols, eps, dx.data,
-           added_to(weight), added_to(bias), dx.accumulate});
+           gradient_sum_of(backend, weight), gradient_sum_of(backend, bias), dx.accumulate, x->value.dtype()});
       y->grad = {};
     });
   return y;

@@ -6,7 +6,10 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <string_view>
 #include <vector>
+
+#include "device/cuda.h"
 
 namespace nibble::ops {
 namespace {
@@ -17,9 +20,10 @@ struct Row {
   std::atomic<int64_t> calls;
 };
 
-const kernels::Kernels* base = nullptr;
+/// The tables that are timed: the CPU's and the GPU's.
+const kernels::Kernels* bases[2] = {};
 
-template <auto Member>
+template <int kTable, auto Member>
 Row row{"", 0, 0};
 
 std::vector<Row*>& rows() {
@@ -27,25 +31,34 @@ std::vector<Row*>& rows() {
   return list;
 }
 
-template <auto Member, typename... Args>
-void timed(Args... args) {
+/// On a GPU an entry returns before its work is done.
+void finish(const kernels::Context& context) {
+  if (context.stream) device::synchronize_stream(context.stream);
+}
+
+template <int kTable, auto Member, typename... Args>
+void timed(const kernels::Context& context, Args... args) {
+  finish(context);
   const auto begin = std::chrono::steady_clock::now();
-  (base->*Member)(args...);
+  (bases[kTable]->*Member)(context, args...);
+  finish(context);
   const auto elapsed = std::chrono::steady_clock::now() - begin;
-  row<Member>.nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count();
-  ++row<Member>.calls;
+  row<kTable, Member>.nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count();
+  ++row<kTable, Member>.calls;
 }
 
-template <auto Member, typename... Args>
-void wrap(const char* name, kernels::Kernels& table, void (*entry)(Args...)) {
-  row<Member>.name = name;
-  rows().push_back(&row<Member>);
-  table.*Member = entry ? &timed<Member, Args...> : nullptr;
+template <int kTable, auto Member, typename... Args>
+void wrap(const char* name, kernels::Kernels& table, void (*entry)(const kernels::Context&, Args...)) {
+  row<kTable, Member>.name = name;
+  rows().push_back(&row<kTable, Member>);
+  table.*Member = entry ? &timed<kTable, Member, Args...> : nullptr;
 }
 
-kernels::Kernels wrapped() {
-  kernels::Kernels table = *base;
-#define NIBBLE_WRAP(entry) wrap<&kernels::Kernels::entry>(#entry, table, base->entry)
+template <int kTable>
+kernels::Kernels wrapped(const kernels::Kernels& base) {
+  bases[kTable] = &base;
+  kernels::Kernels table = base;
+#define NIBBLE_WRAP(entry) wrap<kTable, &kernels::Kernels::entry>(#entry, table, base.entry)
   NIBBLE_WRAP(quantize_4bit);
   NIBBLE_WRAP(dequantize_4bit);
   NIBBLE_WRAP(quantize_8bit);
@@ -71,6 +84,17 @@ kernels::Kernels wrapped() {
   NIBBLE_WRAP(top_candidates);
   NIBBLE_WRAP(route_experts);
   NIBBLE_WRAP(scatter_add_rows);
+  NIBBLE_WRAP(input_gradient);
+  NIBBLE_WRAP(weight_gradient);
+  NIBBLE_WRAP(rms_norm_gradient);
+  NIBBLE_WRAP(layer_norm_gradient);
+  NIBBLE_WRAP(activate_gradient);
+  NIBBLE_WRAP(attention_gradient);
+  NIBBLE_WRAP(cross_entropy);
+  NIBBLE_WRAP(dropout);
+  NIBBLE_WRAP(add_scaled);
+  NIBBLE_WRAP(low_rank_update);
+  NIBBLE_WRAP(low_rank_gradient);
   NIBBLE_WRAP(optimizer_step_32bit);
   NIBBLE_WRAP(optimizer_step_8bit);
   NIBBLE_WRAP(sum_squares);
@@ -81,8 +105,12 @@ kernels::Kernels wrapped() {
 }  // namespace
 
 const kernels::Kernels& profiled(const kernels::Kernels& table) {
-  static const kernels::Kernels result = (base = &table, wrapped());
-  return result;
+  if (std::string_view(table.name).starts_with("cuda")) {
+    static const kernels::Kernels of_gpu = wrapped<1>(table);
+    return of_gpu;
+  }
+  static const kernels::Kernels of_cpu = wrapped<0>(table);
+  return of_cpu;
 }
 
 std::string profile_report() {

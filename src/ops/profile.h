@@ -7,7 +7,8 @@
 
 namespace nibble::ops {
 
-/// A table whose entries call those of `table` and add up calls and time. Made once for the process.
+/// A table whose entries call those of `table` and add up calls and time, which is that of the GPU where one runs them.
+/// Made once for the process.
 const kernels::Kernels& profiled(const kernels::Kernels& table);
 
 /// One line an entry that ran, the longest first: seconds, calls, name. Empty if nothing was profiled.

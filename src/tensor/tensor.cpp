@@ -81,6 +81,15 @@ Tensor Tensor::reshaped(Shape shape) const {
   return result;
 }
 
+Tensor Tensor::rows(int64_t first, int64_t count) const {
+  Tensor result = *this;
+  const int64_t row = shape_[0] > 0 ? count_ / shape_[0] : 0;
+  result.shape_[0] = count;
+  result.count_ = count * row;
+  result.data_ = static_cast<std::byte*>(data_) + first * row * size_of(dtype_);
+  return result;
+}
+
 Tensor Tensor::to(DType dtype) const {
   if (dtype == dtype_) return *this;
   require_main_memory(device_);

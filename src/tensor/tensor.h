@@ -58,6 +58,8 @@ class Tensor {
 
   /// The same elements under another shape. Errors: invalid_argument if the count differs.
   Tensor reshaped(Shape shape) const;
+  /// `count` rows from `first` on, sharing the storage; the caller has checked that they are there.
+  Tensor rows(int64_t first, int64_t count) const;
   /// Converted elements (float types among each other); itself if the type is the same. In main memory only.
   Tensor to(DType dtype) const;
   /// Rows and columns swapped; 2-D only. A copy. In main memory only.

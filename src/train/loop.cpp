@@ -82,7 +82,8 @@ class Loop {
         train_(train),
         evaluation_(evaluation),
         on_progress_(on_progress),
-        model_(base, adapter, arguments.gradient_checkpointing),
+        working_(adapters::to_device(base.backend(), adapter)),
+        model_(base, working_, arguments.gradient_checkpointing),
         plan_(train, arguments),
         optimizer_(optimizer_for(arguments.optim, parameters_of(adapter),
                                  {.lr = arguments.learning_rate, .weight_decay = arguments.weight_decay},
@@ -144,6 +145,7 @@ class Loop {
 
   /// Gives the optimizer this step's gradients, checked, and takes them away again.
   void update(double loss) {
+    fetch_gradients();
     auto& parameters = optimizer_.groups()[0].params;
     size_t i = 0;
     for (adapters::AdapterLayer& layer : adapter_.layers)
@@ -157,6 +159,29 @@ class Loop {
     optimizer_.set_lr(learning_rate_);
     optimizer_.step(arguments_.max_grad_norm > 0 ? optimizer_.clip_scale(arguments_.max_grad_norm) : 1);
     for (adapters::AdapterLayer& layer : adapter_.layers) layer.lora.a->grad = layer.lora.b->grad = {};
+    send_parameters();
+  }
+
+  /// Calls body(working variable, host variable) for those of a GPU.
+  template <typename Body>
+  void for_each_copy(const Body& body) {
+    for (size_t i = 0; base_.backend().cuda() && i < working_.layers.size(); ++i) {
+      body(working_.layers[i].lora.a, adapter_.layers[i].lora.a);
+      body(working_.layers[i].lora.b, adapter_.layers[i].lora.b);
+    }
+  }
+
+  void fetch_gradients() {
+    for_each_copy([&](const autograd::Var& from, const autograd::Var& to) {
+      to->grad = base_.backend().to_host(from->grad);
+      from->grad = {};
+    });
+  }
+
+  void send_parameters() {
+    for_each_copy([&](const autograd::Var& to, const autograd::Var& from) {
+      base_.backend().upload(to->value.data(), from->value.data(), from->value.size_bytes());
+    });
   }
 
   std::string first_bad_tensor() const {
@@ -165,6 +190,12 @@ class Loop {
         for (int64_t i = 0; variable->grad && i < variable->grad.count(); ++i)
           if (!std::isfinite(variable->grad.as<float>()[i])) return "; first in the gradient of " + layer.module;
     return "";
+  }
+
+  /// Of the GPU's memory, or of main memory.
+  int64_t peak_bytes() const {
+    const device::CudaStream* gpu = base_.backend().cuda();
+    return gpu ? gpu->peak_bytes() : device::peak_rss_bytes();
   }
 
   TrainingProgress progress() {
@@ -178,7 +209,7 @@ class Loop {
     progress.grad_norm = grad_norm_;
     const double seconds = std::chrono::duration<double>(now - since_report_).count();
     progress.tokens_per_second = static_cast<double>(tokens_) / std::max(seconds, 1e-9);
-    progress.peak_memory_bytes = device::peak_rss_bytes();
+    progress.peak_memory_bytes = peak_bytes();
     return progress;
   }
 
@@ -289,6 +320,7 @@ class Loop {
       take(stored.layers[i].lora.a, adapter_.layers[i].lora.a);
       take(stored.layers[i].lora.b, adapter_.layers[i].lora.b);
     }
+    send_parameters();
     optimizer_.load(checkpoint / "optimizer.safetensors");
     report_.steps = step_;
   }
@@ -308,7 +340,7 @@ class Loop {
     fs::remove_all(staging, error);
     const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
     report_.tokens_per_second = static_cast<double>(report_.trained_tokens) / std::max(seconds, 1e-9);
-    report_.peak_memory_bytes = device::peak_rss_bytes();
+    report_.peak_memory_bytes = peak_bytes();
   }
 
   const models::Decoder& base_;
@@ -318,6 +350,7 @@ class Loop {
   const Dataset& train_;
   const Dataset* evaluation_;
   const std::function<void(const TrainingProgress&)>& on_progress_;
+  adapters::Adapter working_;  // adapter_, or on a GPU its copy there
   TrainableModel model_;
   StepPlan plan_;
   Optimizer optimizer_;

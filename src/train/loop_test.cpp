@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/output.h"
+#include "device/cuda.h"
 #include "train/dataset.h"
 #include "train/schedule.h"
 
@@ -30,9 +31,10 @@ struct Scratch {
   ~Scratch() { fs::remove_all(path); }
 };
 
-std::unique_ptr<models::Decoder> load(const BitsAndBytesConfig& config = {}) {
+std::unique_ptr<models::Decoder> load(const BitsAndBytesConfig& config = {}, const std::string& device = "cpu") {
   LoadOptions options;
   options.dtype = DType::f32;
+  options.device_map = device;
   options.threads = 2;
   options.quantization_config = config;
   return models::load_decoder(kData / "models/llama", options);
@@ -69,11 +71,11 @@ adapters::Adapter fresh(const models::Decoder& decoder) {
 
 std::string bytes_of(const fs::path& path) { return read_file(path); }
 
-TEST(Finetune, LossesAsTorchAndPeft) {
+void expect_golden_losses(const std::string& device) {
   const Json goldens = read_json(kData / "finetune.json");
   for (const int64_t accumulation : {1, 2}) {
     Scratch scratch;
-    const auto decoder = load();
+    const auto decoder = load({}, device);
     adapters::Adapter adapter = adapters::read_adapter(decoder->spec(), kData / "training/llama");
     TrainingArguments arguments = arguments_for(scratch.path / "out", goldens["steps"].get<int64_t>());
     arguments.per_device_train_batch_size = 4 / accumulation;
@@ -97,13 +99,20 @@ TEST(Finetune, LossesAsTorchAndPeft) {
   }
 }
 
+TEST(Finetune, LossesAsTorchAndPeft) { expect_golden_losses("cpu"); }
+
+TEST(Finetune, LossesAsTorchAndPeftOnAGpu) {
+  if (const std::string missing = device::describe_cuda().missing; !missing.empty()) GTEST_SKIP() << missing;
+  expect_golden_losses("cuda");
+}
+
 /// Runs `steps` in one go, or stops after `stop` and goes on; what is written at the end.
-std::string run(const fs::path& out, int64_t steps, std::optional<int64_t> stop, const std::string& optim,
-                bool packing) {
+std::string run(const fs::path& out, int64_t steps, std::optional<int64_t> stop, const std::string& optim, bool packing,
+                const std::string& device = "cpu") {
   BitsAndBytesConfig config;
   config.load_in_4bit = true;
   config.bnb_4bit_quant_type = "nf4";
-  const auto decoder = load(config);
+  const auto decoder = load(config, device);
   TrainingArguments arguments = arguments_for(out, steps);
   arguments.optim = optim;
   arguments.gradient_accumulation_steps = 2;
@@ -133,6 +142,13 @@ TEST(Finetune, ResumingGivesTheBitsOfAnUninterruptedRun) {
       EXPECT_TRUE(whole == run(scratch.path / "parts", 7, 3, optim, packing));
       EXPECT_TRUE(whole == run(scratch.path / "again", 7, {}, optim, packing));
     }
+}
+
+TEST(Finetune, ResumingGivesTheSameBitsOnAGpu) {
+  if (const std::string missing = device::describe_cuda().missing; !missing.empty()) GTEST_SKIP() << missing;
+  Scratch scratch;
+  const std::string whole = run(scratch.path / "whole", 7, {}, "adamw_8bit", true, "cuda");
+  EXPECT_TRUE(whole == run(scratch.path / "parts", 7, 3, "adamw_8bit", true, "cuda"));
 }
 
 TEST(Finetune, EveryOptimizerOfTransformersTakesASmallStep) {

@@ -6,12 +6,25 @@
 #include <vector>
 
 #include "nn/lora.h"
+#include "ops/gradient.h"
 
 namespace nibble::train {
 namespace {
 
-/// Logits of a chunk: at most this many floats.
-constexpr int64_t kChunkFloats = int64_t{4} << 20;
+/// Logits of a chunk: at most this many; a GPU wants more rows in a product.
+constexpr int64_t kChunkLogits = int64_t{4} << 20, kGpuChunkLogits = int64_t{32} << 20;
+
+/// From row `first` of a matrix on, whatever its type.
+float* part_of(Tensor& rows, int64_t first) {
+  return reinterpret_cast<float*>(rows.as<std::byte>() + first * rows.dim(1) * size_of(rows.dtype()));
+}
+
+template <typename T>
+Tensor uploaded(const ops::Backend& backend, DType dtype, const std::vector<T>& values) {
+  Tensor tensor = backend.empty(dtype, {static_cast<int64_t>(values.size())});
+  backend.upload(tensor.data(), values.data(), tensor.size_bytes());
+  return tensor;
+}
 
 }  // namespace
 
@@ -26,34 +39,37 @@ double head_loss(autograd::Tape& tape, const ops::Backend& backend, const autogr
   const auto count = static_cast<int64_t>(rows.size());
   const int64_t width = head.cols, vocab = head.rows;
   const bool is_training = tape.is_recording() && x->requires_grad;
-  const int64_t chunk = std::max<int64_t>(1, kChunkFloats / vocab);
-  Tensor picked(DType::f32, {std::max<int64_t>(1, std::min(chunk, count)), width});
-  Tensor logits(DType::f32, {picked.dim(0), vocab});
+  const int64_t chunk = std::max<int64_t>(1, (backend.cuda() ? kGpuChunkLogits : kChunkLogits) / vocab);
+  const DType dtype = x->value.dtype();
+  Tensor picked = backend.empty(dtype, {std::max<int64_t>(1, std::min(chunk, count)), width});
+  Tensor logits = backend.empty(dtype, {picked.dim(0), vocab});
   Tensor dx;
-  if (is_training) dx = Tensor(DType::f32, {std::max<int64_t>(1, count), width});
-  std::vector<float> losses(static_cast<size_t>(count));
+  if (is_training) dx = backend.empty(dtype, {std::max<int64_t>(1, count), width});
+  const Tensor device_rows = uploaded(backend, DType::i32, rows), device_wanted = uploaded(backend, DType::i32, wanted);
+  const Tensor ones = uploaded(backend, DType::f32, std::vector<float>(static_cast<size_t>(count), 1.0f));
+  Tensor device_losses = backend.empty(DType::f32, {count});
   const kernels::Kernels& kernels = backend.kernels();
   for (int64_t first = 0; first < count; first += chunk) {
     const int64_t m = std::min(chunk, count - first);
-    kernels.embed(backend.context(),
-                  {x->value.data(), DType::f32, rows.data() + first, m, width, 1, picked.as<float>()});
-    const std::array calls{nn::LinearCall{&head, logits.as<float>(), vocab}};
-    nn::run_linear(backend, picked.as<float>(), m, calls, false);
-    kernels.cross_entropy(backend.context(),
-                          {logits.as<float>(), wanted.data() + first, m, vocab, scale, losses.data() + first});
+    kernels.embed(backend.context(), {x->value.data(), dtype, device_rows.as<int32_t>() + first, m, width, 1,
+                                      picked.data(), false, dtype});
+    const std::array calls{nn::LinearCall{&head, logits.data(), vocab}};
+    nn::run_linear(backend, picked.data(), m, calls, false, dtype);
+    kernels.cross_entropy(backend.context(), {logits.as<float>(), device_wanted.as<int32_t>() + first, m, vocab, scale,
+                                              device_losses.as<float>() + first, dtype});
     if (!is_training) continue;
     kernels::Absmax absmax;
     kernels.input_gradient(backend.context(), {logits.as<float>(), vocab, m, vocab, width, nn::view_of(head, absmax),
-                                               dx.as<float>() + first * width, false});
+                                               part_of(dx, first), false, dtype});
   }
   if (is_training)
-    tape.record([&backend, x, rows = std::move(rows), dx, count, width] {
-      const auto target = autograd::gradient_of(*x);
-      if (!target.accumulate) std::fill_n(target.data, x->value.count(), 0.0f);
-      const std::vector<float> ones(static_cast<size_t>(count), 1.0f);
+    tape.record([&backend, x, rows = device_rows, ones, dx, count, width] {
       backend.kernels().scatter_add_rows(backend.context(),
-                                         {dx.as<float>(), rows.data(), ones.data(), count, width, target.data});
+                                         {dx.as<float>(), rows.as<int32_t>(), ones.as<float>(), count, width,
+                                          ops::gradient_sum_of(backend, x), dx.dtype()});
     });
+  std::vector<float> losses(static_cast<size_t>(count));
+  backend.download(losses.data(), device_losses.data(), device_losses.size_bytes());
   double sum = 0;
   for (const float loss : losses) sum += static_cast<double>(loss);
   return sum;

@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 
 #include "base/error.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/norm.h"
+#include "ops/rows.h"
 #include "train/loss.h"
 
 namespace nibble::train {
@@ -19,6 +21,12 @@ int64_t Batch::target_count() const {
   return std::count_if(targets.begin(), targets.end(), [](int32_t target) { return target >= 0; });
 }
 
+static Tensor uploaded(const ops::Backend& backend, const std::vector<int32_t>& values) {
+  Tensor tensor = backend.empty(DType::i32, {static_cast<int64_t>(values.size())});
+  backend.upload(tensor.data(), values.data(), tensor.size_bytes());
+  return tensor;
+}
+
 /// One forward pass; angles live here until the way back is done.
 struct TrainableModel::Pass {
   const Batch& batch;
@@ -26,23 +34,32 @@ struct TrainableModel::Pass {
   bool is_training;
   uint64_t seed;
   float scale;
-  std::vector<std::vector<float>> cos = {}, sin = {};  // per rope: (tokens, rotary_dim / 2)
+  struct Angles {
+    Tensor cos, sin, minus_sin;  // (tokens, rotary_dim / 2)
+  };
+  std::vector<Angles> angles = {};  // of each rope
 };
 
+/// Rows of an MLP at a time where a batch has at least twice as many and layers are checkpointed.
+constexpr int64_t kMlpRows = 8192;
+
+/// What passes between layers: bf16 on a GPU that multiplies it, if that is the model's type, too.
+DType activation_dtype(const models::Decoder& base) {
+  const device::CudaStream* gpu = base.backend().cuda();
+  const bool has_bf16 = gpu && gpu->description().capability >= 80;
+  return has_bf16 && base.weights().dtype() != DType::f32 ? DType::bf16 : DType::f32;
+}
+
 TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& adapter, bool has_gradient_checkpointing)
-    : base_(base), has_gradient_checkpointing_(has_gradient_checkpointing) {
+    : base_(base), has_gradient_checkpointing_(has_gradient_checkpointing), dtype_(activation_dtype(base)) {
   const models::ModelSpec& spec = base.spec();
   const models::Weights& weights = base.weights();
-  if (base.backend().device().is_cuda())
-    fail(ErrorCode::unsupported, "training runs on the CPU; the model is on a GPU");
   if (spec.alibi.dtype != DType::f32)
     fail(ErrorCode::unsupported, "training a model with ALiBi in {} is not supported ({})", name_of(spec.alibi.dtype),
          spec.architecture);
   for (const nn::RopeSpec& rope : spec.ropes) ropes_.emplace_back(rope);
   if (spec.encoder || !spec.relative_biases.empty())
     fail(ErrorCode::unsupported, "training an encoder-decoder is not supported ({})", spec.architecture);
-  if (base.backend().cuda())
-    fail(ErrorCode::unsupported, "training on a GPU is not supported yet: load the model with device_map 'cpu'");
   uint64_t number = 0;
   layers_.reserve(spec.layers.size());
   for (size_t i = 0; i < spec.layers.size(); ++i) {
@@ -74,6 +91,10 @@ TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& a
   };
   if (spec.logit_softcap > 0)
     fail(ErrorCode::unsupported, "training a model with soft caps is not supported ({})", spec.architecture);
+  if (!spec.alibi.slopes.empty()) {
+    alibi_ = base.backend().empty(DType::f32, {static_cast<int64_t>(spec.alibi.slopes.size())});
+    base.backend().upload(alibi_.data(), spec.alibi.slopes.data(), alibi_.size_bytes());
+  }
   embed_ = weights.dense(spec.embed + ".weight");
   if (!spec.positions.embed.empty()) positions_ = weights.dense(spec.positions.embed + ".weight");
   project_in_ = linear(spec.project_in);
@@ -95,13 +116,15 @@ TrainableModel::Pass TrainableModel::make_pass(const Batch& batch, bool is_train
   Pass pass{batch, Tape(is_training), is_training, seed, scale};
   for (const nn::Rope& rope : ropes_) {
     const int64_t half = rope.spec().rotary_dim / 2;
-    pass.cos.emplace_back(static_cast<size_t>(tokens * half));
-    pass.sin.emplace_back(static_cast<size_t>(tokens * half));
+    Tensor cos(DType::f32, {tokens, half}), sin(DType::f32, {tokens, half}), minus_sin(DType::f32, {tokens, half});
     int64_t at = 0;
     for (const int64_t length : batch.lengths) {
-      rope.fill(0, length, length, pass.cos.back().data() + at, pass.sin.back().data() + at);
+      rope.fill(0, length, length, cos.as<float>() + at, sin.as<float>() + at);
       at += length * half;
     }
+    std::transform(sin.as<float>(), sin.as<float>() + sin.count(), minus_sin.as<float>(), std::negate<float>());
+    const ops::Backend& backend = base_.backend();
+    pass.angles.push_back({backend.to_device(cos), backend.to_device(sin), backend.to_device(minus_sin)});
   }
   return pass;
 }
@@ -115,14 +138,15 @@ Var TrainableModel::run_norm(Tape& tape, const std::optional<nn::Norm>& norm, co
                          norm->eps);
 }
 
-Var TrainableModel::run_linear(Tape& tape, const Pass& pass, const Attached& linear, const Var& x) const {
+Var TrainableModel::run_linear(Tape& tape, const Pass& pass, const Attached& linear, const Var& x,
+                               uint64_t salt) const {
   if (!pass.is_training && linear.lora && linear.lora->dropout > 0) {
     nn::Lora whole = *linear.lora;
     whole.dropout = 0;
     return nn::linear(tape, base_.backend(), x, *linear.layer, &whole);  // an evaluation keeps nothing of it
   }
   return nn::linear(tape, base_.backend(), x, *linear.layer, linear.lora,
-                    pass.seed + linear.number * 0x9e3779b97f4a7c15u);
+                    pass.seed + linear.number * 0x9e3779b97f4a7c15u + salt * 0xd1342543de82ef95u);
 }
 
 Var TrainableModel::run_attention(Tape& tape, const Pass& pass, size_t index, const Var& x) const {
@@ -139,31 +163,41 @@ Var TrainableModel::run_attention(Tape& tape, const Pass& pass, size_t index, co
   heads.q = run_norm(tape, layers_[index].attention.q_norm, heads.q);
   heads.k = run_norm(tape, layers_[index].attention.k_norm, heads.k);
   if (spec.rope) {
-    const ops::RopeAngles angles{pass.cos[*spec.rope].data(), pass.sin[*spec.rope].data(),
+    const Pass::Angles& of = pass.angles[*spec.rope];
+    const ops::RopeAngles angles{of.cos.as<float>(), of.sin.as<float>(), of.minus_sin.as<float>(),
                                  ropes_[*spec.rope].spec().rotary_dim, ropes_[*spec.rope].spec().interleaved};
     heads.q = ops::rope(tape, base_.backend(), heads.q, spec.heads, spec.head_dim, angles);
     heads.k = ops::rope(tape, base_.backend(), heads.k, spec.kv_heads, spec.head_dim, angles);
   }
   const Var attended = ops::attention(tape, base_.backend(), heads.q, heads.k, heads.v, pass.batch.lengths,
                                       {spec.heads, spec.kv_heads, spec.head_dim, spec.scale, spec.window,
-                                       spec.has_alibi ? base_.spec().alibi.slopes.data() : nullptr});
+                                       spec.has_alibi ? alibi_.as<float>() : nullptr});
   return run_linear(tape, pass, linears.out, attended);
 }
 
-Var TrainableModel::run_mlp(Tape& tape, const Pass& pass, size_t index, const Var& x) const {
+Var TrainableModel::run_mlp(Tape& tape, const Pass& pass, size_t index, const Var& x, uint64_t salt) const {
   const models::MlpSpec& spec = layers_[index].spec->mlp;
   const LayerLinears& linears = linears_[index];
   const ops::Backend& backend = base_.backend();
   if (linears.gate_up.layer->rows > 0) {
-    const Var both = run_linear(tape, pass, linears.gate_up, x);
-    return run_linear(tape, pass, linears.down, ops::activate_gated(tape, backend, both, spec.activation));
+    const Var both = run_linear(tape, pass, linears.gate_up, x, salt);
+    return run_linear(tape, pass, linears.down, ops::activate_gated(tape, backend, both, spec.activation), salt);
   }
   if (linears.gate.layer->rows > 0) {
-    const Var gate = run_linear(tape, pass, linears.gate, x), up = run_linear(tape, pass, linears.up, x);
-    return run_linear(tape, pass, linears.down, ops::activate_times(tape, backend, gate, up, spec.activation));
+    const Var gate = run_linear(tape, pass, linears.gate, x, salt), up = run_linear(tape, pass, linears.up, x, salt);
+    return run_linear(tape, pass, linears.down, ops::activate_times(tape, backend, gate, up, spec.activation), salt);
   }
-  const Var up = run_linear(tape, pass, linears.up, x);
-  return run_linear(tape, pass, linears.down, ops::activate(tape, backend, up, spec.activation));
+  const Var up = run_linear(tape, pass, linears.up, x, salt);
+  return run_linear(tape, pass, linears.down, ops::activate(tape, backend, up, spec.activation), salt);
+}
+
+Var TrainableModel::run_mlp_rows(Tape& tape, const Pass& pass, size_t index, const Var& x) const {
+  const bool is_long = has_gradient_checkpointing_ && x->value.dim(0) >= 2 * kMlpRows;
+  if (!is_long || !pass.is_training) return run_mlp(tape, pass, index, x, 0);
+  return ops::checkpoint_rows(tape, base_.backend(), x, kMlpRows,
+                              [this, &pass, index](Tape& again, const Var& rows, int64_t first) {
+                                return run_mlp(again, pass, index, rows, static_cast<uint64_t>(first));
+                              });
 }
 
 Var TrainableModel::run_layer(Tape& tape, const Pass& pass, size_t index, const Var& x) const {
@@ -177,7 +211,7 @@ Var TrainableModel::run_layer(Tape& tape, const Pass& pass, size_t index, const 
   Var sum =
       run_norm(tape, layer.attention_sum_norm, ops::add(tape, backend, spec.keeps_normed ? attention_x : x, attended));
   if (!mlp_x) mlp_x = run_norm(tape, layer.mlp_norm, sum);
-  const Var branch = run_norm(tape, layer.mlp_out_norm, run_mlp(tape, pass, index, mlp_x));
+  const Var branch = run_norm(tape, layer.mlp_out_norm, run_mlp_rows(tape, pass, index, mlp_x));
   return run_norm(tape, layer.mlp_sum_norm, ops::add(tape, backend, spec.keeps_normed ? mlp_x : sum, branch));
 }
 
@@ -185,16 +219,18 @@ Var TrainableModel::run(Pass& pass) const {
   const models::ModelSpec& spec = base_.spec();
   const ops::Backend& backend = base_.backend();
   const auto tokens = static_cast<int64_t>(pass.batch.ids.size());
-  Var x = autograd::constant(Tensor(DType::f32, {tokens, embed_.dim(1)}));
-  backend.kernels().embed(backend.context(), {embed_.data(), embed_.dtype(), pass.batch.ids.data(), tokens,
-                                              embed_.dim(1), spec.embed_scale, x->value.as<float>()});
+  Var x = autograd::constant(backend.empty(dtype_, {tokens, embed_.dim(1)}));
+  const Tensor ids = uploaded(backend, pass.batch.ids);
+  backend.kernels().embed(backend.context(), {embed_.data(), embed_.dtype(), ids.as<int32_t>(), tokens, embed_.dim(1),
+                                              spec.embed_scale, x->value.data(), false, dtype_});
   if (project_in_.rows > 0) x = nn::linear(pass.tape, backend, x, project_in_);
   if (positions_) {
-    std::vector<int32_t> rows;
+    std::vector<int32_t> positions;
     for (const int64_t length : pass.batch.lengths)
-      for (int64_t t = 0; t < length; ++t) rows.push_back(static_cast<int32_t>(t + spec.positions.offset));
-    backend.kernels().embed(backend.context(), {positions_.data(), positions_.dtype(), rows.data(), tokens,
-                                                spec.hidden_size, 1, x->value.as<float>(), true});
+      for (int64_t t = 0; t < length; ++t) positions.push_back(static_cast<int32_t>(t + spec.positions.offset));
+    const Tensor rows = uploaded(backend, positions);
+    backend.kernels().embed(backend.context(), {positions_.data(), positions_.dtype(), rows.as<int32_t>(), tokens,
+                                                spec.hidden_size, 1, x->value.data(), true, dtype_});
   }
   x = run_norm(pass.tape, embed_norm_, x);
   for (size_t i = 0; i < layers_.size(); ++i) {

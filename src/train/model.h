@@ -40,9 +40,12 @@ class TrainableModel {
   autograd::Var run(Pass& pass) const;
   autograd::Var run_layer(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
   autograd::Var run_attention(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
-  autograd::Var run_mlp(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
-  autograd::Var run_linear(autograd::Tape& tape, const Pass& pass, const Attached& linear,
-                           const autograd::Var& x) const;
+  autograd::Var run_mlp(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x,
+                        uint64_t salt) const;
+  autograd::Var run_mlp_rows(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
+  /// `salt`: another makes other dropout.
+  autograd::Var run_linear(autograd::Tape& tape, const Pass& pass, const Attached& linear, const autograd::Var& x,
+                           uint64_t salt = 0) const;
   autograd::Var run_norm(autograd::Tape& tape, const std::optional<nn::Norm>& norm, const autograd::Var& x) const;
   double run_loss(Pass& pass, const autograd::Var& x) const;
   Pass make_pass(const Batch& batch, bool is_training, uint64_t seed, float scale) const;
@@ -59,10 +62,12 @@ class TrainableModel {
 
   const models::Decoder& base_;
   bool has_gradient_checkpointing_;
+  DType dtype_;  // of activations
   std::vector<nn::Rope> ropes_;
   std::vector<models::Layer> layers_;
   std::vector<LayerLinears> linears_;
   Tensor embed_, positions_;
+  Tensor alibi_;  // f32 (heads), or empty
   nn::Linear project_in_, project_out_, head_;
   std::optional<nn::Norm> embed_norm_, final_norm_;
 };

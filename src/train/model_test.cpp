@@ -8,6 +8,7 @@
 
 #include "adapters/peft_files.h"
 #include "base/error.h"
+#include "device/cuda.h"
 
 namespace nibble::train {
 namespace {
@@ -22,9 +23,11 @@ std::vector<std::string> cases() {
   return names;
 }
 
-std::unique_ptr<models::Decoder> load(const std::string& name, const BitsAndBytesConfig& config = {}) {
+std::unique_ptr<models::Decoder> load(const std::string& name, const BitsAndBytesConfig& config = {},
+                                      const std::string& device = "cpu", DType dtype = DType::f32) {
   LoadOptions options;
-  options.dtype = DType::f32;
+  options.dtype = dtype;
+  options.device_map = device;
   options.threads = 2;
   options.quantization_config = config;
   return models::load_decoder(kModels / name, options);
@@ -88,6 +91,59 @@ INSTANTIATE_TEST_SUITE_P(Models, Gradients, testing::ValuesIn(cases()), [](const
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 });
+
+TEST_P(Gradients, OnAGpuAsOnTheCpu) {
+  if (const std::string missing = device::describe_cuda().missing; !missing.empty()) GTEST_SKIP() << missing;
+  const Batch batch = golden_batch(*Checkpoint::open(kTraining / GetParam() / "goldens.safetensors"));
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const auto host = load(GetParam(), {}, "cpu", dtype), decoder = load(GetParam(), {}, "cuda", dtype);
+    adapters::Adapter expected = adapters::read_adapter(host->spec(), kTraining / GetParam());
+    const double loss = TrainableModel(*host, expected, false).accumulate_gradients(batch, 0, 1);
+    for (const bool has_checkpointing : {false, true}) {
+      SCOPED_TRACE(GetParam() + " " + std::string(name_of(dtype)) + (has_checkpointing ? " with checkpointing" : ""));
+      adapters::Adapter adapter =
+          adapters::to_device(decoder->backend(), adapters::read_adapter(decoder->spec(), kTraining / GetParam()));
+      TrainableModel model(*decoder, adapter, has_checkpointing);
+      const double tolerance = dtype == DType::f32 ? 1e-4 : 1e-2;
+      EXPECT_NEAR(model.accumulate_gradients(batch, 0, 1), loss, tolerance * loss);
+      EXPECT_NEAR(model.evaluate(batch), loss, tolerance * loss);
+      double worst = 0;
+      for (size_t i = 0; i < adapter.layers.size(); ++i) {
+        const nn::Lora &found = adapter.layers[i].lora, &wanted = expected.layers[i].lora;
+        worst = std::max({worst, relative_error(decoder->backend().to_host(found.a->grad), wanted.a->grad),
+                          relative_error(decoder->backend().to_host(found.b->grad), wanted.b->grad)});
+      }
+      EXPECT_LT(worst, dtype == DType::f32 ? 1e-3 : 0.1);
+    }
+  }
+}
+
+TEST(TrainableModel, AGpuAgreesWithTheCpuOverQuantizedWeights) {
+  if (const std::string missing = device::describe_cuda().missing; !missing.empty()) GTEST_SKIP() << missing;
+  const Batch batch = golden_batch(*Checkpoint::open(kTraining / "llama/goldens.safetensors"));
+  for (const int kind : {4, 44, 8}) {
+    SCOPED_TRACE(kind);
+    BitsAndBytesConfig config;
+    config.load_in_4bit = kind != 8;
+    config.load_in_8bit = kind == 8;
+    config.bnb_4bit_quant_type = "nf4";
+    config.bnb_4bit_use_double_quant = kind == 44;
+    config.bnb_4bit_compute_dtype = DType::bf16;
+    double losses[2];
+    Tensor gradients[2];
+    for (const bool is_gpu : {false, true}) {
+      const auto decoder = load("llama", config, is_gpu ? "cuda" : "cpu", DType::bf16);
+      adapters::Adapter adapter =
+          adapters::to_device(decoder->backend(), adapters::read_adapter(decoder->spec(), kTraining / "llama"));
+      for (adapters::AdapterLayer& layer : adapter.layers) layer.lora.dropout = 0.2f;
+      TrainableModel model(*decoder, adapter, true);
+      losses[is_gpu] = model.accumulate_gradients(batch, 3, 1);
+      gradients[is_gpu] = decoder->backend().to_host(adapter.layers[0].lora.a->grad);
+    }
+    EXPECT_NEAR(losses[1], losses[0], 1e-2 * losses[0]);
+    EXPECT_LT(relative_error(gradients[1], gradients[0]), kind == 8 ? 0.25 : 0.1);
+  }
+}
 
 /// The gradient of the first layer's update, after one call.
 Tensor first_gradient(const models::Decoder& decoder, const Batch& batch, bool has_checkpointing, double dropout,

@@ -116,6 +116,10 @@ class RuntimeStream final : public CudaStream {
 
 }  // namespace
 
+void synchronize_stream(void* stream) {
+  check_cuda(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for the GPU");
+}
+
 std::shared_ptr<CudaStream> open_cuda(int index) {
   const CudaSupport support = describe_cuda();
   if (!support.missing.empty()) fail(ErrorCode::device, "cuda:{}: {}", index, support.missing);

@@ -13,6 +13,8 @@ CudaSupport describe_cuda() {
 
 void fill_free_memory(CudaSupport&) {}
 
+void synchronize_stream(void*) {}
+
 std::shared_ptr<CudaStream> open_cuda(int index) {
   fail(ErrorCode::device, "cuda:{}: {}", index, describe_cuda().missing);
 }

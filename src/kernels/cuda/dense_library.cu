@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <utility>
 
 #include "kernels/cuda/device/element.cuh"
 
@@ -65,32 +66,36 @@ __global__ void round_bias_kernel(const float* bias, int64_t count, __nv_bfloat1
   if (i < count) out[i] = from_float<__nv_bfloat16>(bias[i]);
 }
 
-/// The descriptors of one product; in the library's column order it is y^T (rows, m) = w^T-transposed . x^T.
+/// The descriptors of one product. The library counts by columns, so that what it multiplies is out^T = b^T . a^T.
 class Product {
  public:
-  /// bias: of y's type, or null.
-  Product(DType dtype, int64_t m, int64_t rows, int64_t cols, const MatmulOutput& out, const void* bias) {
+  /// bias: one for each column, of out's type, or null.
+  explicit Product(const DenseProduct& p, const void* bias = nullptr) : product_(p) {
     const Library& l = library();
-    const cudaDataType_t type = dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_16F;
-    const cublasOperation_t transpose = CUBLAS_OP_T;
+    const cudaDataType_t type = p.dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_16F;
+    const cudaDataType_t out_type = p.out_dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F;
+    const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
+      return l.set_desc(desc_, attribute, &value, sizeof value) == CUBLAS_STATUS_SUCCESS;
+    };
+    const auto layout = [&](cublasLtMatrixLayout_t& to, const DenseMatrix& x, int64_t rows, int64_t cols) {
+      if (x.is_transposed) std::swap(rows, cols);
+      return l.create_layout(&to, type, static_cast<uint64_t>(cols), static_cast<uint64_t>(rows), x.stride) ==
+             CUBLAS_STATUS_SUCCESS;
+    };
+    const auto operation = [](const DenseMatrix& x) { return x.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
     is_good_ = l.create_desc(&desc_, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS &&
-               l.set_desc(desc_, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose) == CUBLAS_STATUS_SUCCESS &&
-               l.create_layout(&w_, type, cols, rows, cols) == CUBLAS_STATUS_SUCCESS &&
-               l.create_layout(&x_, type, cols, m, cols) == CUBLAS_STATUS_SUCCESS &&
-               l.create_layout(&y_, out.y_dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F, rows, m, out.y_stride) ==
+               set(CUBLASLT_MATMUL_DESC_TRANSA, operation(p.b)) && set(CUBLASLT_MATMUL_DESC_TRANSB, operation(p.a)) &&
+               layout(b_, p.b, p.k, p.n) && layout(a_, p.a, p.m, p.k) &&
+               l.create_layout(&out_, out_type, static_cast<uint64_t>(p.n), static_cast<uint64_t>(p.m), p.out_stride) ==
                    CUBLAS_STATUS_SUCCESS;
-    if (is_good_ && bias) {
-      const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    if (is_good_ && bias)
       is_good_ =
-          l.set_desc(desc_, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue) == CUBLAS_STATUS_SUCCESS &&
-          l.set_desc(desc_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias) == CUBLAS_STATUS_SUCCESS;
-    }
+          set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS) && set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
   }
   ~Product() {
     const Library& l = library();
-    if (y_) l.destroy_layout(y_);
-    if (x_) l.destroy_layout(x_);
-    if (w_) l.destroy_layout(w_);
+    for (const cublasLtMatrixLayout_t layout : {a_, b_, out_})
+      if (layout) l.destroy_layout(layout);
     if (desc_) l.destroy_desc(desc_);
   }
   Product(const Product&) = delete;
@@ -111,36 +116,62 @@ class Product {
       l.set_preference(preference, attribute, &alignment, sizeof alignment);
     cublasLtMatmulHeuristicResult_t result;
     int found = 0;
-    const auto status = l.find_algorithm(handle, desc_, w_, x_, y_, y_, preference, 1, &result, &found);
+    const auto status = l.find_algorithm(handle, desc_, b_, a_, out_, out_, preference, 1, &result, &found);
     l.destroy_preference(preference);
     if (status != CUBLAS_STATUS_SUCCESS || found == 0) return false;
     algorithm = result.algo;
     return true;
   }
 
-  bool launch(cublasLtHandle_t handle, const cublasLtMatmulAlgo_t& algorithm, const void* x, const void* w,
-              const MatmulOutput& out, void* scratch, cudaStream_t stream) const {
-    const float alpha = 1, beta = out.accumulate ? 1 : 0;
-    return library().matmul(handle, desc_, &alpha, w, w_, x, x_, &beta, out.y, y_, out.y, y_, &algorithm, scratch,
-                            kWorkspaceBytes, stream) == CUBLAS_STATUS_SUCCESS;
+  bool launch(cublasLtHandle_t handle, const cublasLtMatmulAlgo_t& algorithm, void* scratch,
+              cudaStream_t stream) const {
+    const float alpha = 1, beta = product_.accumulate ? 1 : 0;
+    return library().matmul(handle, desc_, &alpha, product_.b.data, b_, product_.a.data, a_, &beta, product_.out, out_,
+                            product_.out, out_, &algorithm, scratch, kWorkspaceBytes, stream) == CUBLAS_STATUS_SUCCESS;
   }
 
  private:
+  DenseProduct product_;
   cublasLtMatmulDesc_t desc_ = nullptr;
-  cublasLtMatrixLayout_t w_ = nullptr, x_ = nullptr, y_ = nullptr;
+  cublasLtMatrixLayout_t a_ = nullptr, b_ = nullptr, out_ = nullptr;
   bool is_good_ = false;
 };
 
 struct Handles {
   std::mutex mutex;
   std::map<int, cublasLtHandle_t> of_device;
-  using Shape = std::tuple<int, DType, int64_t, int64_t, int64_t, int64_t, bool, DType>;
+  using Shape = std::tuple<int, DType, DType, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int>;
   std::map<Shape, cublasLtMatmulAlgo_t> algorithms;
 };
 
 Handles& handles() {
   static Handles all;
   return all;
+}
+
+bool launch(const Context& context, const DenseProduct& p, const void* bias, void* scratch) {
+  int device = 0;
+  if (!has_dense_library() || cudaGetDevice(&device) != cudaSuccess) return false;
+  const Product product(p, bias);
+  if (!product.is_good()) return false;
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  const std::lock_guard lock(handles().mutex);
+  cublasLtHandle_t& handle = handles().of_device[device];
+  if (!handle) {  // creating one allocates, which a stream that is being recorded does not allow
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    const bool is_asked = cudaStreamIsCapturing(stream, &status) == cudaSuccess;
+    if (!is_asked || status != cudaStreamCaptureStatusNone) return false;
+    if (library().create(&handle) != CUBLAS_STATUS_SUCCESS) return false;
+  }
+  const int flags = (p.a.is_transposed ? 1 : 0) | (p.b.is_transposed ? 2 : 0) | (bias ? 4 : 0);
+  const Handles::Shape shape{device, p.dtype, p.out_dtype, p.m, p.n, p.k, p.a.stride, p.b.stride, p.out_stride, flags};
+  auto found = handles().algorithms.find(shape);
+  if (found == handles().algorithms.end()) {
+    cublasLtMatmulAlgo_t algorithm;
+    if (!product.find(handle, algorithm)) return false;
+    found = handles().algorithms.emplace(shape, algorithm).first;
+  }
+  return product.launch(handle, found->second, scratch, stream);
 }
 
 }  // namespace
@@ -154,34 +185,31 @@ bool suits_dense_library(const MatmulOutput& out) {
 
 bool dense_multiply(const Context& context, const void* x, const void* w, DType dtype, int64_t m, int64_t rows,
                     int64_t cols, const MatmulOutput& out, void* scratch) {
-  if (!suits_dense_library(out) || !has_dense_library()) return false;
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
-  // With a bf16 y the library takes a bf16 bias only.
-  const bool rounds_bias = out.bias && out.y_dtype == DType::bf16;
-  if (rounds_bias && rows * 2 > kBiasBytes) return false;
-  auto* rounded_bias = reinterpret_cast<__nv_bfloat16*>(static_cast<uint8_t*>(scratch) + kWorkspaceBytes);
-  const Product product(dtype, m, rows, cols, out, rounds_bias ? static_cast<const void*>(rounded_bias) : out.bias);
-  if (!product.is_good()) return false;
-  const std::lock_guard lock(handles().mutex);
-  cublasLtHandle_t& handle = handles().of_device[device];
-  if (!handle) {  // creating one allocates, which a stream that is being recorded does not allow
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    const bool is_asked = cudaStreamIsCapturing(static_cast<cudaStream_t>(context.stream), &status) == cudaSuccess;
-    if (!is_asked || status != cudaStreamCaptureStatusNone) return false;
-    if (library().create(&handle) != CUBLAS_STATUS_SUCCESS) return false;
-  }
-  const Handles::Shape shape{device, dtype, m, rows, cols, out.y_stride, out.bias != nullptr, out.y_dtype};
-  auto found = handles().algorithms.find(shape);
-  if (found == handles().algorithms.end()) {
-    cublasLtMatmulAlgo_t algorithm;
-    if (!product.find(handle, algorithm)) return false;
-    found = handles().algorithms.emplace(shape, algorithm).first;
-  }
-  if (rounds_bias)
+  if (!suits_dense_library(out)) return false;
+  const void* bias = out.bias;
+  if (out.bias && out.y_dtype == DType::bf16) {  // then the library takes a bf16 bias only
+    if (rows * 2 > kBiasBytes || !has_dense_library()) return false;
+    auto* rounded = reinterpret_cast<__nv_bfloat16*>(static_cast<uint8_t*>(scratch) + kWorkspaceBytes);
     round_bias_kernel<<<blocks_for(rows, 256), 256, 0, static_cast<cudaStream_t>(context.stream)>>>(out.bias, rows,
-                                                                                                    rounded_bias);
-  return product.launch(handle, found->second, x, w, out, scratch, static_cast<cudaStream_t>(context.stream));
+                                                                                                    rounded);
+    bias = rounded;
+  }
+  return launch(context,
+                {.a = {x, cols, false},
+                 .b = {w, cols, true},
+                 .m = m,
+                 .n = rows,
+                 .k = cols,
+                 .out = out.y,
+                 .out_stride = out.y_stride,
+                 .out_dtype = out.y_dtype,
+                 .accumulate = out.accumulate,
+                 .dtype = dtype},
+                bias, scratch);
+}
+
+bool dense_product(const Context& context, const DenseProduct& product, void* scratch) {
+  return launch(context, product, nullptr, scratch);
 }
 
 }  // namespace nibble::kernels::cuda

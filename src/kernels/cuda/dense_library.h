@@ -20,4 +20,24 @@ bool suits_dense_library(const MatmulOutput& out);
 bool dense_multiply(const Context& context, const void* x, const void* w, DType dtype, int64_t m, int64_t rows,
                     int64_t cols, const MatmulOutput& out, void* scratch);
 
+/// A matrix of bf16 or f16 whose rows, or columns if it is transposed, start `stride` elements apart.
+struct DenseMatrix {
+  const void* data;
+  int64_t stride;
+  bool is_transposed;
+};
+
+/// out (m, n) (=, or += if accumulate) a (m, k) . b (k, n); strides are multiples of 8, pointers 16-byte aligned.
+struct DenseProduct {
+  DenseMatrix a, b;
+  int64_t m, n, k;
+  void* out;  // row i at out + i * out_stride, of out_dtype: f32 or bf16
+  int64_t out_stride;
+  DType out_dtype = DType::f32;
+  bool accumulate = false;
+  DType dtype = DType::bf16;  // of a and b
+};
+/// As dense_multiply.
+bool dense_product(const Context& context, const DenseProduct& product, void* scratch);
+
 }  // namespace nibble::kernels::cuda

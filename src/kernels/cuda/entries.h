@@ -32,5 +32,16 @@ void scatter_add_rows(const Context& context, const ScatterAddRowsArgs& args);
 void optimizer_step_32bit(const Context& context, const OptimizerStep32BitArgs& args);
 void optimizer_step_8bit(const Context& context, const OptimizerStep8BitArgs& args);
 void sum_squares(const Context& context, const SumSquaresArgs& args);
+void input_gradient(const Context& context, const InputGradientArgs& args);
+void weight_gradient(const Context& context, const WeightGradientArgs& args);
+void rms_norm_gradient(const Context& context, const RmsNormGradientArgs& args);
+void layer_norm_gradient(const Context& context, const LayerNormGradientArgs& args);
+void activate_gradient(const Context& context, const ActivateGradientArgs& args);
+void attention_gradient(const Context& context, const AttentionGradientArgs& args);
+void cross_entropy(const Context& context, const CrossEntropyArgs& args);
+void dropout(const Context& context, const DropoutArgs& args);
+void add_scaled(const Context& context, const AddScaledArgs& args);
+void low_rank_update(const Context& context, const LowRankArgs& args);
+void low_rank_gradient(const Context& context, const LowRankGradientArgs& args);
 
 }  // namespace nibble::kernels::cuda

@@ -58,12 +58,14 @@ __global__ void route_experts_kernel(RouteExpertsArgs args) {
   for (int k = lane; k < top_k; k += 32) weights[k] /= total;
 }
 
+template <typename T>
 __global__ void scatter_add_rows_kernel(ScatterAddRowsArgs args) {
   const int64_t i = blockIdx.x;
   const float weight = args.weights[i];
-  const float* x = args.x + i * args.cols;
-  float* out = args.out + args.rows[i] * args.cols;
-  for (int64_t c = threadIdx.x; c < args.cols; c += blockDim.x) out[c] += weight * x[c];
+  const T* x = reinterpret_cast<const T*>(args.x) + i * args.cols;
+  T* out = reinterpret_cast<T*>(args.out) + args.rows[i] * args.cols;
+  for (int64_t c = threadIdx.x; c < args.cols; c += blockDim.x)
+    out[c] = from_float<T>(to_float(out[c]) + weight * to_float(x[c]));
 }
 
 }  // namespace
@@ -75,7 +77,10 @@ void route_experts(const Context& context, const RouteExpertsArgs& args) {
 
 void scatter_add_rows(const Context& context, const ScatterAddRowsArgs& args) {
   if (args.count == 0) return;
-  scatter_add_rows_kernel<<<static_cast<unsigned>(args.count), 256, 0, stream_of(context.stream)>>>(args);
+  with_float_type(args.dtype, [&](auto element) {
+    scatter_add_rows_kernel<decltype(element)>
+        <<<static_cast<unsigned>(args.count), 256, 0, stream_of(context.stream)>>>(args);
+  });
 }
 
 }  // namespace nibble::kernels::cuda

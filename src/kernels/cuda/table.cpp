@@ -37,6 +37,17 @@ const Kernels* table() {
       .optimizer_step_32bit = optimizer_step_32bit,
       .optimizer_step_8bit = optimizer_step_8bit,
       .sum_squares = sum_squares,
+      .input_gradient = input_gradient,
+      .weight_gradient = weight_gradient,
+      .rms_norm_gradient = rms_norm_gradient,
+      .layer_norm_gradient = layer_norm_gradient,
+      .activate_gradient = activate_gradient,
+      .attention_gradient = attention_gradient,
+      .cross_entropy = cross_entropy,
+      .dropout = dropout,
+      .add_scaled = add_scaled,
+      .low_rank_update = low_rank_update,
+      .low_rank_gradient = low_rank_gradient,
   };
   return &kernels;
 #else

@@ -1,0 +1,36 @@
+// What the kernels of the attention gradient share: sequences by value, and the statistics of each query.
+#pragma once
+
+#include "kernels/cuda/device/element.cuh"
+#include "kernels/kernels.h"
+
+namespace nibble::kernels::cuda {
+
+/// Sequences of one launch: a kernel's arguments have 4 KB.
+inline constexpr int kMaxGradientSequences = 32;
+
+/// A call's arguments as kernels take them. lse2 and delta are (heads, total tokens): the binary logarithm of the sum
+/// of 2^(log2(e) score), and out . dout.
+struct GradientCall {
+  AttentionGradientSequence at[kMaxGradientSequences];
+  int64_t first[kMaxGradientSequences];  // a sequence's first token among all
+  int count = 0;
+  int64_t total = 0;    // tokens
+  int64_t longest = 0;  // of a sequence
+  int64_t heads, kv_heads, head_dim;
+  float scale;
+  int64_t window;  // huge: none
+  const float* alibi_slopes;
+  float* lse2;
+  float* delta;
+};
+
+inline constexpr float kLog2E = 1.4426950408889634f;
+
+/// The three gradients for any type and head size up to kGeneralDim; statistics by the first.
+inline constexpr int64_t kGeneralDim = 512;
+void attention_gradient_general(const Context& context, const GradientCall& call, DType dtype);
+/// On tensor cores: bf16, sizes of heads that are multiples of 8 up to 128, 16-byte aligned arrays.
+void attention_gradient_tiles(const Context& context, const GradientCall& call);
+
+}  // namespace nibble::kernels::cuda

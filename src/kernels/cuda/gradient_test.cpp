@@ -1,0 +1,340 @@
+// The gradients and the loss against the reference, in fp32 and bf16.
+#include "kernels/cuda/device_case.h"
+#include "quant/format.h"
+
+namespace nibble::kernels::cuda::testing {
+namespace {
+
+constexpr DType kTypes[] = {DType::f32, DType::bf16};
+
+/// Of a result in `dtype`.
+double tolerance_of(DType dtype, double exact) { return dtype == DType::bf16 ? 1.2e-2 : exact; }
+
+std::string label(const char* entry, DType dtype, int64_t a, int64_t b, int64_t c = 0) {
+  return std::string(entry) + " " + std::string(name_of(dtype)) + " (" + std::to_string(a) + ", " + std::to_string(b) +
+         ", " + std::to_string(c) + ")";
+}
+
+Array copy_of(const Array& from, DType dtype, int64_t offset) {
+  Array to(dtype, from.count(), offset);
+  for (int64_t i = 0; i < from.count(); ++i) to.set(i, from.get(i));
+  return to;
+}
+
+class GradientTest : public GpuTest {
+ protected:
+  /// An array's sides: the device's in the type under test, the reference's in fp32.
+  struct Sides {
+    Array device, host;
+    Sides(const Array& values, int64_t offset = 0) : device(copy_of(values, values.dtype(), offset)) {
+      host = copy_of(values, DType::f32, 0);
+    }
+    Sides(DType dtype, int64_t count) : device(dtype, count, 0), host(DType::f32, count, 0) {}
+  };
+  float* send(Sides& sides) {
+    sides.device.upload(stream());
+    return sides.device.device<float>(stream());
+  }
+  static float* f(Sides& sides) { return sides.host.host<float>(); }
+  void compare(Sides& sides, double tolerance, const std::string& what) {
+    finish(what);
+    sides.device.download(stream(), what);
+    expect_close(sides.host, sides.device, tolerance, what);
+  }
+
+  struct Weight {
+    Array dense, packed, absmax, q, row_absmax;
+    int64_t rows, cols;
+  };
+  Weight make_weight(Random& random, int64_t rows, int64_t cols) {
+    Weight w{random_array(random, DType::bf16, rows * cols, 0.05f, 0),
+             Array(DType::u8, (rows * cols + 1) / 2, 0),
+             Array(DType::f32, (rows * cols + 63) / 64, 0),
+             Array(DType::i8, rows * cols, 0),
+             Array(DType::f32, rows, 0),
+             rows,
+             cols};
+    const quant::Format& nf4 = *quant::find_format("nf4");
+    reference().quantize_4bit({}, {w.dense.host(), DType::bf16, rows * cols, 64, nf4.code_book_4bit,
+                                   w.packed.host<uint8_t>(), w.absmax.host<float>()});
+    reference().quantize_int8_rows(
+        {}, {w.dense.host(), DType::bf16, rows, cols, 0, w.q.host<int8_t>(), w.row_absmax.host<float>(), nullptr});
+    for (Array* array : {&w.dense, &w.packed, &w.absmax, &w.q, &w.row_absmax}) array->upload(stream());
+    return w;
+  }
+  template <typename Side>
+  WeightView view(WeightView::Kind kind, Weight& w, Absmax& absmax, const Side& side) {
+    const quant::Format& nf4 = *quant::find_format("nf4");
+    absmax = {.values = static_cast<const float*>(side(w.absmax))};
+    if (kind == WeightView::Kind::dense) return {.kind = kind, .data = side(w.dense), .dtype = DType::bf16};
+    if (kind == WeightView::Kind::int8)
+      return {.kind = kind, .data = side(w.q), .row_absmax = static_cast<const float*>(side(w.row_absmax))};
+    return {.kind = kind,
+            .data = side(w.packed),
+            .absmax = &absmax,
+            .block = 64,
+            .code_book = nf4.code_book_4bit->values.data()};
+  }
+};
+
+TEST_F(GradientTest, InputGradientAgrees) {
+  Random random(1);
+  struct Shape {
+    int64_t m, rows, cols;
+  };
+  for (const DType dtype : kTypes)
+    for (const Shape& s : {Shape{1, 33, 64}, {7, 300, 100}, {50, 8, 577}, {130, 256, 128}, {64, 6144, 4096}}) {
+      if (dtype == DType::f32 && s.cols == 4096) continue;
+      Weight w = make_weight(random, s.rows, s.cols);
+      for (const auto kind : {WeightView::Kind::dense, WeightView::Kind::four_bit, WeightView::Kind::int8})
+        for (const bool accumulate : {false, true}) {
+          const int64_t stride = s.rows + 8;
+          Sides dy(random_array(random, dtype, s.m * stride)), dx(random_array(random, dtype, s.m * s.cols));
+          Absmax a, b;
+          reference().input_gradient({}, {f(dy), stride, s.m, s.rows, s.cols,
+                                          view(kind, w, a, [](Array& x) { return x.host(); }), f(dx), accumulate});
+          cuda().input_gradient(
+              context, {send(dy), stride, s.m, s.rows, s.cols,
+                        view(kind, w, b, [&](Array& x) { return x.device(stream()); }), send(dx), accumulate, dtype});
+          compare(dx, tolerance_of(dtype, 5e-5),
+                  label("input_gradient", dtype, s.m, s.rows, s.cols) + std::to_string(int(kind)));
+        }
+    }
+}
+
+TEST_F(GradientTest, WeightGradientAgrees) {
+  Random random(2);
+  for (const DType dtype : kTypes)
+    for (const int64_t m : {1, 7, 300})
+      for (const int64_t rows : {1, 16, 136})
+        for (const int64_t cols : {1, 16, 300, 512})
+          for (const bool accumulate : {false, true}) {
+            Sides dy(random_array(random, dtype, m * rows)), x(random_array(random, dtype, m * cols));
+            Sides dw(random_array(random, DType::f32, rows * cols));
+            reference().weight_gradient({}, {f(dy), f(x), m, rows, cols, f(dw), accumulate});
+            cuda().weight_gradient(context, {send(dy), send(x), m, rows, cols, send(dw), accumulate, dtype});
+            compare(dw, 1e-4, label("weight_gradient", dtype, m, rows, cols));
+          }
+}
+
+TEST_F(GradientTest, NormGradientsAgree) {
+  Random random(3);
+  for (const DType dtype : kTypes)
+    for (const int64_t rows : {1, 37})
+      for (const int64_t cols : {3, 64, 100, 4096})
+        for (const bool accumulate : {false, true})
+          for (const bool has_weight : {false, true}) {
+            Sides x(random_array(random, dtype, rows * cols)), dy(random_array(random, dtype, rows * cols));
+            Sides w(random_array(random, DType::f32, cols)), sum(random_array(random, dtype, rows * cols));
+            Sides dw(random_array(random, DType::f32, cols)), db = dw, layer_dw = dw, layer_sum = sum;
+            const float *xs = send(x), *ws = send(w), *dys = send(dy);
+            reference().rms_norm_gradient(
+                {}, {f(x), f(w), f(dy), rows, cols, 1e-5f, 1, f(sum), has_weight ? f(dw) : nullptr, accumulate});
+            cuda().rms_norm_gradient(context, {xs, ws, dys, rows, cols, 1e-5f, 1, send(sum),
+                                               has_weight ? send(dw) : nullptr, accumulate, dtype});
+            compare(sum, tolerance_of(dtype, 2e-5), label("rms_norm_gradient", dtype, rows, cols));
+            if (has_weight) compare(dw, 2e-5, label("rms_norm_gradient weight", dtype, rows, cols));
+            reference().layer_norm_gradient(
+                {}, {f(x), f(w), f(dy), rows, cols, 1e-5f, f(layer_sum), has_weight ? f(layer_dw) : nullptr,
+                     has_weight ? f(db) : nullptr, accumulate});
+            cuda().layer_norm_gradient(
+                context, {xs, ws, dys, rows, cols, 1e-5f, send(layer_sum), has_weight ? send(layer_dw) : nullptr,
+                          has_weight ? send(db) : nullptr, accumulate, dtype});
+            compare(layer_sum, tolerance_of(dtype, 1e-4), label("layer_norm_gradient", dtype, rows, cols));
+            if (!has_weight) continue;
+            compare(layer_dw, 1e-4, label("layer_norm_gradient weight", dtype, rows, cols));
+            compare(db, 2e-5, label("layer_norm_gradient bias", dtype, rows, cols));
+          }
+}
+
+TEST_F(GradientTest, ActivateGradientAgrees) {
+  Random random(4);
+  for (const DType dtype : kTypes)
+    for (const Activation activation : {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu,
+                                        Activation::quick_gelu, Activation::tanh_})
+      for (const int64_t cols : {1, 7, 64, 1536})
+        for (const bool is_gated : {false, true}) {
+          const int64_t rows = 30, stride = 2 * cols;
+          Sides x(random_array(random, dtype, rows * stride, 3)), dout(random_array(random, dtype, rows * cols));
+          float* host = f(x);
+          reference().activate_gradient({}, {host, is_gated ? host + cols : nullptr, stride, f(dout), rows, cols,
+                                             activation, host, is_gated ? host + cols : nullptr});
+          float* gate = send(x);  // in place
+          auto* up = reinterpret_cast<float*>(reinterpret_cast<char*>(gate) + cols * size_of(dtype));
+          cuda().activate_gradient(context, {gate, is_gated ? up : nullptr, stride, send(dout), rows, cols, activation,
+                                             gate, is_gated ? up : nullptr, dtype});
+          compare(x, tolerance_of(dtype, 1e-5), label("activate_gradient", dtype, rows, cols, int(activation)));
+        }
+}
+
+struct AttentionShape {
+  std::vector<int64_t> tokens;
+  int64_t heads, kv_heads, head_dim, window;
+  bool has_alibi;
+};
+
+TEST_F(GradientTest, AttentionGradientAgrees) {
+  Random random(5);
+  for (const DType dtype : kTypes)
+    for (const AttentionShape& shape :
+         {AttentionShape{{1}, 2, 1, 8, 0, false}, AttentionShape{{17, 3}, 4, 2, 20, 0, false},
+          AttentionShape{{100}, 3, 3, 64, 0, true}, AttentionShape{{130, 1, 49}, 6, 2, 32, 0, false},
+          AttentionShape{{150}, 4, 2, 16, 33, false}, AttentionShape{{90}, 4, 1, 16, 5, true},
+          AttentionShape{{257, 64}, 4, 2, 128, 0, false}, AttentionShape{{200}, 2, 2, 128, 70, true},
+          AttentionShape{{70}, 2, 1, 160, 0, false}}) {
+      int64_t total = 0;
+      for (const int64_t t : shape.tokens) total += t;
+      const int64_t width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
+      Sides q(random_array(random, dtype, total * width)), k(random_array(random, dtype, total * kv_width));
+      Sides v(random_array(random, dtype, total * kv_width)), dout(random_array(random, dtype, total * width));
+      Sides dq(dtype, total * width), dk(dtype, total * kv_width), dv(dtype, total * kv_width);
+      Array slopes(DType::f32, shape.heads);
+      for (int64_t h = 0; h < shape.heads; ++h) slopes.set(h, std::exp2f(-1.0f - static_cast<float>(h)));
+      slopes.upload(stream());
+      // `out` by the forward entry in fp32, rounded.
+      Array out(dtype, total * width, 0);
+      int64_t first = 0;
+      for (const int64_t tokens : shape.tokens) {
+        std::vector<float> keys(static_cast<size_t>(tokens * kv_width)), values(keys.size());
+        std::vector<float> result(static_cast<size_t>(tokens * width));
+        for (auto& [from, to] : {std::pair{&k, &keys}, std::pair{&v, &values}})
+          reference().cache_append({}, {f(*from) + first * kv_width, kv_width, to->data(), DType::f32, tokens, tokens,
+                                        0, shape.kv_heads, shape.head_dim});
+        const AttentionSequence sequence{f(q) + first * width, keys.data(), values.data(), tokens, tokens, 0,
+                                         result.data()};
+        AttentionArgs args{};
+        args.sequences = &sequence;
+        args.sequence_count = 1;
+        args.heads = shape.heads;
+        args.kv_heads = shape.kv_heads;
+        args.head_dim = shape.head_dim;
+        args.q_stride = width;
+        args.kv_dtype = DType::f32;
+        args.scale = 0.1f;
+        args.window = shape.window;
+        args.alibi_slopes = shape.has_alibi ? slopes.host<float>() : nullptr;
+        reference().attention({}, args);
+        for (int64_t i = 0; i < tokens * width; ++i) out.set(first * width + i, result[static_cast<size_t>(i)]);
+        first += tokens;
+      }
+      Sides attended(out);
+      const auto run = [&](const Kernels& kernels, const Context& c, const auto& side, const float* alibi, DType type) {
+        std::vector<AttentionGradientSequence> sequences;
+        int64_t begin = 0;
+        const auto at = [&](Sides& sides, int64_t elements) {
+          return reinterpret_cast<float*>(reinterpret_cast<char*>(side(sides)) + elements * size_of(type));
+        };
+        for (const int64_t tokens : shape.tokens) {
+          sequences.push_back({at(q, begin * width), at(k, begin * kv_width), at(v, begin * kv_width),
+                               at(attended, begin * width), at(dout, begin * width), tokens, at(dq, begin * width),
+                               at(dk, begin * kv_width), at(dv, begin * kv_width)});
+          begin += tokens;
+        }
+        kernels.attention_gradient(c, {sequences.data(), static_cast<int64_t>(sequences.size()), shape.heads,
+                                       shape.kv_heads, shape.head_dim, 0.1f, shape.window, alibi, type});
+      };
+      run(
+          reference(), {}, [](Sides& x) { return f(x); }, shape.has_alibi ? slopes.host<float>() : nullptr, DType::f32);
+      for (Sides* sides : {&q, &k, &v, &attended, &dout}) send(*sides);
+      run(
+          cuda(), context, [&](Sides& x) { return x.device.device<float>(stream()); },
+          shape.has_alibi ? slopes.device<float>(stream()) : nullptr, dtype);
+      const double tolerance = dtype == DType::bf16 ? 3e-2 : 1e-4;
+      const std::string what = label("attention_gradient", dtype, shape.tokens[0], shape.heads, shape.head_dim);
+      compare(dq, tolerance, what + " q");
+      compare(dk, tolerance, what + " k");
+      compare(dv, tolerance, what + " v");
+    }
+}
+
+TEST_F(GradientTest, CrossEntropyAgrees) {
+  Random random(6);
+  for (const DType dtype : kTypes)
+    for (const int64_t vocab : {1, 5, 64, 5000}) {
+      const int64_t rows = 20;
+      Sides logits(random_array(random, dtype, rows * vocab, 5)), loss(DType::f32, rows);
+      Array targets(DType::i32, rows, 0);
+      for (int64_t r = 0; r < rows; ++r)
+        targets.set(r, r % 4 == 3 ? -100.0f : static_cast<float>(random.next() % static_cast<uint64_t>(vocab)));
+      targets.upload(stream());
+      reference().cross_entropy({}, {f(logits), targets.host<int32_t>(), rows, vocab, 0.25f, f(loss)});
+      cuda().cross_entropy(context,
+                           {send(logits), targets.device<int32_t>(stream()), rows, vocab, 0.25f, send(loss), dtype});
+      compare(logits, tolerance_of(dtype, 1e-5), label("cross_entropy", dtype, rows, vocab));
+      compare(loss, 2e-5, label("cross_entropy loss", dtype, rows, vocab));
+    }
+}
+
+TEST_F(GradientTest, DropoutAndAddScaledAgree) {
+  Random random(7);
+  for (const DType dtype : kTypes)
+    for (const int64_t count : {1, 17, 64, 50000}) {
+      Sides x(random_array(random, dtype, count)), out(dtype, count), y(random_array(random, dtype, count));
+      reference().dropout({}, {f(x), count, 0.3f, 42, 1000, f(out)});
+      cuda().dropout(context, {send(x), count, 0.3f, 42, 1000, send(out), dtype});
+      compare(out, dtype == DType::bf16 ? 4e-3 : 0, label("dropout", dtype, count, 0));
+      reference().add_scaled({}, {f(x), count, 0.7f, f(y)});
+      cuda().add_scaled(context, {send(x), count, 0.7f, send(y), dtype});
+      compare(y, tolerance_of(dtype, 1e-6), label("add_scaled", dtype, count, 0));
+    }
+}
+
+/// The low-rank entries against products of the reference.
+TEST_F(GradientTest, LowRankAgrees) {
+  if (context.capability < 80) GTEST_SKIP() << "needs bf16 tensor cores";
+  Random random(8);
+  struct Shape {
+    int64_t m, cols, rows, rank;
+  };
+  for (const Shape& s : {Shape{1, 64, 64, 16},
+                         {37, 72, 136, 8},
+                         {130, 520, 264, 16},
+                         {300, 1032, 96, 24},
+                         {65, 256, 320, 64},
+                         {2048, 512, 640, 4}})
+    for (const float p : {0.0f, 0.25f}) {
+      const float scale = 0.5f;
+      const DType bf = DType::bf16;
+      Sides x(random_array(random, bf, s.m * s.cols)), a(random_array(random, DType::f32, s.rank * s.cols, 0.1f));
+      Sides b(random_array(random, DType::f32, s.rows * s.rank, 0.1f)), y(random_array(random, bf, s.m * s.rows));
+      Sides dy(random_array(random, bf, s.m * s.rows)), dx(random_array(random, bf, s.m * s.cols));
+      Sides da(random_array(random, DType::f32, s.rank * s.cols)),
+          db(random_array(random, DType::f32, s.rows * s.rank));
+      const std::string what = label("low_rank", bf, s.m, s.cols, s.rank);
+      const auto multiply = [&](const float* left, int64_t m, int64_t cols, const float* w, int64_t rows, float* out,
+                                bool accumulate) {
+        const MatmulDenseJob job{w, DType::f32, rows, {out, rows, nullptr, accumulate}};
+        reference().matmul_dense({}, {left, m, cols, DType::f32}, &job, 1);
+      };
+      std::vector<float> dropped(static_cast<size_t>(s.m * s.cols)), low(static_cast<size_t>(s.m * s.rank));
+      reference().dropout({}, {f(x), s.m * s.cols, p, 9, 0, dropped.data()});
+      multiply(dropped.data(), s.m, s.cols, f(a), s.rank, low.data(), false);
+      for (float& value : low) value *= scale;
+      multiply(low.data(), s.m, s.rank, f(b), s.rows, f(y), true);
+      const auto stride = (s.m + 7) / 8 * 8;
+      Array transposed(bf, padded_rank(s.rank) * stride, 0);
+      const auto* xs = send(x);
+      const auto *as = send(a), *bs = send(b);
+      cuda().low_rank_update(
+          context, {xs, s.m, s.cols, s.rows, s.rank, as, bs, scale, p, 9, transposed.device(stream()), send(y)});
+      compare(y, 2e-2, what + " y");
+      std::vector<float> dlow(low.size()), part(dropped.size());
+      const WeightView wb{WeightView::Kind::dense, f(b), DType::f32}, wa{WeightView::Kind::dense, f(a), DType::f32};
+      reference().weight_gradient({}, {f(dy), low.data(), s.m, s.rows, s.rank, f(db), true});
+      reference().input_gradient({}, {f(dy), s.rows, s.m, s.rows, s.rank, wb, dlow.data(), false});
+      for (float& value : dlow) value *= scale;
+      reference().weight_gradient({}, {dlow.data(), dropped.data(), s.m, s.rank, s.cols, f(da), true});
+      reference().input_gradient({}, {dlow.data(), s.rank, s.m, s.rank, s.cols, wa, part.data(), false});
+      reference().dropout({}, {part.data(), s.m * s.cols, p, 9, 0, part.data()});
+      reference().add_scaled({}, {part.data(), s.m * s.cols, 1, f(dx)});
+      cuda().low_rank_gradient(
+          context, {xs, s.m, s.cols, s.rows, s.rank, as, bs, scale, p, 9, transposed.device(stream()), send(dy),
+                    send(da), true, send(db), true, send(dx)});
+      compare(da, 2e-2, what + " a");
+      compare(db, 2e-2, what + " b");
+      compare(dx, 2e-2, what + " x");
+    }
+}
+
+}  // namespace
+}  // namespace nibble::kernels::cuda::testing

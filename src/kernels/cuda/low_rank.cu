@@ -1,0 +1,319 @@
+// low_rank_update and low_rank_gradient: products with one side of few columns, bound by reading and writing
+// activations once. Every warp loads its mma operands straight from memory: which column an operand's column stands for
+// is free, and chosen so that a lane's elements lie side by side.
+#include <algorithm>
+
+#include "kernels/cuda/device/mma.cuh"
+#include "kernels/cuda/entries.h"
+#include "kernels/dropout_rule.h"
+
+namespace nibble::kernels::cuda {
+namespace {
+
+using bf16 = __nv_bfloat16;
+
+/// What dropout leaves of eight neighbouring elements, the first of which is a multiple of 8.
+struct Dropper {
+  uint64_t seed;
+  uint32_t limit;  // 0: nothing is dropped
+
+  __device__ __forceinline__ void apply(uint4& elements, int64_t position) const {
+    if (limit == 0) return;
+    uint32_t* words = &elements.x;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint64_t random = dropout_word(seed, static_cast<uint64_t>(position) / 4 + half);
+      const uint32_t low = static_cast<uint32_t>(random), high = static_cast<uint32_t>(random >> 32);
+      words[2 * half] &= mask_of(low);
+      words[2 * half + 1] &= mask_of(high);
+    }
+  }
+  __device__ __forceinline__ uint32_t mask_of(uint32_t random) const {
+    return ((random & 0xffff) >= limit ? 0xffffu : 0u) | (random >> 16 >= limit ? 0xffff0000u : 0u);
+  }
+};
+
+Dropper dropper_of(float p, uint64_t seed) { return {seed, p > 0 ? dropout_limit(p) : 0}; }
+
+__device__ __forceinline__ uint4 load_16(const bf16* from) { return *reinterpret_cast<const uint4*>(from); }
+__device__ __forceinline__ uint32_t load_4(const bf16* from) { return *reinterpret_cast<const uint32_t*>(from); }
+
+/// to (padded, count) or its transpose = from rounded to bf16; zeros for ranks from `rank` on.
+__global__ void prepare_kernel(const float* from, int64_t count, int rank, int padded, bool rank_first_in,
+                               bool rank_first_out, bf16* to) {
+  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at >= count * padded) return;
+  const int64_t r = rank_first_out ? at / count : at % padded, i = rank_first_out ? at % count : at / padded;
+  const float value = r < rank ? from[rank_first_in ? r * count + i : i * rank + r] : 0.0f;
+  to[at] = from_float<bf16>(value);
+}
+
+/// Of low_transposed: an even number of elements, so that pairs are aligned; those beyond m are zero.
+__host__ __device__ __forceinline__ int64_t stride_of(int64_t m) { return (m + 7) / 8 * 8; }
+
+constexpr int kLowWarps = 8;
+
+/// low (m, kRank) and its transpose = factor * dropped x (m, cols) . w (kRank, cols)^T. A block 16 rows, warps share
+/// the columns.
+template <int kRank>
+__global__ void __launch_bounds__(kLowWarps * 32)
+    low_kernel(const bf16* x, const bf16* w, int64_t m, int64_t cols, Dropper dropper, float factor, bf16* low,
+               bf16* low_transposed) {
+  __shared__ float sums[kLowWarps][16][kRank + 1];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int64_t first = int64_t{blockIdx.x} * 16, stride = stride_of(m);
+  const int64_t row0 = min(first + g, m - 1), row1 = min(first + g + 8, m - 1);
+  float sum[kRank / 8][4] = {};
+#pragma unroll 2
+  for (int64_t k = warp * 32; k < cols; k += kLowWarps * 32) {
+    const int64_t c = k + 8 * t;
+    const bool is_valid = c < cols;
+    uint4 a0 = is_valid ? load_16(x + row0 * cols + c) : uint4{},
+          a1 = is_valid ? load_16(x + row1 * cols + c) : uint4{};
+    dropper.apply(a0, row0 * cols + c);
+    dropper.apply(a1, row1 * cols + c);
+    const uint32_t first_half[4] = {a0.x, a1.x, a0.y, a1.y}, second_half[4] = {a0.z, a1.z, a0.w, a1.w};
+#pragma unroll
+    for (int n = 0; n < kRank / 8; ++n) {
+      const uint4 b = is_valid ? load_16(w + (n * 8 + g) * cols + c) : uint4{};
+      multiply_bf16(sum[n], first_half, b.x, b.y);
+      multiply_bf16(sum[n], second_half, b.z, b.w);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kRank / 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[warp][g + i / 2 * 8][n * 8 + 2 * t + i % 2] = sum[n][i];
+  __syncthreads();
+  for (int i = threadIdx.x; i < 16 * kRank; i += kLowWarps * 32) {
+    const int r = i % kRank, row = i / kRank;
+    if (first + row >= stride) continue;
+    float total = 0;
+#pragma unroll
+    for (int part = 0; part < kLowWarps; ++part) total += sums[part][row][r];
+    const bool is_valid = first + row < m;
+    const bf16 value = from_float<bf16>(is_valid ? total * factor : 0.0f);
+    if (is_valid) low[(first + row) * kRank + r] = value;
+    low_transposed[r * stride + first + row] = value;
+  }
+}
+
+constexpr int kWideWarps = 8, kWideRows = 64;
+
+/// y (m, n) += factor * dropped low (m, kRank) . w (n, kRank)^T. A warp 32 columns of kWideRows rows.
+template <int kRank>
+__global__ void __launch_bounds__(kWideWarps * 32)
+    wide_kernel(const bf16* low, const bf16* w, int64_t first_row, int64_t m, int64_t n, Dropper dropper, float factor,
+                bf16* y) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int64_t base = (int64_t{blockIdx.x} * kWideWarps + warp) * 32;
+  if (base >= n) return;
+  uint32_t b[4][kRank / 16][2];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int64_t column = min(base + g / 2 * 8 + 2 * j + g % 2, n - 1);
+#pragma unroll
+    for (int k = 0; k < kRank / 16; ++k) {
+      b[j][k][0] = load_4(w + column * kRank + k * 16 + 2 * t);
+      b[j][k][1] = load_4(w + column * kRank + k * 16 + 2 * t + 8);
+    }
+  }
+  const int64_t column = base + 8 * t;
+  const int64_t begin = first_row + int64_t{blockIdx.y} * kWideRows;
+#pragma unroll 1
+  for (int64_t first = begin; first < min(m, begin + kWideRows); first += 16) {
+    const int64_t rows[2] = {first + g, first + g + 8};
+    const bool is_valid[2] = {rows[0] < m && column < n, rows[1] < m && column < n};
+    uint4 before[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) before[half] = is_valid[half] ? load_16(y + rows[half] * n + column) : uint4{};
+    float sum[4][4] = {};
+#pragma unroll
+    for (int k = 0; k < kRank / 16; ++k) {
+      const bf16 *low0 = low + min(rows[0], m - 1) * kRank + k * 16 + 2 * t,
+                 *low1 = low + min(rows[1], m - 1) * kRank + k * 16 + 2 * t;
+      const uint32_t a[4] = {load_4(low0), load_4(low1), load_4(low0 + 8), load_4(low1 + 8)};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) multiply_bf16(sum[j], a, b[j][k][0], b[j][k][1]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (!is_valid[half]) continue;
+      uint4 keep{~0u, ~0u, ~0u, ~0u};
+      dropper.apply(keep, rows[half] * n + column);
+      uint32_t *words = &before[half].x, *kept = &keep.x;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float low_half = kept[j] & 1 ? sum[j][2 * half] * factor : 0.0f;
+        const float high_half = kept[j] >> 31 ? sum[j][2 * half + 1] * factor : 0.0f;
+        words[j] =
+            pack_bf16(__uint_as_float(words[j] << 16) + low_half, __uint_as_float(words[j] & 0xffff0000u) + high_half);
+      }
+      *reinterpret_cast<uint4*>(y + rows[half] * n + column) = before[half];
+    }
+  }
+}
+
+constexpr int kTallWarps = 4;
+
+__device__ __forceinline__ uint32_t pair_of(const uint4& even, const uint4& odd, int j) {
+  const uint32_t *a = &even.x, *b = &odd.x;
+  return __byte_perm(a[j / 2], b[j / 2], j % 2 == 0 ? 0x5410 : 0x7632);
+}
+
+/// partials (splits, kRank, n) = low_transposed (kRank, m) . dropped x (m, n), a share of the rows each. A warp 64
+/// columns.
+template <int kRank>
+__global__ void __launch_bounds__(kTallWarps * 32)
+    tall_kernel(const bf16* low_transposed, const bf16* x, int64_t m, int64_t n, int64_t rows_of_split, Dropper dropper,
+                float* partials) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int64_t base = (int64_t{blockIdx.x} * kTallWarps + warp) * 64, column = base + 8 * g;
+  if (base >= n) return;
+  const int64_t begin = blockIdx.y * rows_of_split, end = min(m, begin + rows_of_split), stride = stride_of(m);
+  float sum[kRank / 16][8][4] = {};
+  for (int64_t row = begin; row < end; row += 16) {
+    uint4 v[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t r = row + 2 * t + i % 2 + i / 2 * 8;
+      const bool is_valid = r < end && column < n;
+      v[i] = is_valid ? load_16(x + r * n + column) : uint4{};
+      dropper.apply(v[i], r * n + column);
+    }
+    const bool has_low = row + 2 * t < end, has_high = row + 2 * t + 8 < end;
+    uint32_t a[kRank / 16][4];
+#pragma unroll
+    for (int k = 0; k < kRank / 16; ++k) {
+      const bf16 *low0 = low_transposed + (k * 16 + g) * stride + row + 2 * t, *low1 = low0 + 8 * stride;
+      a[k][0] = has_low ? load_4(low0) : 0;
+      a[k][1] = has_low ? load_4(low1) : 0;
+      a[k][2] = has_high ? load_4(low0 + 8) : 0;
+      a[k][3] = has_high ? load_4(low1 + 8) : 0;
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const uint32_t b0 = pair_of(v[0], v[1], j), b1 = pair_of(v[2], v[3], j);
+#pragma unroll
+      for (int k = 0; k < kRank / 16; ++k) multiply_bf16(sum[k][j], a[k], b0, b1);
+    }
+  }
+  float* out = partials + int64_t{blockIdx.y} * kRank * n;
+#pragma unroll
+  for (int k = 0; k < kRank / 16; ++k)
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int64_t c = base + 8 * (2 * t + i % 2) + j;
+        if (c < n) out[(k * 16 + g + i / 2 * 8) * n + c] = sum[k][j][i];
+      }
+}
+
+/// out (rank, n), or its transpose, (=, or +=) factor * the sum of the partials, in their order.
+__global__ void sum_partials_kernel(const float* partials, int64_t splits, int64_t n, int rank, int padded,
+                                    float factor, bool is_transposed, bool accumulate, float* out) {
+  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at >= n * rank) return;
+  const int64_t r = at / n, c = at % n;
+  float sum = 0;
+  for (int64_t s = 0; s < splits; ++s) sum += partials[(s * padded + r) * n + c];
+  float* to = out + (is_transposed ? c * rank + r : at);
+  *to = accumulate ? *to + sum * factor : sum * factor;
+}
+
+/// The launches of one call; kRank is the rank rounded up.
+template <int kRank>
+struct Launches {
+  cudaStream_t stream;
+  int rank;
+
+  void prepare(const float* from, int64_t count, bool rank_first_in, bool rank_first_out, bf16* to) const {
+    prepare_kernel<<<blocks_for(count * kRank, 256), 256, 0, stream>>>(from, count, rank, kRank, rank_first_in,
+                                                                       rank_first_out, to);
+  }
+  void low(const void* x, const bf16* w, int64_t m, int64_t cols, Dropper dropper, float factor, bf16* out,
+           bf16* transposed) const {
+    low_kernel<kRank><<<blocks_for(m, 16), kLowWarps * 32, 0, stream>>>(static_cast<const bf16*>(x), w, m, cols,
+                                                                        dropper, factor, out, transposed);
+  }
+  void wide(const bf16* low, const bf16* w, int64_t m, int64_t n, Dropper dropper, float factor, void* y) const {
+    constexpr int64_t kLimit = 65535 * int64_t{kWideRows};
+    for (int64_t row = 0; row < m; row += kLimit) {
+      const int64_t count = std::min(kLimit, m - row);
+      wide_kernel<kRank>
+          <<<dim3(blocks_for(n, 32 * kWideWarps), blocks_for(count, kWideRows)), kWideWarps * 32, 0, stream>>>(
+              low, w, row, m, n, dropper, factor, static_cast<bf16*>(y));
+    }
+  }
+  void tall(const bf16* low_transposed, const void* x, int64_t m, int64_t n, Dropper dropper, float factor,
+            bool is_transposed, bool accumulate, float* partials, float* out) const {
+    const int64_t splits = splits_of(m);
+    const int64_t rows = ((m + splits - 1) / splits + 15) / 16 * 16;
+    tall_kernel<kRank>
+        <<<dim3(blocks_for(n, 64 * kTallWarps), static_cast<unsigned>(splits)), kTallWarps * 32, 0, stream>>>(
+            low_transposed, static_cast<const bf16*>(x), m, n, rows, dropper, partials);
+    sum_partials_kernel<<<blocks_for(n * rank, 256), 256, 0, stream>>>(partials, splits, n, rank, kRank, factor,
+                                                                       is_transposed, accumulate, out);
+  }
+  static int64_t splits_of(int64_t m) { return std::clamp<int64_t>(m / 128, 1, 32); }
+};
+
+template <typename Body>
+void with_rank(int64_t rank, const Body& body) {
+  if (rank <= 16) return body(std::integral_constant<int, 16>{});
+  if (rank <= 32) return body(std::integral_constant<int, 32>{});
+  body(std::integral_constant<int, 64>{});
+}
+
+int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+}  // namespace
+
+void low_rank_update(const Context& context, const LowRankArgs& args) {
+  if (args.m == 0) return;
+  with_rank(args.rank, [&](auto rank) {
+    constexpr int kRank = decltype(rank)::value;
+    const int64_t a_bytes = padded(kRank * args.cols * 2), b_bytes = padded(kRank * args.rows * 2);
+    auto* scratch = static_cast<uint8_t*>(context.scratch->reserve(a_bytes + b_bytes + kRank * args.m * 2));
+    auto *a = reinterpret_cast<bf16*>(scratch), *b = reinterpret_cast<bf16*>(scratch + a_bytes),
+         *low = reinterpret_cast<bf16*>(scratch + a_bytes + b_bytes);
+    const Launches<kRank> launches{stream_of(context.stream), static_cast<int>(args.rank)};
+    launches.prepare(args.a, args.cols, true, true, a);
+    launches.prepare(args.b, args.rows, false, false, b);
+    launches.low(args.x, a, args.m, args.cols, dropper_of(args.p, args.seed), args.scale / (1 - args.p), low,
+                 static_cast<bf16*>(args.low_transposed));
+    launches.wide(low, b, args.m, args.rows, {0, 0}, 1, args.y);
+  });
+}
+
+void low_rank_gradient(const Context& context, const LowRankGradientArgs& args) {
+  if (args.m == 0) return;
+  with_rank(args.rank, [&](auto rank) {
+    constexpr int kRank = decltype(rank)::value;
+    using Launch = Launches<kRank>;
+    const int64_t a_bytes = padded(kRank * args.cols * 2), b_bytes = padded(kRank * args.rows * 2);
+    const int64_t low_bytes = padded(kRank * stride_of(args.m) * 2);
+    const int64_t partial_bytes = Launch::splits_of(args.m) * kRank * std::max(args.cols, args.rows) * 4;
+    auto* scratch = static_cast<uint8_t*>(context.scratch->reserve(a_bytes + b_bytes + 2 * low_bytes + partial_bytes));
+    auto *a = reinterpret_cast<bf16*>(scratch), *b = reinterpret_cast<bf16*>(scratch + a_bytes),
+         *low = reinterpret_cast<bf16*>(scratch + a_bytes + b_bytes), *transposed = low + low_bytes / 2;
+    auto* partials = reinterpret_cast<float*>(scratch + a_bytes + b_bytes + 2 * low_bytes);
+    const Launch launches{stream_of(context.stream), static_cast<int>(args.rank)};
+    const Dropper dropper = dropper_of(args.p, args.seed);
+    const float inverse = 1 / (1 - args.p);
+    launches.prepare(args.b, args.rows, false, true, b);
+    launches.low(args.dy, b, args.m, args.rows, {0, 0}, args.scale, low, transposed);
+    if (args.db)
+      launches.tall(static_cast<const bf16*>(args.low_transposed), args.dy, args.m, args.rows, {0, 0}, 1, true,
+                    args.accumulate_b, partials, args.db);
+    if (args.da)
+      launches.tall(transposed, args.x, args.m, args.cols, dropper, inverse, false, args.accumulate_a, partials,
+                    args.da);
+    if (!args.dx) return;
+    launches.prepare(args.a, args.cols, true, false, a);
+    launches.wide(low, a, args.m, args.cols, dropper, inverse, args.dx);
+  });
+}
+
+}  // namespace nibble::kernels::cuda
