@@ -49,8 +49,11 @@ class GpuModel : public ::testing::Test {
   }
 };
 
-constexpr const char* kArchitectures[] = {"llama",    "llama-odd", "qwen2", "qwen3",    "mistral-window", "gpt2",
-                                          "gpt-neox", "bloom",     "opt",   "opt-350m", "llama-yarn"};
+constexpr const char* kArchitectures[] = {
+    "llama", "llama-odd", "qwen2",   "qwen3",       "mistral-window", "gpt2",    "gpt-neox", "bloom",
+    "opt",   "opt-350m",  "mixtral", "gemma",       "gemma2",         "gemma3",  "falcon-7b", "falcon-40b",
+    "mpt",   "phi",       "phi3",    "gpt-bigcode", "gptj",           "gpt-neo", "olmo2",    "stablelm-12b",
+    "starcoder2", "smollm3", "llama-yarn"};
 
 TEST_F(GpuModel, LogitsAgreeInFloat32) {
   for (const char* name : kArchitectures) EXPECT_LT(logit_error(name, DType::f32, {}), 2e-4) << name;

@@ -9,7 +9,7 @@ namespace {
 
 /// (tokens, heads, head_dim) inside rows of `stride`.
 struct Heads {
-  float* data;
+  nn::Values values;
   int64_t stride;
 };
 
@@ -17,29 +17,30 @@ struct Projected {
   Heads q, k, v;
 };
 
-Projected project_fused(Pass& pass, const AttentionSpec& spec, const AttentionWeights& weights, const float* x) {
+Projected project_fused(Pass& pass, const AttentionSpec& spec, const AttentionWeights& weights, nn::ConstValues x) {
   const int64_t m = pass.tokens, q_width = spec.heads * spec.head_dim, kv_width = spec.kv_heads * spec.head_dim;
   const int64_t width = q_width + 2 * kv_width;
-  float* all = pass.get(Slot::qkv, m * width);
+  const nn::Values all = pass.get_values(Slot::qkv, m * width);
   const std::array calls{nn::LinearCall{&weights.qkv, all, width}};
   nn::run_linear(pass.backend, x, m, calls, pass.batch_invariant);
   if (spec.qkv_groups == 1 && !weights.q_norm && !weights.k_norm)
-    return {{all, width}, {all + q_width, width}, {all + q_width + kv_width, width}};
-  float* q = pass.get(Slot::query, m * q_width);
-  float* k = pass.get(Slot::key, m * kv_width);
-  float* v = pass.get(Slot::value, m * kv_width);
+    return {{all, width}, {all.at(q_width), width}, {all.at(q_width + kv_width), width}};
+  const nn::Values q = pass.get_values(Slot::query, m * q_width);
+  const nn::Values k = pass.get_values(Slot::key, m * kv_width);
+  const nn::Values v = pass.get_values(Slot::value, m * kv_width);
   pass.backend.kernels().split_heads(
       pass.backend.context_for(m * width),
-      {all, m, spec.qkv_groups, spec.heads / spec.qkv_groups, spec.kv_heads / spec.qkv_groups, spec.head_dim, q, k, v});
+      {all.data, m, spec.qkv_groups, spec.heads / spec.qkv_groups, spec.kv_heads / spec.qkv_groups, spec.head_dim,
+       q.data, k.data, v.data, all.dtype});
   return {{q, q_width}, {k, kv_width}, {v, kv_width}};
 }
 
-Projected project(Pass& pass, const AttentionSpec& spec, const AttentionWeights& weights, const float* x) {
+Projected project(Pass& pass, const AttentionSpec& spec, const AttentionWeights& weights, nn::ConstValues x) {
   if (weights.qkv.rows > 0) return project_fused(pass, spec, weights, x);
   const int64_t m = pass.tokens, q_width = spec.heads * spec.head_dim, kv_width = spec.kv_heads * spec.head_dim;
-  float* q = pass.get(Slot::query, m * q_width);
-  float* k = pass.get(Slot::key, m * kv_width);
-  float* v = pass.get(Slot::value, m * kv_width);
+  const nn::Values q = pass.get_values(Slot::query, m * q_width);
+  const nn::Values k = pass.get_values(Slot::key, m * kv_width);
+  const nn::Values v = pass.get_values(Slot::value, m * kv_width);
   const std::array calls{nn::LinearCall{&weights.q, q, q_width}, nn::LinearCall{&weights.k, k, kv_width},
                          nn::LinearCall{&weights.v, v, kv_width}};
   nn::run_linear(pass.backend, x, m, calls, pass.batch_invariant);
@@ -47,22 +48,30 @@ Projected project(Pass& pass, const AttentionSpec& spec, const AttentionWeights&
 }
 
 /// A norm over head_dim runs on each head, one over all heads on each token; of several, each runs on its head.
-void norm_heads(Pass& pass, const std::optional<nn::Norm>& norm, float* x, int64_t width) {
+void norm_heads(Pass& pass, const std::optional<nn::Norm>& norm, nn::Values x, int64_t width) {
   if (norm) nn::run_norm(pass.backend, *norm, x, pass.tokens * width / norm->cols(), x);
 }
 
 void rotate(Pass& pass, const AttentionSpec& spec, Heads x, int64_t heads) {
   const nn::RopeSpec& rope = pass.model.ropes[*spec.rope];
   pass.backend.kernels().rope(pass.backend.context_for(pass.tokens * heads * spec.head_dim),
-                              {x.data, x.stride, pass.cos[*spec.rope], pass.sin[*spec.rope], pass.tokens, heads,
-                               spec.head_dim, rope.rotary_dim, rope.interleaved});
+                              {x.values.data, x.stride, pass.cos[*spec.rope], pass.sin[*spec.rope], pass.tokens, heads,
+                               spec.head_dim, rope.rotary_dim, rope.interleaved, x.values.dtype});
 }
 
-void append(Pass& pass, const AttentionSpec& spec, const SequenceTokens& sequence, const float* x, int64_t stride,
+void append(Pass& pass, const AttentionSpec& spec, const SequenceTokens& sequence, nn::ConstValues x, int64_t stride,
             void* cache) {
   pass.backend.kernels().cache_append(pass.backend.context_for(sequence.tokens * spec.kv_heads * spec.head_dim),
-                                      {x, stride, cache, sequence.cache->dtype(), sequence.cache->capacity(),
-                                       sequence.tokens, sequence.cache->length(), spec.kv_heads, spec.head_dim});
+                                      {.x = x.data,
+                                       .stride = stride,
+                                       .cache = cache,
+                                       .dtype = sequence.cache->dtype(),
+                                       .capacity = sequence.cache->capacity(),
+                                       .tokens = sequence.tokens,
+                                       .past = sequence.cache->length(),
+                                       .kv_heads = spec.kv_heads,
+                                       .head_dim = spec.head_dim,
+                                       .x_dtype = x.dtype});
 }
 
 /// Rotates q and k and appends k and v to the caches, in one go where the backend can.
@@ -70,9 +79,9 @@ void rotate_and_append(Pass& pass, const AttentionSpec& spec, int64_t index, con
   const kernels::Kernels& kernels = pass.backend.kernels();
   if (kernels.rotate_append) {
     const nn::RopeSpec* rope = spec.rope ? &pass.model.ropes[*spec.rope] : nullptr;
-    return kernels.rotate_append(pass.backend.context(), {.q = x.q.data,
-                                                          .k = x.k.data,
-                                                          .v = x.v.data,
+    return kernels.rotate_append(pass.backend.context(), {.q = x.q.values.data,
+                                                          .k = x.k.values.data,
+                                                          .v = x.v.values.data,
                                                           .q_stride = x.q.stride,
                                                           .k_stride = x.k.stride,
                                                           .v_stride = x.v.stride,
@@ -85,7 +94,8 @@ void rotate_and_append(Pass& pass, const AttentionSpec& spec, int64_t index, con
                                                           .head_dim = spec.head_dim,
                                                           .sequences = pass.attention.data(),
                                                           .sequence_count = static_cast<int64_t>(pass.attention.size()),
-                                                          .kv_dtype = pass.cache_dtype});
+                                                          .kv_dtype = pass.cache_dtype,
+                                                          .x_dtype = x.q.values.dtype});
   }
   if (spec.rope) {
     rotate(pass, spec, x.q, spec.heads);
@@ -93,8 +103,8 @@ void rotate_and_append(Pass& pass, const AttentionSpec& spec, int64_t index, con
   }
   int64_t row = 0;
   for (const SequenceTokens& sequence : pass.sequences) {
-    append(pass, spec, sequence, x.k.data + row * x.k.stride, x.k.stride, sequence.cache->keys(index));
-    append(pass, spec, sequence, x.v.data + row * x.v.stride, x.v.stride, sequence.cache->values(index));
+    append(pass, spec, sequence, x.k.values.at(row * x.k.stride), x.k.stride, sequence.cache->keys(index));
+    append(pass, spec, sequence, x.v.values.at(row * x.v.stride), x.v.stride, sequence.cache->values(index));
     row += sequence.tokens;
   }
 }
@@ -118,23 +128,24 @@ void run_scores(Pass& pass, const AttentionSpec& spec, int64_t q_stride, int64_t
                                     .alibi_scale = pass.model.alibi.scale,
                                     .is_causal = spec.is_causal,
                                     .relative_bias = bias.values,
-                                    .relative_span = bias.span});
+                                    .relative_span = bias.span,
+                                    .q_dtype = pass.activations});
 }
 
 /// Fills the cache and softmax(q k^T) v into `attended` (tokens, heads, head_dim).
-void attend(Pass& pass, const AttentionSpec& spec, int64_t index, const Projected& x, float* attended) {
+void attend(Pass& pass, const AttentionSpec& spec, int64_t index, const Projected& x, nn::Values attended) {
   const int64_t q_width = spec.heads * spec.head_dim;
   int64_t row = 0, work = 0;
   for (size_t s = 0; s < pass.sequences.size(); ++s) {
     const SequenceTokens& sequence = pass.sequences[s];
     nn::KvCache& cache = *sequence.cache;
-    pass.attention[s] = {.q = x.q.data + row * x.q.stride,
+    pass.attention[s] = {.q = x.q.values.at(row * x.q.stride).data,
                          .k = cache.keys(index),
                          .v = cache.values(index),
                          .capacity = cache.capacity(),
                          .tokens = sequence.tokens,
                          .past = pass.longest > 0 ? pass.longest - 1 : cache.length(),
-                         .out = attended + row * q_width,
+                         .out = attended.at(row * q_width).data,
                          .keys = cache.length() + sequence.tokens,
                          .past_at = pass.longest > 0 ? pass.pasts + s : nullptr};
     row += sequence.tokens;
@@ -146,36 +157,37 @@ void attend(Pass& pass, const AttentionSpec& spec, int64_t index, const Projecte
 
 }  // namespace
 
-void run_attention(Pass& pass, const Layer& layer, int64_t index, const float* x, float* sum, bool accumulate) {
+void run_attention(Pass& pass, const Layer& layer, int64_t index, nn::ConstValues x, float* sum, bool accumulate) {
   const AttentionSpec& spec = layer.spec->attention;
   const int64_t q_width = spec.heads * spec.head_dim;
   const Projected projected = project(pass, spec, layer.attention, x);
-  norm_heads(pass, layer.attention.q_norm, projected.q.data, q_width);
-  norm_heads(pass, layer.attention.k_norm, projected.k.data, spec.kv_heads * spec.head_dim);
-  float* attended = pass.get(Slot::attended, pass.tokens * q_width);
+  norm_heads(pass, layer.attention.q_norm, projected.q.values, q_width);
+  norm_heads(pass, layer.attention.k_norm, projected.k.values, spec.kv_heads * spec.head_dim);
+  const nn::Values attended = pass.get_values(Slot::attended, pass.tokens * q_width);
   attend(pass, spec, index, projected, attended);
   const std::array out{nn::LinearCall{&layer.attention.out, sum, pass.model.hidden_size, accumulate}};
   nn::run_linear(pass.backend, attended, pass.tokens, out, pass.batch_invariant);
 }
 
-void run_cross_attention(Pass& pass, const Layer& layer, int64_t index, const float* x, float* sum, bool accumulate) {
+void run_cross_attention(Pass& pass, const Layer& layer, int64_t index, nn::ConstValues x, float* sum,
+                         bool accumulate) {
   const AttentionSpec& spec = layer.spec->cross;
   const int64_t q_width = spec.heads * spec.head_dim;
-  float* q = pass.get(Slot::query, pass.tokens * q_width);
+  const nn::Values q = pass.get_values(Slot::query, pass.tokens * q_width);
   const std::array query{nn::LinearCall{&layer.cross.q, q, q_width}};
   nn::run_linear(pass.backend, x, pass.tokens, query, pass.batch_invariant);
-  float* attended = pass.get(Slot::attended, pass.tokens * q_width);
+  const nn::Values attended = pass.get_values(Slot::attended, pass.tokens * q_width);
   int64_t row = 0, work = 0;
   for (size_t s = 0; s < pass.sequences.size(); ++s) {
     const SequenceTokens& sequence = pass.sequences[s];
     nn::KvCache& source = *sequence.source;
-    pass.attention[s] = {.q = q + row * q_width,
+    pass.attention[s] = {.q = q.at(row * q_width).data,
                          .k = source.keys(index),
                          .v = source.values(index),
                          .capacity = source.capacity(),
                          .tokens = sequence.tokens,
                          .past = 0,
-                         .out = attended + row * q_width,
+                         .out = attended.at(row * q_width).data,
                          .keys = source.length()};
     row += sequence.tokens;
     work += sequence.tokens * source.length() * q_width;
@@ -185,11 +197,11 @@ void run_cross_attention(Pass& pass, const Layer& layer, int64_t index, const fl
   nn::run_linear(pass.backend, attended, pass.tokens, out, pass.batch_invariant);
 }
 
-void fill_source(Pass& pass, const Layer& layer, int64_t index, const float* encoded, nn::KvCache& source) {
+void fill_source(Pass& pass, const Layer& layer, int64_t index, nn::ConstValues encoded, nn::KvCache& source) {
   const AttentionSpec& spec = layer.spec->cross;
   const int64_t width = spec.kv_heads * spec.head_dim;
-  float* k = pass.get(Slot::key, pass.tokens * width);
-  float* v = pass.get(Slot::value, pass.tokens * width);
+  const nn::Values k = pass.get_values(Slot::key, pass.tokens * width);
+  const nn::Values v = pass.get_values(Slot::value, pass.tokens * width);
   const std::array calls{nn::LinearCall{&layer.cross.k, k, width}, nn::LinearCall{&layer.cross.v, v, width}};
   nn::run_linear(pass.backend, encoded, pass.tokens, calls, pass.batch_invariant);
   const SequenceTokens all{&source, pass.tokens, pass.tokens};

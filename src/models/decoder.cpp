@@ -66,6 +66,10 @@ void Decoder::set_updates(std::shared_ptr<const Updates> updates) {
   bind_linears();
 }
 
+DType Decoder::activations() const {
+  return backend_->cuda() && weights_->dtype() != DType::f32 ? DType::bf16 : DType::f32;
+}
+
 DType Decoder::cache_dtype() const { return weights_->dtype() == DType::f32 ? DType::f32 : DType::bf16; }
 
 nn::KvCache Decoder::make_cache() const {
@@ -88,6 +92,7 @@ Pass Decoder::prepare(std::span<const SequenceTokens> sequences, const int32_t* 
             .tokens = tokens,
             .batch_invariant = batch_invariant,
             .cache_dtype = cache_dtype(),
+            .activations = activations(),
             .longest = longest,
             .alibi_slopes = alibi_ ? alibi_.as<float>() : nullptr};
   pass.attention.resize(sequences.size());
@@ -161,21 +166,22 @@ void Decoder::run(Pass& pass, float* logits, bool all_logits) const {
 
 void Decoder::run_head(Pass& pass, float* logits, bool all_logits) const {
   const int64_t width = spec_.hidden_size;
-  const float* x = pass.hidden;
+  nn::ConstValues x = pass.hidden;
   int64_t rows = pass.tokens;
   if (!all_logits && rows != static_cast<int64_t>(pass.sequences.size())) {
     rows = static_cast<int64_t>(pass.sequences.size());
     float* picked = pass.get(Slot::last, rows * width);
-    backend_->kernels().embed(backend_->context_for(rows * width), {x, DType::f32, pass.last, rows, width, 1, picked});
+    backend_->kernels().embed(backend_->context_for(rows * width),
+                              {pass.hidden, DType::f32, pass.last, rows, width, 1, picked});
     x = picked;
   }
   if (final_norm_) {
-    float* normed = pass.get(Slot::normed, rows * width);
+    const nn::Values normed = pass.get_values(Slot::normed, rows * width);
     nn::run_norm(*backend_, *final_norm_, x, rows, normed);
     x = normed;
   }
   if (project_out_.rows > 0) {
-    float* projected = pass.get(Slot::projected, rows * project_out_.rows);
+    const nn::Values projected = pass.get_values(Slot::projected, rows * project_out_.rows);
     const std::array calls{nn::LinearCall{&project_out_, projected, project_out_.rows}};
     nn::run_linear(*backend_, x, rows, calls, pass.batch_invariant);
     x = projected;

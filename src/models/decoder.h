@@ -50,6 +50,8 @@ class Decoder {
   const Weights& weights() const { return *weights_; }
   const ops::Backend& backend() const { return *backend_; }
   int64_t vocab_size() const { return spec_.vocab_size; }
+  /// Of what passes between kernels, but for the residual stream: bf16 on a GPU unless the model is float32.
+  DType activations() const;
   /// Of the KV cache: f32 for a float32 model, else bf16.
   DType cache_dtype() const;
   nn::KvCache make_cache() const;

@@ -39,9 +39,9 @@ AttentionWeights bind_attention(const ops::Backend& backend, const ModelSpec& mo
 }
 
 /// x after `norm`, in `slot`, or in the residual stream itself; x if there is no norm.
-const float* normed(Pass& pass, const std::optional<nn::Norm>& norm, Slot slot, bool in_place) {
+nn::ConstValues normed(Pass& pass, const std::optional<nn::Norm>& norm, Slot slot, bool in_place) {
   if (!norm) return pass.hidden;
-  float* out = in_place ? pass.hidden : pass.get(slot, pass.tokens * pass.model.hidden_size);
+  const nn::Values out = in_place ? pass.hidden : pass.get_values(slot, pass.tokens * pass.model.hidden_size);
   nn::run_norm(pass.backend, *norm, pass.hidden, pass.tokens, out);
   return out;
 }
@@ -139,16 +139,16 @@ Layer bind_layer(const ops::Backend& backend, const ModelSpec& model, const Laye
 
 void run_layer(Pass& pass, const Layer& layer, int64_t index) {
   const LayerSpec& spec = *layer.spec;
-  const float* x = normed(pass, layer.attention_norm, Slot::normed, spec.keeps_normed);
-  const float* mlp_x = nullptr;
+  const nn::ConstValues x = normed(pass, layer.attention_norm, Slot::normed, spec.keeps_normed);
+  nn::ConstValues mlp_x;
   if (spec.is_parallel) mlp_x = layer.mlp_norm ? normed(pass, layer.mlp_norm, Slot::normed_mlp, false) : x;
   add_block(pass, layer.attention_out_norm, layer.attention_sum_norm,
             [&](float* sum, bool accumulate) { run_attention(pass, layer, index, x, sum, accumulate); });
   if (spec.has_cross()) {
-    const float* cross_x = normed(pass, layer.cross_norm, Slot::normed, false);
+    const nn::ConstValues cross_x = normed(pass, layer.cross_norm, Slot::normed, false);
     run_cross_attention(pass, layer, index, cross_x, pass.hidden, true);
   }
-  if (!mlp_x) mlp_x = normed(pass, layer.mlp_norm, Slot::normed, spec.keeps_normed);
+  if (!mlp_x.data) mlp_x = normed(pass, layer.mlp_norm, Slot::normed, spec.keeps_normed);
   if (spec.mlp.experts.count > 0) return run_experts(pass, layer, mlp_x, pass.hidden);
   add_block(pass, layer.mlp_out_norm, layer.mlp_sum_norm, [&](float* sum, bool accumulate) {
     run_mlp(pass, layer, layer.mlps[0], mlp_x, pass.tokens, sum, accumulate);

@@ -80,6 +80,7 @@ struct Pass {
   int64_t tokens;
   bool batch_invariant;
   DType cache_dtype;
+  DType activations;                                       // f32, or bf16
   int64_t longest;                                         // 0, or what prepare() was told
   const float* alibi_slopes;                               // (heads), or null
   float* hidden = nullptr;                                 // (tokens, hidden_size)
@@ -92,20 +93,24 @@ struct Pass {
   std::vector<kernels::AttentionSequence> attention = {};  // per sequence
 
   float* get(Slot slot, int64_t count) { return workspace.get(static_cast<size_t>(slot), count); }
+  /// A buffer for activations of the model's type; the residual stream and logits are always fp32.
+  nn::Values get_values(Slot slot, int64_t count) {
+    return {get(slot, activations == DType::f32 ? count : (count + 1) / 2), activations};
+  }
 };
 
 /// x (tokens, hidden) through layer `index`: pass.hidden is read and added to.
 void run_layer(Pass& pass, const Layer& layer, int64_t index);
 
 // The blocks of a layer. Each adds its result to `sum` (tokens, hidden), or writes it there.
-void run_attention(Pass& pass, const Layer& layer, int64_t index, const float* x, float* sum, bool accumulate);
-void run_cross_attention(Pass& pass, const Layer& layer, int64_t index, const float* x, float* sum, bool accumulate);
-void run_mlp(Pass& pass, const Layer& layer, const MlpWeights& weights, const float* x, int64_t rows, float* sum,
+void run_attention(Pass& pass, const Layer& layer, int64_t index, nn::ConstValues x, float* sum, bool accumulate);
+void run_cross_attention(Pass& pass, const Layer& layer, int64_t index, nn::ConstValues x, float* sum, bool accumulate);
+void run_mlp(Pass& pass, const Layer& layer, const MlpWeights& weights, nn::ConstValues x, int64_t rows, float* sum,
              bool accumulate);
 /// Always adds.
-void run_experts(Pass& pass, const Layer& layer, const float* x, float* sum);
+void run_experts(Pass& pass, const Layer& layer, nn::ConstValues x, float* sum);
 
 /// The keys and values of cross-attention from the encoder's output (tokens, hidden), into an empty cache with room.
-void fill_source(Pass& pass, const Layer& layer, int64_t index, const float* encoded, nn::KvCache& source);
+void fill_source(Pass& pass, const Layer& layer, int64_t index, nn::ConstValues encoded, nn::KvCache& source);
 
 }  // namespace nibble::models

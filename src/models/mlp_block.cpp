@@ -5,27 +5,27 @@
 
 namespace nibble::models {
 
-void run_mlp(Pass& pass, const Layer& layer, const MlpWeights& weights, const float* x, int64_t rows, float* sum,
+void run_mlp(Pass& pass, const Layer& layer, const MlpWeights& weights, nn::ConstValues x, int64_t rows, float* sum,
              bool accumulate) {
   const MlpSpec& spec = layer.spec->mlp;
   const bool is_gated = weights.gate.rows > 0 || weights.gate_up.rows > 0;
   const int64_t width = spec.intermediate_size, stride = is_gated ? 2 * width : width;
-  float* first = pass.get(Slot::gate_up, rows * stride);  // (rows, [gate | up]), or (rows, up)
+  const nn::Values first = pass.get_values(Slot::gate_up, rows * stride);  // (rows, [gate | up]), or (rows, up)
   if (weights.gate_up.rows > 0) {
     const std::array calls{nn::LinearCall{&weights.gate_up, first, stride}};
     nn::run_linear(pass.backend, x, rows, calls, pass.batch_invariant);
   } else if (is_gated) {
     const std::array calls{nn::LinearCall{&weights.gate, first, stride},
-                           nn::LinearCall{&weights.up, first + width, stride}};
+                           nn::LinearCall{&weights.up, first.at(width), stride}};
     nn::run_linear(pass.backend, x, rows, calls, pass.batch_invariant);
   } else {
     const std::array calls{nn::LinearCall{&weights.up, first, stride}};
     nn::run_linear(pass.backend, x, rows, calls, pass.batch_invariant);
   }
-  float* activated = pass.get(Slot::activated, rows * width);
-  pass.backend.kernels().activate(
-      pass.backend.context_for(rows * width),
-      {first, is_gated ? first + width : nullptr, stride, rows, width, spec.activation, activated});
+  const nn::Values activated = pass.get_values(Slot::activated, rows * width);
+  pass.backend.kernels().activate(pass.backend.context_for(rows * width),
+                                  {first.data, is_gated ? first.at(width).data : nullptr, stride, rows, width,
+                                   spec.activation, activated.data, first.dtype, activated.dtype});
   const std::array down{nn::LinearCall{&weights.down, sum, pass.model.hidden_size, accumulate}};
   nn::run_linear(pass.backend, activated, rows, down, pass.batch_invariant);
 }
@@ -60,7 +60,7 @@ Routing sort_by_expert(const Pass& pass, const ExpertsSpec& spec, const int32_t*
 
 }  // namespace
 
-void run_experts(Pass& pass, const Layer& layer, const float* x, float* sum) {
+void run_experts(Pass& pass, const Layer& layer, nn::ConstValues x, float* sum) {
   const ExpertsSpec& spec = layer.spec->mlp.experts;
   const int64_t m = pass.tokens, hidden = pass.model.hidden_size;
   const kernels::Kernels& kernels = pass.backend.kernels();
@@ -82,10 +82,10 @@ void run_experts(Pass& pass, const Layer& layer, const float* x, float* sum) {
     const int64_t begin = routing.begin[static_cast<size_t>(expert)];
     const int64_t chosen = routing.begin[static_cast<size_t>(expert) + 1] - begin;
     if (chosen == 0) continue;
-    float* in = pass.get(Slot::expert_in, m * hidden);
+    const nn::Values in = pass.get_values(Slot::expert_in, m * hidden);
     float* out = pass.get(Slot::expert_out, m * hidden);
     const kernels::Context& context = pass.backend.context_for(chosen * hidden);
-    kernels.embed(context, {x, DType::f32, rows + begin, chosen, hidden, 1, in});
+    kernels.embed(context, {x.data, x.dtype, rows + begin, chosen, hidden, 1, in.data, false, in.dtype});
     run_mlp(pass, layer, layer.mlps[static_cast<size_t>(expert)], in, chosen, out, false);
     kernels.scatter_add_rows(context, {out, rows + begin, row_weights + begin, chosen, hidden, sum});
   }

@@ -22,17 +22,15 @@ Entry require_entry(const ops::Backend& backend, Entry entry, const char* name) 
   return entry;
 }
 
-/// y is of x's type.
-kernels::MatmulOutput output_of(const LinearCall& call, DType dtype) {
-  return {call.y, call.y_stride, call.layer->bias ? call.layer->bias.as<float>() : nullptr, call.accumulate, dtype};
+kernels::MatmulOutput output_of(const LinearCall& call) {
+  return {call.y.data, call.y_stride, call.layer->bias ? call.layer->bias.as<float>() : nullptr, call.accumulate,
+          call.y.dtype};
 }
 
 /// One kernel call per kind of weight; each returns how many of the first calls it took.
 struct Runner {
   Input input;
   std::span<const LinearCall> calls;
-
-  DType dtype() const { return input.matmul.x_dtype; }
 
   /// Fills `jobs` from the leading calls whose weight is a `Kind` that `fits` the first.
   template <typename Kind, typename Job, typename Fits, typename Make>
@@ -52,7 +50,7 @@ struct Runner {
     const size_t count = collect<DenseWeight>(
         jobs, [&](const DenseWeight& w) { return w.weight.dtype() == first.weight.dtype(); },
         [&](const DenseWeight& w, const LinearCall& call) {
-          return kernels::MatmulDenseJob{w.weight.data(), w.weight.dtype(), call.layer->rows, output_of(call, dtype())};
+          return kernels::MatmulDenseJob{w.weight.data(), w.weight.dtype(), call.layer->rows, output_of(call)};
         });
     input.matmul.compute = first.weight.dtype();
     require_entry(input.backend, input.backend.kernels().matmul_dense, "matmul_dense")(
@@ -70,7 +68,7 @@ struct Runner {
                                         w.weight.block,
                                         w.weight.format->code_book_4bit->values.data(),
                                         call.layer->rows,
-                                        output_of(call, dtype())};
+                                        output_of(call)};
         });
     input.matmul.compute = first.compute;
     require_entry(input.backend, input.backend.kernels().matmul_4bit, "matmul_4bit")(
@@ -84,7 +82,7 @@ struct Runner {
         jobs, [&](const WeightInt8& w) { return w.threshold == first.threshold; },
         [&](const WeightInt8& w, const LinearCall& call) {
           return kernels::MatmulInt8Job{w.weight.values.as<int8_t>(), w.weight.absmax.as<float>(), call.layer->rows,
-                                        output_of(call, dtype())};
+                                        output_of(call)};
         });
     input.matmul.compute = DType::f16;
     require_entry(input.backend, input.backend.kernels().matmul_int8, "matmul_int8")(
@@ -94,18 +92,17 @@ struct Runner {
 };
 
 /// Through fp32 between the two products.
-void add_update(const ops::Backend& backend, const void* x, int64_t m, const LinearCall& call, bool batch_invariant,
-                DType dtype) {
+void add_update(const ops::Backend& backend, ConstValues x, int64_t m, const LinearCall& call, bool batch_invariant) {
   const LowRank& update = *call.layer->update;
   const int64_t rank = update.a.dim(0);
   Tensor low = update.room && m <= LowRank::kRoomRows ? update.room : backend.empty(DType::f32, {m, rank});
-  const auto multiply = [&](const void* from, DType from_dtype, const Tensor& w, const kernels::MatmulOutput& out) {
+  const auto multiply = [&](ConstValues from, const Tensor& w, const kernels::MatmulOutput& out) {
     const kernels::MatmulDenseJob job{w.data(), DType::f32, w.dim(0), out};
-    backend.kernels().matmul_dense(backend.context(), {from, m, w.dim(1), DType::f32, batch_invariant, from_dtype},
+    backend.kernels().matmul_dense(backend.context(), {from.data, m, w.dim(1), DType::f32, batch_invariant, from.dtype},
                                    &job, 1);
   };
-  multiply(x, dtype, update.a, {low.data(), rank});
-  multiply(low.data(), DType::f32, update.b, {call.y, call.y_stride, nullptr, true, dtype});
+  multiply(x, update.a, {low.data(), rank});
+  multiply({low.data(), DType::f32}, update.b, {call.y.data, call.y_stride, nullptr, true, call.y.dtype});
 }
 
 }  // namespace
@@ -126,16 +123,16 @@ Weight to_host(const ops::Backend& backend, const Weight& weight) {
   return result;
 }
 
-void run_linear(const ops::Backend& backend, const void* x, int64_t m, std::span<const LinearCall> calls,
-                bool batch_invariant, DType dtype) {
+void run_linear(const ops::Backend& backend, ConstValues x, int64_t m, std::span<const LinearCall> calls,
+                bool batch_invariant) {
   const std::span<const LinearCall> all = calls;
   while (!calls.empty()) {
     const Linear& first = *calls.front().layer;
-    Runner runner{{backend, {x, m, first.cols, DType::f32, batch_invariant, dtype}}, calls};
+    Runner runner{{backend, {x.data, m, first.cols, DType::f32, batch_invariant, x.dtype}}, calls};
     calls = calls.subspan(std::visit(runner, first.weight));
   }
   for (const LinearCall& call : all)
-    if (call.layer->update) add_update(backend, x, m, call, batch_invariant, dtype);
+    if (call.layer->update) add_update(backend, x, m, call, batch_invariant);
 }
 
 }  // namespace nibble::nn

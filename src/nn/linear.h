@@ -4,6 +4,7 @@
 #include <span>
 #include <variant>
 
+#include "nn/values.h"
 #include "ops/backend.h"
 #include "ops/quantize.h"
 #include "tensor/tensor.h"
@@ -49,14 +50,13 @@ struct Linear {
 /// Where one layer's result goes: y[i * y_stride + n], added to what is there if `accumulate`.
 struct LinearCall {
   const Linear* layer;
-  void* y;
+  Values y;
   int64_t y_stride;
   bool accumulate = false;
 };
 
-/// Runs `calls` on the same `x` (m, cols); neighbours of the same kind share one kernel call. `dtype`: of x and y, f32
-/// or on a GPU bf16.
-void run_linear(const ops::Backend& backend, const void* x, int64_t m, std::span<const LinearCall> calls,
-                bool batch_invariant, DType dtype = DType::f32);
+/// Runs `calls` on the same `x` (m, cols); neighbours of the same kind share one kernel call.
+void run_linear(const ops::Backend& backend, ConstValues x, int64_t m, std::span<const LinearCall> calls,
+                bool batch_invariant);
 
 }  // namespace nibble::nn

@@ -154,8 +154,8 @@ Var linear(Tape& tape, const ops::Backend& backend, const Var& x, const Linear& 
   const DType dtype = x->value.dtype();
   Var y = result_of(tape, backend.empty(dtype, {m, layer.rows}),
                     {x.get(), lora ? lora->a.get() : nullptr, lora ? lora->b.get() : nullptr});
-  const std::array calls{LinearCall{&layer, y->value.data(), layer.rows}};
-  run_linear(backend, x->value.data(), m, calls, false, dtype);
+  const std::array calls{LinearCall{&layer, {y->value.data(), dtype}, layer.rows}};
+  run_linear(backend, {x->value.data(), dtype}, m, calls, false);
   Tensor low;
   if (lora) low = add_update(backend, x->value, *lora, seed, y->value);
   if (y->requires_grad)

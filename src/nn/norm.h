@@ -1,6 +1,7 @@
 // RMSNorm and LayerNorm with their weights in fp32.
 #pragma once
 
+#include "nn/values.h"
 #include "ops/backend.h"
 #include "tensor/tensor.h"
 
@@ -18,9 +19,9 @@ struct Norm {
   int64_t cols() const { return weight.shape().back(); }
 };
 
-/// out (rows, cols) = norm of x; out may be x.
-void run_norm(const ops::Backend& backend, const Norm& norm, const float* x, int64_t rows, float* out);
+/// out (rows, cols) = norm of x; out may be x, of the same type.
+void run_norm(const ops::Backend& backend, const Norm& norm, ConstValues x, int64_t rows, Values out);
 /// out += norm of x. Errors: unsupported for a LayerNorm.
-void add_norm(const ops::Backend& backend, const Norm& norm, const float* x, int64_t rows, float* out);
+void add_norm(const ops::Backend& backend, const Norm& norm, ConstValues x, int64_t rows, Values out);
 
 }  // namespace nibble::nn

@@ -53,8 +53,8 @@ double head_loss(autograd::Tape& tape, const ops::Backend& backend, const autogr
     const int64_t m = std::min(chunk, count - first);
     kernels.embed(backend.context(), {x->value.data(), dtype, device_rows.as<int32_t>() + first, m, width, 1,
                                       picked.data(), false, dtype});
-    const std::array calls{nn::LinearCall{&head, logits.data(), vocab}};
-    nn::run_linear(backend, picked.data(), m, calls, false, dtype);
+    const std::array calls{nn::LinearCall{&head, {logits.data(), dtype}, vocab}};
+    nn::run_linear(backend, {picked.data(), dtype}, m, calls, false);
     kernels.cross_entropy(backend.context(), {logits.as<float>(), device_wanted.as<int32_t>() + first, m, vocab, scale,
                                               device_losses.as<float>() + first, dtype});
     if (!is_training) continue;
