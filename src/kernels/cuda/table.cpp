@@ -34,9 +34,6 @@ const Kernels* table() {
       .argmax = argmax,
       .route_experts = route_experts,
       .scatter_add_rows = scatter_add_rows,
-      .optimizer_step_32bit = optimizer_step_32bit,
-      .optimizer_step_8bit = optimizer_step_8bit,
-      .sum_squares = sum_squares,
       .input_gradient = input_gradient,
       .weight_gradient = weight_gradient,
       .rms_norm_gradient = rms_norm_gradient,
@@ -48,6 +45,9 @@ const Kernels* table() {
       .add_scaled = add_scaled,
       .low_rank_update = low_rank_update,
       .low_rank_gradient = low_rank_gradient,
+      .optimizer_step_32bit = optimizer_step_32bit,
+      .optimizer_step_8bit = optimizer_step_8bit,
+      .sum_squares = sum_squares,
   };
   return &kernels;
 #else
