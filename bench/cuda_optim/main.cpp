@@ -118,6 +118,7 @@ void run(const std::vector<Row>& rows, const std::string& only, int rounds, Json
   std::printf("%s: copies in memory %.0f GB/s, link %.1f GB/s each way at once\n%-20s %-14s %-5s %10s %9s %9s %9s\n",
               stream->description().name.c_str(), memory, link, "optimizer", "parameters", "type", "ms", "limit",
               "GB/s", "of limit");
+  std::fflush(stdout);
   for (const Row& row : rows) {
     const std::string name = row.optimizer, label = name + " " + row.what + " " + std::string(name_of(row.dtype));
     if (label.find(only) == std::string::npos) continue;
@@ -132,6 +133,7 @@ void run(const std::vector<Row>& rows, const std::string& only, int rounds, Json
     std::printf("%-20s %-14s %-5s %10.3f %9.3f %9.0f %8.1f%%\n", row.optimizer, row.what,
                 row.dtype == DType::f32 ? "fp32" : "bf16", ms, limit, (optimizer.is_paged() ? paged : bytes) / ms / 1e6,
                 limit / ms * 100);
+    std::fflush(stdout);
     json.push_back({{"optimizer", name},
                     {"parameters", row.what},
                     {"dtype", name_of(row.dtype)},

@@ -23,8 +23,13 @@ class Training {
     ParameterGroup group;
     for (const int64_t count : counts) {
       Tensor data(DType::f32, {count}), gradient(DType::f32, {count});
-      for (int64_t i = 0; i < count; ++i) data.as<float>()[i] = static_cast<float>(random.normal());
-      for (int64_t i = 0; i < count; ++i) gradient.as<float>()[i] = static_cast<float>(random.normal()) * 0.1f;
+      const auto fill = [&](Tensor& tensor, float scale) {
+        for (int64_t i = 0; i < count; ++i)
+          tensor.as<float>()[i] =
+              static_cast<float>(static_cast<int64_t>(random.next() >> 32) - (int64_t{1} << 31)) * scale;
+      };
+      fill(data, 0x1p-31f);
+      fill(gradient, 0x1p-34f);
       data_.push_back(backend_.to_device(data));
       gradients_.push_back(backend_.to_device(gradient));
       group.params.push_back({"p" + std::to_string(group.params.size()),
@@ -87,8 +92,8 @@ TEST_F(OptimizerGpuTest, EveryFamilyGivesTheBitsOfTheCpu) {
 }
 
 TEST_F(OptimizerGpuTest, PagedStatesGiveTheSameBits) {
-  const std::vector<int64_t> counts{5000, 1, 30'000'003, 65536, 65536, 9'000'000, 100};  // several pages
-  for (const std::string name : {"AdamW8bit", "AdamW32bit", "AdEMAMix8bit", "AdEMAMix32bit", "Lion8bit"}) {
+  const std::vector<int64_t> counts{5000, 1, 18'000'003, 65536, 65536, 9'000'000, 100};  // several pages
+  for (const std::string name : {"AdamW8bit", "AdamW32bit", "AdEMAMix8bit", "Lion32bit"}) {
     Training plain(name, counts, "cuda"), paged("Paged" + name, counts, "cuda");
     plain.run(3);
     paged.run(3);
