@@ -97,8 +97,8 @@ void Pager::copy_states(device::CudaStream& stream, const Page<Job>& page, bool 
 template <typename Job, typename Launch>
 void Pager::run(std::span<const Job> jobs, Launch&& launch) {
   Job first = jobs.front();
-  const auto planes =
-      std::count_if(planes_of(first).begin(), planes_of(first).end(), [](auto plane) { return *plane; });
+  const auto all_planes = planes_of(first);
+  const auto planes = std::count_if(all_planes.begin(), all_planes.end(), [](auto plane) { return *plane; });
   const int64_t limit =
       kPageBytes / (planes * kElementBytes<Job>) / kernels::kOptimizerChunk * kernels::kOptimizerChunk;
   std::vector<Page<Job>> pages(1);
