@@ -152,10 +152,10 @@ __device__ __forceinline__ void step_block(const Codes& codes, const DeviceJob& 
   if constexpr (kStates > 2) encode_state<2>(codes, job, share, block, s, largest_of_warp(largest[2]));
 }
 
-/// Registers for three states need fewer threads.
+/// As many as the registers of a rule allow without spilling.
 template <typename Rule>
 constexpr int threads_of() {
-  return Rule::kStates == 3 ? 512 : 1024;
+  return Rule::kStates == 3 ? 512 : Rule::kIsQuotient ? 768 : 1024;
 }
 
 template <typename Rule, int kCopies>
