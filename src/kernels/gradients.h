@@ -146,7 +146,7 @@ struct LowRankArgs {
   float scale, p;
   uint64_t seed;
   void* low_transposed;  // (padded_rank(rank), m rounded up to a multiple of 8): written
-  void* y;               // (m, rows)
+  void* y;               // (m, rows); null: only low is wanted
 };
 
 inline constexpr int64_t kMaxLowRank = 64;

@@ -41,21 +41,22 @@ bool is_fused(const ops::Backend& backend, const Tensor& x, const Lora& lora) {
          lora.a->value.dim(0) <= kernels::kMaxLowRank && lora.a->value.dim(1) % 8 == 0 && lora.b->value.dim(0) % 8 == 0;
 }
 
-/// Adds the update to y; gives what the way back needs beside x: the low-rank part, scale * A dropout(x).
-Tensor add_update(const ops::Backend& backend, const Tensor& x, const Lora& lora, uint64_t seed, Tensor& y) {
+/// Adds the update to y, unless it is null; gives what the way back needs beside x: the low-rank part, scale * A
+/// dropout(x).
+Tensor add_update(const ops::Backend& backend, const Tensor& x, const Lora& lora, uint64_t seed, Tensor* y) {
   const int64_t rank = lora.a->value.dim(0), cols = lora.a->value.dim(1), rows = lora.b->value.dim(0);
-  const int64_t m = y.count() / rows;
+  const int64_t m = x.count() / cols;
   if (is_fused(backend, x, lora)) {
     Tensor low = backend.empty(DType::bf16, {kernels::padded_rank(rank), (m + 7) / 8 * 8});
     backend.kernels().low_rank_update(
         backend.context(), {x.data(), m, cols, rows, rank, lora.a->value.as<float>(), lora.b->value.as<float>(),
-                            lora.scale, lora.dropout, seed, low.data(), y.data()});
+                            lora.scale, lora.dropout, seed, low.data(), y ? y->data() : nullptr});
     return low;
   }
   Tensor low = backend.empty(x.dtype(), {m, rank});
   multiply(backend, dropped(backend, x, lora.dropout, seed), m, lora.a->value, low, false);
   scale_in_place(backend, low, lora.scale);
-  multiply(backend, low, m, lora.b->value, y, true);
+  if (y) multiply(backend, low, m, lora.b->value, *y, true);
   return low;
 }
 
@@ -146,8 +147,8 @@ kernels::WeightView view_of(const Linear& layer, kernels::Absmax& absmax) {
   return {.kind = Kind::int8, .data = rows.values.data(), .row_absmax = rows.absmax.as<float>()};
 }
 
-Var linear(Tape& tape, const ops::Backend& backend, const Var& x, const Linear& layer, const Lora* lora,
-           uint64_t seed) {
+Var linear(Tape& tape, const ops::Backend& backend, const Var& x, const Linear& layer, const Lora* lora, uint64_t seed,
+           bool needs_value) {
   const int64_t m = x->value.count() / layer.cols;
   require(x->value.count() == m * layer.cols, "linear: found {} values, expected rows of {}", x->value.count(),
           layer.cols);
@@ -155,9 +156,9 @@ Var linear(Tape& tape, const ops::Backend& backend, const Var& x, const Linear& 
   Var y = result_of(tape, backend.empty(dtype, {m, layer.rows}),
                     {x.get(), lora ? lora->a.get() : nullptr, lora ? lora->b.get() : nullptr});
   const std::array calls{LinearCall{&layer, {y->value.data(), dtype}, layer.rows}};
-  run_linear(backend, {x->value.data(), dtype}, m, calls, false);
+  if (needs_value) run_linear(backend, {x->value.data(), dtype}, m, calls, false);
   Tensor low;
-  if (lora) low = add_update(backend, x->value, *lora, seed, y->value);
+  if (lora) low = add_update(backend, x->value, *lora, seed, needs_value ? &y->value : nullptr);
   if (y->requires_grad)
     tape.record([&backend, x, y, &layer, lora, low, m, seed] {
       if (x->requires_grad) {

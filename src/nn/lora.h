@@ -17,9 +17,10 @@ struct Lora {
 
 /// y (m, rows) = x w^T + bias, and `lora` of it unless null. The gradient goes to x and to the lora's a and b; that of
 /// the frozen weight is never formed. `seed` chooses what dropout leaves out. `layer` and `lora` must outlive the
-/// backward pass.
+/// backward pass. `needs_value`: false where the result was computed before and only the way back is wanted; then y has
+/// no more than its shape.
 autograd::Var linear(autograd::Tape& tape, const ops::Backend& backend, const autograd::Var& x, const Linear& layer,
-                     const Lora* lora = nullptr, uint64_t seed = 0);
+                     const Lora* lora = nullptr, uint64_t seed = 0, bool needs_value = true);
 
 /// The weight as the gradient kernels take it; valid as long as `layer` and `absmax`, which 4-bit weights point to.
 kernels::WeightView view_of(const Linear& layer, kernels::Absmax& absmax);

@@ -11,14 +11,14 @@ namespace nibble::ops {
 using autograd::Tape;
 using autograd::Var;
 
-Var checkpoint_rows(Tape& tape, const Backend& backend, const Var& x, int64_t chunk, RowsFunction f) {
+Var checkpoint_rows(Tape& tape, const Backend& backend, const Var& x, int64_t chunk, int64_t cols, bool needs_value,
+                    RowsFunction f) {
   const int64_t rows = x->value.dim(0);
-  Tensor value;
-  for (int64_t first = 0; first < rows; first += chunk) {
+  Tensor value = backend.empty(x->value.dtype(), {rows, cols});
+  for (int64_t first = 0; needs_value && first < rows; first += chunk) {
     Tape silent(false);
     const int64_t count = std::min(chunk, rows - first);
     const Var part = f(silent, autograd::constant(x->value.rows(first, count)), first);
-    if (!value) value = backend.empty(part->value.dtype(), {rows, part->value.dim(1)});
     backend.copy(value.rows(first, count).data(), part->value.data(), part->value.size_bytes());
   }
   Var y = autograd::constant(std::move(value));

@@ -138,15 +138,15 @@ Var TrainableModel::run_norm(Tape& tape, const std::optional<nn::Norm>& norm, co
                          norm->eps);
 }
 
-Var TrainableModel::run_linear(Tape& tape, const Pass& pass, const Attached& linear, const Var& x,
-                               uint64_t salt) const {
+Var TrainableModel::run_linear(Tape& tape, const Pass& pass, const Attached& linear, const Var& x, uint64_t salt,
+                               bool needs_value) const {
   if (!pass.is_training && linear.lora && linear.lora->dropout > 0) {
     nn::Lora whole = *linear.lora;
     whole.dropout = 0;
     return nn::linear(tape, base_.backend(), x, *linear.layer, &whole);  // an evaluation keeps nothing of it
   }
   return nn::linear(tape, base_.backend(), x, *linear.layer, linear.lora,
-                    pass.seed + linear.number * 0x9e3779b97f4a7c15u + salt * 0xd1342543de82ef95u);
+                    pass.seed + linear.number * 0x9e3779b97f4a7c15u + salt * 0xd1342543de82ef95u, needs_value);
 }
 
 Var TrainableModel::run_attention(Tape& tape, const Pass& pass, size_t index, const Var& x) const {
@@ -175,28 +175,32 @@ Var TrainableModel::run_attention(Tape& tape, const Pass& pass, size_t index, co
   return run_linear(tape, pass, linears.out, attended);
 }
 
-Var TrainableModel::run_mlp(Tape& tape, const Pass& pass, size_t index, const Var& x, uint64_t salt) const {
+Var TrainableModel::run_mlp(Tape& tape, const Pass& pass, size_t index, const Var& x, uint64_t salt,
+                            bool needs_value) const {
   const models::MlpSpec& spec = layers_[index].spec->mlp;
   const LayerLinears& linears = linears_[index];
   const ops::Backend& backend = base_.backend();
   if (linears.gate_up.layer->rows > 0) {
     const Var both = run_linear(tape, pass, linears.gate_up, x, salt);
-    return run_linear(tape, pass, linears.down, ops::activate_gated(tape, backend, both, spec.activation), salt);
+    return run_linear(tape, pass, linears.down, ops::activate_gated(tape, backend, both, spec.activation), salt,
+                      needs_value);
   }
   if (linears.gate.layer->rows > 0) {
     const Var gate = run_linear(tape, pass, linears.gate, x, salt), up = run_linear(tape, pass, linears.up, x, salt);
-    return run_linear(tape, pass, linears.down, ops::activate_times(tape, backend, gate, up, spec.activation), salt);
+    return run_linear(tape, pass, linears.down, ops::activate_times(tape, backend, gate, up, spec.activation), salt,
+                      needs_value);
   }
   const Var up = run_linear(tape, pass, linears.up, x, salt);
-  return run_linear(tape, pass, linears.down, ops::activate(tape, backend, up, spec.activation), salt);
+  return run_linear(tape, pass, linears.down, ops::activate(tape, backend, up, spec.activation), salt, needs_value);
 }
 
-Var TrainableModel::run_mlp_rows(Tape& tape, const Pass& pass, size_t index, const Var& x) const {
+Var TrainableModel::run_mlp_rows(Tape& tape, const Pass& pass, size_t index, const Var& x, bool needs_value) const {
   const bool is_long = has_gradient_checkpointing_ && x->value.dim(0) >= 2 * kMlpRows;
-  if (!is_long || !pass.is_training) return run_mlp(tape, pass, index, x, 0);
-  return ops::checkpoint_rows(tape, base_.backend(), x, kMlpRows,
+  if (!is_long) return run_mlp(tape, pass, index, x, 0, needs_value);
+  return ops::checkpoint_rows(tape, base_.backend(), x, kMlpRows, x->value.dim(1), needs_value,
                               [this, &pass, index](Tape& again, const Var& rows, int64_t first) {
-                                return run_mlp(again, pass, index, rows, static_cast<uint64_t>(first));
+                                return run_mlp(again, pass, index, rows, static_cast<uint64_t>(first),
+                                               !again.is_recording());
                               });
 }
 
@@ -204,6 +208,9 @@ Var TrainableModel::run_layer(Tape& tape, const Pass& pass, size_t index, const 
   const models::Layer& layer = layers_[index];
   const models::LayerSpec& spec = *layer.spec;
   const ops::Backend& backend = base_.backend();
+  // What a checkpoint computes anew is what the way back needs, and the sum at a layer's end is not.
+  const bool is_again = has_gradient_checkpointing_ && tape.is_recording();
+  const bool needs_value = !is_again || layer.mlp_out_norm || layer.mlp_sum_norm;
   const Var attention_x = run_norm(tape, layer.attention_norm, x);
   Var mlp_x;
   if (spec.is_parallel) mlp_x = layer.mlp_norm ? run_norm(tape, layer.mlp_norm, x) : attention_x;
@@ -211,7 +218,7 @@ Var TrainableModel::run_layer(Tape& tape, const Pass& pass, size_t index, const 
   Var sum =
       run_norm(tape, layer.attention_sum_norm, ops::add(tape, backend, spec.keeps_normed ? attention_x : x, attended));
   if (!mlp_x) mlp_x = run_norm(tape, layer.mlp_norm, sum);
-  const Var branch = run_norm(tape, layer.mlp_out_norm, run_mlp_rows(tape, pass, index, mlp_x));
+  const Var branch = run_norm(tape, layer.mlp_out_norm, run_mlp_rows(tape, pass, index, mlp_x, needs_value));
   return run_norm(tape, layer.mlp_sum_norm, ops::add(tape, backend, spec.keeps_normed ? mlp_x : sum, branch));
 }
 

@@ -40,12 +40,13 @@ class TrainableModel {
   autograd::Var run(Pass& pass) const;
   autograd::Var run_layer(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
   autograd::Var run_attention(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
-  autograd::Var run_mlp(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x,
-                        uint64_t salt) const;
-  autograd::Var run_mlp_rows(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
+  autograd::Var run_mlp(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x, uint64_t salt,
+                        bool needs_value) const;
+  autograd::Var run_mlp_rows(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x,
+                             bool needs_value) const;
   /// `salt`: another makes other dropout.
   autograd::Var run_linear(autograd::Tape& tape, const Pass& pass, const Attached& linear, const autograd::Var& x,
-                           uint64_t salt = 0) const;
+                           uint64_t salt = 0, bool needs_value = true) const;
   autograd::Var run_norm(autograd::Tape& tape, const std::optional<nn::Norm>& norm, const autograd::Var& x) const;
   double run_loss(Pass& pass, const autograd::Var& x) const;
   Pass make_pass(const Batch& batch, bool is_training, uint64_t seed, float scale) const;

@@ -30,6 +30,24 @@ __global__ void cache_append_kernel(CacheAppendArgs args) {
       from_float<T>(to_float(static_cast<const X*>(args.x)[token * args.stride + head * args.head_dim + d]));
 }
 
+/// Eight elements a thread that keep their type; a block row a token.
+__global__ void cache_append_vectors(CacheAppendArgs args, int element_bytes) {
+  const int vectors = static_cast<int>(args.head_dim) * element_bytes / 16;  // of a head
+  const int at = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
+  if (at >= static_cast<int>(args.kv_heads) * vectors) return;
+  const int64_t token = blockIdx.x, past = args.past_at ? *args.past_at : args.past;
+  const auto* from =
+      reinterpret_cast<const uint4*>(static_cast<const char*>(args.x) + token * args.stride * element_bytes);
+  const int64_t row = (at / vectors) * args.capacity + past + token;
+  static_cast<uint4*>(args.cache)[row * vectors + at % vectors] = from[at];
+}
+
+bool has_vectors(const CacheAppendArgs& args) {
+  const int64_t bytes = size_of(args.dtype);
+  return args.dtype == args.x_dtype && args.head_dim * bytes % 16 == 0 && args.stride * bytes % 16 == 0 &&
+         is_aligned(args.x, 16) && is_aligned(args.cache, 16) && args.tokens < 0x7fffffff;
+}
+
 }  // namespace
 
 void attention(const Context& context, const AttentionArgs& args) {
@@ -49,6 +67,12 @@ void attention(const Context& context, const AttentionArgs& args) {
 void cache_append(const Context& context, const CacheAppendArgs& args) {
   const int64_t count = args.tokens * args.kv_heads * args.head_dim;
   if (count == 0) return;
+  if (has_vectors(args)) {
+    const int64_t bytes = size_of(args.dtype);
+    const dim3 grid(static_cast<unsigned>(args.tokens), blocks_for(args.kv_heads * args.head_dim * bytes / 16, 128));
+    cache_append_vectors<<<grid, 128, 0, stream_of(context.stream)>>>(args, static_cast<int>(bytes));
+    return;
+  }
   with_float_type(args.dtype, [&](auto element) {
     with_activation_type(args.x_dtype, [&](auto x) {
       cache_append_kernel<decltype(element), decltype(x)>

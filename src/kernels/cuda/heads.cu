@@ -1,5 +1,6 @@
 // rope and split_heads: what happens to queries and keys between their projection and the attention.
 #include "kernels/cuda/device/pack.cuh"
+#include "kernels/cuda/device/vector.cuh"
 #include "kernels/cuda/entries.h"
 
 namespace nibble::kernels::cuda {
@@ -19,6 +20,34 @@ __global__ void rope_kernel(RopeArgs args) {
   const float a = to_float(first), b = to_float(second);
   first = from_float<X>(fmaf(a, cos, -(b * sin)));
   second = from_float<X>(fmaf(b, cos, a * sin));
+}
+
+/// Eight pairs of halves a thread; a block row a token.
+template <typename X>
+__global__ void rope_vectors(RopeArgs args) {
+  const int half = static_cast<int>(args.rotary_dim / 2), vectors = half / 8;
+  const int at = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
+  if (at >= static_cast<int>(args.heads) * vectors) return;
+  const int64_t token = blockIdx.x;
+  const int i = at % vectors * 8;
+  X* x = static_cast<X*>(args.x) + token * args.stride + at / vectors * args.head_dim + i;
+  float a[8], b[8], first[8], second[8], cos[8], sin[8];
+  Vector8<X>::load(x).unpack(a);
+  Vector8<X>::load(x + half).unpack(b);
+  Vector8<float>::load(args.cos + token * half + i).unpack(cos);
+  Vector8<float>::load(args.sin + token * half + i).unpack(sin);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    first[j] = fmaf(a[j], cos[j], -(b[j] * sin[j]));
+    second[j] = fmaf(b[j], cos[j], a[j] * sin[j]);
+  }
+  Vector8<X>::pack(first).store(x);
+  Vector8<X>::pack(second).store(x + half);
+}
+
+bool has_vectors(const RopeArgs& args) {
+  return !args.interleaved && args.rotary_dim % 16 == 0 && args.stride % 8 == 0 && args.head_dim % 8 == 0 &&
+         is_aligned(args.x, 16) && is_aligned(args.cos, 16) && is_aligned(args.sin, 16) && args.tokens < 0x7fffffff;
 }
 
 template <typename X>
@@ -42,6 +71,11 @@ void rope(const Context& context, const RopeArgs& args) {
   const int64_t pairs = args.tokens * args.heads * (args.rotary_dim / 2);
   if (pairs == 0) return;
   with_activation_type(args.x_dtype, [&](auto x) {
+    if (has_vectors(args)) {
+      const dim3 grid(static_cast<unsigned>(args.tokens), blocks_for(args.heads * args.rotary_dim / 16, 128));
+      rope_vectors<decltype(x)><<<grid, 128, 0, stream_of(context.stream)>>>(args);
+      return;
+    }
     rope_kernel<decltype(x)><<<blocks_for(pairs, 256), 256, 0, stream_of(context.stream)>>>(args);
   });
 }

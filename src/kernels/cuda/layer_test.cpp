@@ -65,16 +65,19 @@ TEST_F(LayerTest, RopeAgrees) {
   Random random(2);
   for (const bool interleaved : {false, true})
     for (const int64_t rotary : {2, 16, 24, 80})
-      for (const int64_t tokens : {1, 130}) {
-        const int64_t heads = 3, dim = 80, stride = heads * dim + 7;
-        check(
-            "rope",
-            {random_array(random, DType::f32, tokens * rotary / 2),
-             random_array(random, DType::f32, tokens * rotary / 2), random_array(random, DType::f32, tokens * stride)},
-            2, kTolerance, [&](const Kernels& k, const Context& c, const Pointers& p) {
-              k.rope(c, {f(p[2]), stride, f(p[0]), f(p[1]), tokens, heads, dim, rotary, interleaved});
-            });
-      }
+      for (const int64_t tokens : {1, 130})
+        for (const int64_t offset : {7, 0}) {  // rows at any element, or aligned
+          const int64_t heads = 3, dim = 80, stride = heads * dim + offset;
+          for (const DType dtype : {DType::f32, DType::bf16})
+            check("rope",
+                  {random_array(random, DType::f32, tokens * rotary / 2, 1, offset),
+                   random_array(random, DType::f32, tokens * rotary / 2, 1, offset),
+                   random_array(random, dtype, tokens * stride, 1, offset)},
+                  2, dtype == DType::f32 ? kTolerance : 8e-3,
+                  [&](const Kernels& k, const Context& c, const Pointers& p) {
+                    k.rope(c, {p[2], stride, f(p[0]), f(p[1]), tokens, heads, dim, rotary, interleaved, dtype});
+                  });
+        }
 }
 
 TEST_F(LayerTest, CacheAppendAgrees) {
@@ -89,6 +92,15 @@ TEST_F(LayerTest, CacheAppendAgrees) {
             1, 0, [&](const Kernels& k, const Context& c, const Pointers& p) {
               k.cache_append(c, {f(p[0]), stride, p[1], dtype, capacity, tokens, past, kv_heads, dim});
             });
+        if (dtype == DType::f16) continue;
+        const int64_t width = kv_heads * dim;  // aligned, and of the cache's type
+        check("cache_append of one type",
+              {random_array(random, dtype, tokens * width, 1, 0),
+               random_array(random, dtype, kv_heads * capacity * dim, 1, 0)},
+              1, 0, [&](const Kernels& k, const Context& c, const Pointers& p) {
+                k.cache_append(
+                    c, {p[0], width, p[1], dtype, capacity, tokens, past, kv_heads, dim, nullptr, nullptr, dtype});
+              });
       }
 }
 

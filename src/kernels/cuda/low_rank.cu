@@ -280,9 +280,10 @@ void low_rank_update(const Context& context, const LowRankArgs& args) {
          *low = reinterpret_cast<bf16*>(scratch + a_bytes + b_bytes);
     const Launches<kRank> launches{stream_of(context.stream), static_cast<int>(args.rank)};
     launches.prepare(args.a, args.cols, true, true, a);
-    launches.prepare(args.b, args.rows, false, false, b);
     launches.low(args.x, a, args.m, args.cols, dropper_of(args.p, args.seed), args.scale / (1 - args.p), low,
                  static_cast<bf16*>(args.low_transposed));
+    if (!args.y) return;
+    launches.prepare(args.b, args.rows, false, false, b);
     launches.wide(low, b, args.m, args.rows, {0, 0}, 1, args.y);
   });
 }
