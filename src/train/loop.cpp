@@ -85,9 +85,9 @@ class Loop {
         working_(adapters::to_device(base.backend(), adapter)),
         model_(base, working_, arguments.gradient_checkpointing),
         plan_(train, arguments),
-        optimizer_(optimizer_for(arguments.optim, parameters_of(adapter),
+        optimizer_(optimizer_for(arguments.optim, parameters_of(working_),
                                  {.lr = arguments.learning_rate, .weight_decay = arguments.weight_decay},
-                                 base.backend().pool().threads())),
+                                 base.backend().pool().threads(), device::to_string(base.backend().device()))),
         schedule_{arguments.lr_scheduler_type, arguments.warmup_steps, plan_.total_steps()} {}
 
   TrainingReport run() {
@@ -145,10 +145,10 @@ class Loop {
 
   /// Gives the optimizer this step's gradients, checked, and takes them away again.
   void update(double loss) {
-    fetch_gradients();
+    if (base_.backend().cuda()) base_.backend().cuda()->synchronize();  // the optimizer has a stream of its own
     auto& parameters = optimizer_.groups()[0].params;
     size_t i = 0;
-    for (adapters::AdapterLayer& layer : adapter_.layers)
+    for (adapters::AdapterLayer& layer : working_.layers)
       for (const auto& variable : {layer.lora.a, layer.lora.b})
         parameters[i++].grad = variable->grad ? variable->grad.data() : nullptr;
     grad_norm_ = optimizer_.gradient_norm();
@@ -158,8 +158,8 @@ class Loop {
     learning_rate_ = arguments_.learning_rate * schedule_.factor(step_);
     optimizer_.set_lr(learning_rate_);
     optimizer_.step(arguments_.max_grad_norm > 0 ? optimizer_.clip_scale(arguments_.max_grad_norm) : 1);
-    for (adapters::AdapterLayer& layer : adapter_.layers) layer.lora.a->grad = layer.lora.b->grad = {};
-    send_parameters();
+    optimizer_.synchronize();
+    for (adapters::AdapterLayer& layer : working_.layers) layer.lora.a->grad = layer.lora.b->grad = {};
   }
 
   /// Calls body(working variable, host variable) for those of a GPU.
@@ -171,10 +171,10 @@ class Loop {
     }
   }
 
-  void fetch_gradients() {
+  /// Before the adapter is read: it is as old as the last call where a GPU trains a copy of it.
+  void fetch_parameters() {
     for_each_copy([&](const autograd::Var& from, const autograd::Var& to) {
-      to->grad = base_.backend().to_host(from->grad);
-      from->grad = {};
+      base_.backend().download(to->value.data(), from->value.data(), to->value.size_bytes());
     });
   }
 
@@ -185,10 +185,12 @@ class Loop {
   }
 
   std::string first_bad_tensor() const {
-    for (const adapters::AdapterLayer& layer : adapter_.layers)
-      for (const auto& variable : {layer.lora.a, layer.lora.b})
-        for (int64_t i = 0; variable->grad && i < variable->grad.count(); ++i)
-          if (!std::isfinite(variable->grad.as<float>()[i])) return "; first in the gradient of " + layer.module;
+    for (const adapters::AdapterLayer& layer : working_.layers)
+      for (const auto& variable : {layer.lora.a, layer.lora.b}) {
+        const Tensor grad = base_.backend().to_host(variable->grad);
+        for (int64_t i = 0; grad && i < grad.count(); ++i)
+          if (!std::isfinite(grad.as<float>()[i])) return "; first in the gradient of " + layer.module;
+      }
     return "";
   }
 
@@ -250,6 +252,7 @@ class Loop {
       best_loss_ = *report_.eval_loss;
       worse_ = 0;
       best_.clear();
+      fetch_parameters();
       for (const adapters::AdapterLayer& layer : adapter_.layers)
         for (const auto& variable : {layer.lora.a, layer.lora.b})
           best_.emplace_back(variable->value.as<float>(), variable->value.as<float>() + variable->value.count());
@@ -265,11 +268,13 @@ class Loop {
         std::memcpy(variable->value.data(), best_[i].data(), best_[i].size() * sizeof(float));
         ++i;
       }
+    send_parameters();
     report_.eval_loss = best_loss_;
   }
 
   /// checkpoint-N appears whole or not at all.
   void save_checkpoint() {
+    fetch_parameters();
     AtomicDirectory directory(arguments_.output_dir / ("checkpoint-" + std::to_string(step_)));
     write_adapter(adapter_, base_.spec(), base_model_, directory.path());
     optimizer_.save(directory.path() / "optimizer.safetensors");
@@ -327,6 +332,7 @@ class Loop {
 
   /// The adapter beside the checkpoints: written in a folder of its own, then moved file by file.
   void finish() {
+    fetch_parameters();
     const fs::path out = arguments_.output_dir, staging = out / ".adapter";
     std::error_code error;
     fs::remove_all(staging, error);
