@@ -294,7 +294,7 @@ bool multiply_part(const Context& context, const MatmulInput& input, const Matmu
   for (int64_t j = 0; j < count; ++j) panel_rows += jobs[j].rows;
   if (pieces.panels_w) {
     OutlierWeights weights{with_weights(jobs, count, 1), static_cast<int>(panel_rows), pieces.panels_w};
-    launch_dependent(context, gather_outliers_kernel<T>, dim3(static_cast<unsigned>(context.multiprocessors) * 4), 256,
+    launch_dependent(context, gather_outliers_kernel<T>, dim3(static_cast<unsigned>(context.multiprocessors) * 8), 256,
                      0, DeviceX(input), is_first ? static_cast<int>(input.m) : 0, static_cast<int>(input.cols),
                      pieces.left, weights);
   }

@@ -4,7 +4,6 @@
 
 #include "kernels/cuda/device/dependent.cuh"
 #include "kernels/cuda/device/int8_row.cuh"
-#include "kernels/cuda/device/job.cuh"
 #include "kernels/cuda/device/vector.cuh"
 
 namespace nibble::kernels::cuda {
@@ -42,10 +41,6 @@ struct OutlierFlags {
       : done(counters), any(counters + 1), of_column(reinterpret_cast<uint8_t*>(counters + 4)) {}
   static constexpr int64_t kMaxCols = kCounters * 4 - 16;
 };
-
-__device__ __forceinline__ float4 four_of(const DeviceX& x, int64_t i, bool is_aligned) {
-  return is_aligned ? x.four_at(i) : make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
-}
 
 /// The sum of `count` over the threads before this one; `total`: over all 256. `shared` holds 8.
 __device__ __forceinline__ int sum_before(int count, int* shared, int& total) {
@@ -117,6 +112,7 @@ __global__ void __launch_bounds__(256)
   const int64_t row = int64_t{blockIdx.x} * cols;
   const bool is_aligned = reinterpret_cast<uint64_t>(x.data) % 16 == 0;
   float maximum = 0;
+  bool has_own = false;
 #pragma unroll 4
   for (int c = threadIdx.x * 4; c < cols; c += 1024) {
     const float4 v = four_of(x, row + c, is_aligned);
@@ -129,8 +125,7 @@ __global__ void __launch_bounds__(256)
       if (!is_outlier(four[j], threshold)) {
         maximum = fmaxf(maximum, fabsf(four[j]));
       } else {
-        flags.of_column[c + j] = 1;
-        *flags.any = 1;
+        has_own = flags.of_column[c + j] = 1;
       }
     }
   }
@@ -151,8 +146,12 @@ __global__ void __launch_bounds__(256)
   }
   if (threshold <= 0) return;
   __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) is_last = atomicAdd(flags.done, 1u) == gridDim.x - 1;
+  const bool has_outlier = __syncthreads_or(has_own);
+  if (threadIdx.x == 0) {
+    if (has_outlier) *flags.any = 1;
+    __threadfence();
+    is_last = atomicAdd(flags.done, 1u) == gridDim.x - 1;
+  }
   __syncthreads();
   if (!is_last) return;
   __threadfence();
@@ -178,10 +177,10 @@ __device__ __forceinline__ float decode_weight(int8_t code, float absmax) {
 
 /// Eight columns of a row of x, from column j * 8 of a panel; those columns' codes become zero.
 template <typename T>
-__device__ __forceinline__ uint4 gather_x(const DeviceX& x, int64_t row, int cols, const Int8Left& left, bool has_all,
-                                          int first) {
+__device__ __forceinline__ uint4 gather_x(const DeviceX& x, int64_t row, int cols, const Int8Left& left,
+                                          const OutlierSummary& summary, int first) {
   float values[8];
-  if (!has_all) {
+  if (!summary.has_all_columns) {
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const int column = left.columns[first + j];
@@ -195,11 +194,13 @@ __device__ __forceinline__ uint4 gather_x(const DeviceX& x, int64_t row, int col
     const float all[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
     for (int j = 0; j < 8; ++j) values[j] = (j < 4 ? flags.x : flags.y) >> (8 * (j % 4)) & 1 ? all[j] : 0.0f;
-    uint2* codes = reinterpret_cast<uint2*>(left.codes + row * cols + first);
-    uint2 kept = *codes;
-    kept.x &= ~(flags.x * 255);
-    kept.y &= ~(flags.y * 255);
-    *codes = kept;
+    if (summary.live_chunks > 0) {  // otherwise nobody reads codes
+      uint2* codes = reinterpret_cast<uint2*>(left.codes + row * cols + first);
+      uint2 kept = *codes;
+      kept.x &= ~(flags.x * 255);
+      kept.y &= ~(flags.y * 255);
+      *codes = kept;
+    }
   } else {
 #pragma unroll
     for (float& value : values) value = 0;
@@ -236,17 +237,17 @@ __global__ void __launch_bounds__(256) gather_outliers_kernel(const DeviceX x, i
   wait_for_previous();
   const OutlierSummary summary = *left.summary;
   if (summary.count == 0) return;
-  const int64_t groups = (int64_t{m} + weights.rows) * summary.panels;
+  const auto panels = static_cast<uint32_t>(summary.panels);
+  const auto groups = static_cast<uint32_t>(m + weights.rows) * panels;
   const int lane = threadIdx.x % 8;
-  for (int64_t group = (int64_t{blockIdx.x} * 256 + threadIdx.x) / 8; group < groups;
-       group += int64_t{gridDim.x} * 32) {
-    const int64_t row = group / summary.panels;
-    const int panel = static_cast<int>(group - row * summary.panels), first = panel * kOutlierPanel + lane * 8;
+  for (uint32_t group = (blockIdx.x * 256 + threadIdx.x) / 8; group < groups; group += gridDim.x * 32) {
+    const auto row = static_cast<int>(group / panels);
+    const int panel = static_cast<int>(group % panels), first = panel * kOutlierPanel + lane * 8;
     if (row < m) {
       reinterpret_cast<uint4*>(left.panels_x)[(int64_t{panel} * m + row) * 8 + lane] =
-          gather_x<T>(x, row, cols, left, summary.has_all_columns, first);
+          gather_x<T>(x, row, cols, left, summary, first);
     } else {
-      const auto in_jobs = static_cast<int>(row - m);
+      const int in_jobs = row - m;
       const DeviceJob& job = weights.jobs.of_tile(in_jobs);
       reinterpret_cast<uint4*>(weights.panels)[(int64_t{panel} * weights.rows + in_jobs) * 8 + lane] =
           gather_w<T>(job, in_jobs - job.first_tile, cols, left, summary.has_all_columns, first);

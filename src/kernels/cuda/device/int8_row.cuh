@@ -1,7 +1,7 @@
-// LLM.int8() on one element: the code of x, as quant/int8_vectorwise.h defines it.
+// LLM.int8() on one element: the code of x, as quant/int8_vectorwise.h defines it; and what its kernels share.
 #pragma once
 
-#include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/device/job.cuh"
 
 namespace nibble::kernels::cuda {
 
@@ -15,6 +15,11 @@ __device__ __forceinline__ int encode_int8(float x, float scale) {
 }
 
 __device__ __forceinline__ bool is_outlier(float x, float threshold) { return threshold > 0 && fabsf(x) >= threshold; }
+
+/// Elements i to i + 3 of x.
+__device__ __forceinline__ float4 four_of(const DeviceX& x, int64_t i, bool is_aligned) {
+  return is_aligned ? x.four_at(i) : make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+}
 
 __device__ __forceinline__ float block_max(float x, float* shared) {
   x = warp_max(x);

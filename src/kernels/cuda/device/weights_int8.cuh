@@ -16,9 +16,9 @@ class FewRowsInt8 : public FewRowsPlain<1> {
   using FewRowsPlain<1>::FewRowsPlain;
   static constexpr int64_t kMaxCols = 65536;
 
-  /// Row scales, the number of outlier columns and their sums (two tiles of 16 x 8), then a list of columns and a flag
-  /// each.
-  static constexpr int kCount = 32, kSums = 64, kList = kSums + 2 * 16 * 8 * 4;
+  /// Row scales, the number of outlier columns, the weight rows' absmax and outlier sums (two tiles of 16, and 16 x 8),
+  /// then a list of columns and a flag each.
+  static constexpr int kCount = 32, kAbsmax = 64, kSums = kAbsmax + 2 * 16 * 4, kList = kSums + 2 * 16 * 8 * 4;
   static int extra_bytes(int64_t cols) { return kList + static_cast<int>((cols + 15) / 16 * 16 * 3); }
 
   __device__ static void prepare(const FewRowsArgs& args, const Shared& shared, int padded) {
@@ -29,7 +29,16 @@ class FewRowsInt8 : public FewRowsPlain<1> {
       prepare_rows(args, shared, padded);
   }
 
-  __device__ __forceinline__ void store_scales(const FewRowsArgs&, const Shared&, int, int) const {}
+  /// A tile's absmax, on the way while the tile before is multiplied.
+  __device__ __forceinline__ void load_scales(const FewRowsArgs& args, int tile) {
+    if (threadIdx.x >= kFewRowsTile) return;
+    const DeviceJob& job = args.jobs.of_tile(tile);
+    const int row = (tile - job.first_tile) * kFewRowsTile + static_cast<int>(threadIdx.x);
+    absmax_ = job.weight.absmax.values[min(row, job.rows - 1)];
+  }
+  __device__ __forceinline__ void store_scales(const FewRowsArgs&, const Shared& shared, int, int half) const {
+    if (threadIdx.x < kFewRowsTile) absmax_at(shared, half, threadIdx.x) = absmax_;
+  }
   __device__ __forceinline__ void begin() {
 #pragma unroll
     for (int& value : total_) value = 0;
@@ -47,7 +56,9 @@ class FewRowsInt8 : public FewRowsPlain<1> {
   __device__ __forceinline__ int sum(int i) const { return total_[i]; }
 
   /// The outlier columns' products: a row of the tile a warp, columns a lane, added in a fixed order.
-  __device__ __forceinline__ void end(const FewRowsArgs& args, const Shared& shared, int tile, int half) const {
+  __device__ __forceinline__ void end(const FewRowsArgs& args, const Shared& shared, int tile, int half) {
+    if (threadIdx.x < kFewRowsSums)  // of the row that this thread will finish: later the place may be written again
+      row_absmax_ = absmax_at(shared, half, lane_ / 4 + 8 * (static_cast<int>(threadIdx.x) / 64));
     const int count = *reinterpret_cast<const int*>(shared.extra + kCount);
     if (count == 0) return;
     const uint16_t* list = reinterpret_cast<const uint16_t*>(shared.extra + kList);
@@ -74,9 +85,9 @@ class FewRowsInt8 : public FewRowsPlain<1> {
     }
   }
 
-  __device__ __forceinline__ float finish(const FewRowsArgs&, const Shared& shared, const DeviceJob& job, int in_tile,
-                                          int row, int i, int half, int sum) const {
-    const float scale = reinterpret_cast<const float*>(shared.extra)[i] * job.weight.absmax.values[row];
+  __device__ __forceinline__ float finish(const FewRowsArgs&, const Shared& shared, const DeviceJob&, int in_tile, int,
+                                          int i, int half, int sum) const {
+    const float scale = reinterpret_cast<const float*>(shared.extra)[i] * row_absmax_;
     const float products = static_cast<float>(sum) * (scale * (1.0f / (127.0f * 127.0f)));
     if (*reinterpret_cast<const int*>(shared.extra + kCount) == 0) return products;
     return products + reinterpret_cast<const float*>(shared.extra + kSums)[(half * 16 + in_tile) * kFewRowsMax + i];
@@ -86,6 +97,9 @@ class FewRowsInt8 : public FewRowsPlain<1> {
   static constexpr int kThreads = kFewRowsWarps * 32;
   static constexpr int kKept = 6;  // times four values that a thread keeps of a single row
 
+  __device__ static __forceinline__ float& absmax_at(const Shared& shared, int half, int in_tile) {
+    return reinterpret_cast<float*>(shared.extra + kAbsmax)[half * kFewRowsTile + in_tile];
+  }
   __device__ static __forceinline__ float rounded(float x) { return __half2float(__float2half_rn(x)); }
 
   /// One row, read once and kept in registers.
@@ -93,11 +107,19 @@ class FewRowsInt8 : public FewRowsPlain<1> {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float* maxima = reinterpret_cast<float*>(shared.sums);
     float4 kept[kKept];
+    DeviceX x = args.x;
+    const auto load_all = [&](bool is_bf16) {
+      x.is_bf16 = is_bf16;  // a constant: all loads are under way at once
 #pragma unroll
-    for (int j = 0; j < kKept; ++j) {
-      const int c = (j * kThreads + static_cast<int>(threadIdx.x)) * 4;
-      kept[j] = c < args.cols ? args.x.four_at(c) : make_float4(0, 0, 0, 0);
-    }
+      for (int j = 0; j < kKept; ++j) {
+        const int c = (j * kThreads + static_cast<int>(threadIdx.x)) * 4;
+        kept[j] = c < args.cols ? x.four_at(c) : make_float4(0, 0, 0, 0);
+      }
+    };
+    if (args.x.is_bf16)
+      load_all(true);
+    else
+      load_all(false);
     float maximum = 0;
     int found = 0;
 #pragma unroll
@@ -135,52 +157,62 @@ class FewRowsInt8 : public FewRowsPlain<1> {
     }
   }
 
-  /// Any rows, read twice.
+  /// Any rows, read twice: the warps divide into as many parts as there are rows.
   __device__ static void prepare_rows(const FewRowsArgs& args, const Shared& shared, int padded) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int warps = kFewRowsWarps / (args.m > 4 ? 8 : args.m > 2 ? 4 : args.m), step = warps * 128;
+    const int i = warp / warps, first = (warp % warps * 32 + lane) * 4;
+    const bool is_aligned = reinterpret_cast<uint64_t>(args.x.data) % 16 == 0;
+    const int64_t row = int64_t{i} * args.cols;
     uint8_t* flags = shared.extra + kList + (args.cols + 15) / 16 * 32;
-    uint16_t* list = reinterpret_cast<uint16_t*>(shared.extra + kList);
     float* scales = reinterpret_cast<float*>(shared.extra);
     float* maxima = reinterpret_cast<float*>(shared.sums);
-    for (int c = threadIdx.x; c < args.cols; c += kThreads) flags[c] = 0;
+    for (int c = threadIdx.x * 4; c < args.cols; c += kThreads * 4) *reinterpret_cast<uint32_t*>(flags + c) = 0;
     __syncthreads();
     bool has_own = false;
-    for (int i = 0; i < args.m; ++i) {
-      float maximum = 0;
-#pragma unroll 8
-      for (int c = threadIdx.x; c < args.cols; c += kThreads) {
-        const float value = rounded(args.x[int64_t{i} * args.cols + c]);
-        if (is_outlier(value, args.threshold))
-          has_own = flags[c] = 1;
+    float maximum = 0;
+#pragma unroll 4
+    for (int c = first; c < (i < args.m ? args.cols : 0); c += step) {
+      const float4 v = four_of(args.x, row + c, is_aligned);
+      const float values[4] = {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (is_outlier(values[j], args.threshold))
+          has_own = flags[c + j] = 1;
         else
-          maximum = fmaxf(maximum, fabsf(value));
+          maximum = fmaxf(maximum, fabsf(values[j]));
       }
-      maximum = warp_max(maximum);
-      if (lane == 0) maxima[i * 32 + warp] = maximum;
     }
+    maximum = warp_max(maximum);
+    if (lane == 0) maxima[warp] = maximum;
     const bool has_any = __syncthreads_or(has_own);
-    if (warp < args.m) {
-      const float maximum = warp_max(maxima[warp * 32 + lane % kFewRowsWarps]);
-      if (lane == 0) scales[warp] = maximum;
-    }
+    maximum = warp_max(maxima[i * warps + lane % warps]);
+    if (i < args.m && first == 0) scales[i] = maximum;
     if (threadIdx.x == 0 && !has_any) *reinterpret_cast<int*>(shared.extra + kCount) = 0;
-    __syncthreads();
-    if (has_any) {
-      int found = 0;
-      for (int c = threadIdx.x; c < args.cols; c += kThreads) found += flags[c];
-      int at = place_in_list(shared, found);
-      for (int c = threadIdx.x; c < args.cols; c += kThreads)
-        if (flags[c]) list[at++] = static_cast<uint16_t>(c);
-    }
-    for (int i = 0; i < args.m; ++i) {
-      const float scale = int8_scale(scales[i]);
-#pragma unroll 8
-      for (int c = threadIdx.x; c < padded; c += kThreads) {
-        int code = 0;
-        if (c < args.cols && !flags[c]) code = encode_int8(rounded(args.x[int64_t{i} * args.cols + c]), scale);
-        shared.x[i * args.x_stride + c] = static_cast<int8_t>(code);
+    if (has_any) list_outliers(args, shared, flags);
+    const float scale = int8_scale(maximum);
+#pragma unroll 4
+    for (int c = first; c < (i < args.m ? padded : 0); c += step) {
+      uint32_t codes = 0;
+      if (c < args.cols) {
+        const float4 v = four_of(args.x, row + c, is_aligned);
+        const uint32_t skipped = *reinterpret_cast<const uint32_t*>(flags + c);
+        const float values[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          if (!(skipped >> (8 * j) & 1)) codes |= (encode_int8(rounded(values[j]), scale) & 255) << (8 * j);
       }
+      *reinterpret_cast<uint32_t*>(shared.x + i * args.x_stride + c) = codes;
     }
+  }
+
+  __device__ static void list_outliers(const FewRowsArgs& args, const Shared& shared, const uint8_t* flags) {
+    uint16_t* list = reinterpret_cast<uint16_t*>(shared.extra + kList);
+    int found = 0;
+    for (int c = threadIdx.x; c < args.cols; c += kThreads) found += flags[c];
+    int at = place_in_list(shared, found);
+    for (int c = threadIdx.x; c < args.cols; c += kThreads)
+      if (flags[c]) list[at++] = static_cast<uint16_t>(c);
   }
 
   /// Where this thread's `found` columns go; writes how many all have.
@@ -205,6 +237,7 @@ class FewRowsInt8 : public FewRowsPlain<1> {
   }
 
   int total_[4];
+  float absmax_ = 0, row_absmax_ = 0;
 };
 
 }  // namespace nibble::kernels::cuda
