@@ -66,6 +66,8 @@ void ModelArguments::add_to(CLI::App& app) {
       ->required();
   quantization.add_to(app);
   app.add_option("--device,--device-map", device_map, "cpu (or auto), cuda or cuda:N")->group("Placement");
+  app.add_option("--kv-cache-dtype", kv_cache_dtype, "Keys and values: auto (as the model), or int8 on a GPU")
+      ->group("Placement");
   app.add_option("--threads", threads, "CPU threads (0: all)")->group("Placement");
   app.add_option("--adapter", adapter, "Directory of a LoRA adapter, by PEFT or `nibble finetune`, to apply");
 }
@@ -75,6 +77,7 @@ LoadOptions ModelArguments::load_options() const {
   options.quantization_config = quantization.parsed();
   options.dtype = quantization.parsed_dtype();
   options.device_map = device_map;
+  options.kv_cache_dtype = kv_cache_dtype;
   options.threads = threads;
   options.progress = progress_bar();
   options.warning = print_warning;

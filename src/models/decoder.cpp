@@ -11,7 +11,11 @@
 namespace nibble::models {
 
 Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> backend, std::unique_ptr<Weights> weights)
-    : spec_(std::move(spec)), config_(std::move(config)), backend_(std::move(backend)), weights_(std::move(weights)) {
+    : spec_(std::move(spec)),
+      config_(std::move(config)),
+      backend_(std::move(backend)),
+      weights_(std::move(weights)),
+      cache_dtype_(weights_->dtype() == DType::f32 ? DType::f32 : DType::bf16) {
   summary_ = summarize(spec_, weights_->plan(), weights_->dtype());
   for (const nn::RopeSpec& rope : spec_.ropes) ropes_.emplace_back(rope);
   for (const RelativeBiasSpec& bias : spec_.relative_biases)
@@ -69,8 +73,6 @@ void Decoder::set_updates(std::shared_ptr<const Updates> updates) {
 DType Decoder::activations() const {
   return backend_->cuda() && weights_->dtype() != DType::f32 ? DType::bf16 : DType::f32;
 }
-
-DType Decoder::cache_dtype() const { return weights_->dtype() == DType::f32 ? DType::f32 : DType::bf16; }
 
 nn::KvCache Decoder::make_cache() const {
   const AttentionSpec& attention = spec_.layers.front().attention;

@@ -52,8 +52,10 @@ class Decoder {
   int64_t vocab_size() const { return spec_.vocab_size; }
   /// Of what passes between kernels, but for the residual stream: bf16 on a GPU unless the model is float32.
   DType activations() const;
-  /// Of the KV cache: f32 for a float32 model, else bf16.
-  DType cache_dtype() const;
+  /// Of the KV cache: f32 for a float32 model, else bf16, unless set_cache_dtype() chose another.
+  DType cache_dtype() const { return cache_dtype_; }
+  /// For caches made from now on; i8 is for decoders on a GPU.
+  void set_cache_dtype(DType dtype) { cache_dtype_ = dtype; }
   nn::KvCache make_cache() const;
 
   /// From the next pass on, the linear layers have these updates and no others; null: none. Not during a pass.
@@ -88,6 +90,7 @@ class Decoder {
   Json config_;
   std::shared_ptr<ops::Backend> backend_;
   std::unique_ptr<Weights> weights_;
+  DType cache_dtype_;
   std::shared_ptr<const Updates> updates_;
   ModelSummary summary_;
   std::vector<nn::Rope> ropes_;

@@ -15,6 +15,17 @@ DType checkpoint_dtype(const Checkpoint& checkpoint) {
   return DType::f32;
 }
 
+/// Errors: invalid_argument for a name that is not known, unsupported where codes are not.
+bool has_narrow_cache(const LoadOptions& options, const ModelSpec& spec, const device::Device& device) {
+  if (options.kv_cache_dtype == "auto") return false;
+  require(options.kv_cache_dtype == "int8", "kv_cache_dtype: found '{}', expected auto or int8",
+          options.kv_cache_dtype);
+  if (device == device::kCpu)
+    fail(ErrorCode::unsupported, "kv_cache_dtype int8 needs a GPU: this model runs on the CPU");
+  if (spec.encoder) fail(ErrorCode::unsupported, "kv_cache_dtype int8: {} has an encoder", spec.architecture);
+  return true;
+}
+
 }  // namespace
 
 std::unique_ptr<Decoder> load_decoder(const std::filesystem::path& path, const LoadOptions& options) {
@@ -33,6 +44,7 @@ std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source,
     options.warning("the checkpoint is quantized already: its quantization_config is used, the one given is ignored");
   auto dtype = options.dtype ? options.dtype : config_dtype(config, source);
   if (!dtype) dtype = checkpoint_dtype(*checkpoint);
+  const bool is_narrow = has_narrow_cache(options, spec, device);
   auto backend = std::make_shared<ops::Backend>(options.threads, device);
   QuantizationPlan plan = plan_quantization(spec, stored ? *stored : options.quantization_config);
   auto weights = load_weights(spec, std::move(checkpoint), std::move(plan), *backend,
@@ -42,7 +54,9 @@ std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source,
                                .warning = options.warning});
   config = weights->plan().config.is_quantizable() ? quantized_config(std::move(config), spec, weights->plan(), *dtype)
                                                    : dequantized_config(std::move(config), *dtype);
-  return std::make_unique<Decoder>(std::move(spec), std::move(config), std::move(backend), std::move(weights));
+  auto decoder = std::make_unique<Decoder>(std::move(spec), std::move(config), std::move(backend), std::move(weights));
+  if (is_narrow) decoder->set_cache_dtype(DType::i8);
+  return decoder;
 }
 
 }  // namespace nibble::models

@@ -16,7 +16,8 @@ KvCache::KvCache(const ops::Backend& backend, int64_t layers, int64_t kv_heads, 
       dtype_(dtype) {}
 
 int64_t KvCache::size_bytes() const {
-  return static_cast<int64_t>(layers_.size()) * 2 * kv_heads_ * capacity_ * head_dim_ * size_of(dtype_);
+  const int64_t row = head_dim_ * size_of(dtype_) + (dtype_ == DType::i8 ? size_of(DType::f32) : 0);
+  return static_cast<int64_t>(layers_.size()) * 2 * kv_heads_ * capacity_ * row;
 }
 
 void KvCache::reserve(int64_t tokens) {
@@ -26,6 +27,9 @@ void KvCache::reserve(int64_t tokens) {
   for (Layer& layer : layers_) {
     layer.keys = backend_->empty(dtype_, {kv_heads_, capacity_, head_dim_});
     layer.values = backend_->empty(dtype_, {kv_heads_, capacity_, head_dim_});
+    if (dtype_ != DType::i8) continue;
+    layer.key_scales = backend_->empty(DType::f32, {kv_heads_, capacity_});
+    layer.value_scales = backend_->empty(DType::f32, {kv_heads_, capacity_});
   }
   static std::atomic<int64_t> storages{0};
   storage_id_ = ++storages;
@@ -41,13 +45,16 @@ void KvCache::assign(const KvCache& other) {
 
 void KvCache::copy_tokens(const KvCache& from) {
   if (length_ == 0) return;
-  const int64_t row = head_dim_ * size_of(dtype_);
   const auto copy = [&](Tensor& target, const Tensor& source) {
+    if (!target) return;
+    const int64_t row = target.size_bytes() / (kv_heads_ * capacity_);
     backend_->copy_rows(target.data(), capacity_ * row, source.data(), from.capacity_ * row, length_ * row, kv_heads_);
   };
   for (size_t i = 0; i < layers_.size(); ++i) {
     copy(layers_[i].keys, from.layers_[i].keys);
     copy(layers_[i].values, from.layers_[i].values);
+    copy(layers_[i].key_scales, from.layers_[i].key_scales);
+    copy(layers_[i].value_scales, from.layers_[i].value_scales);
   }
 }
 

@@ -9,7 +9,8 @@
 
 namespace nibble::nn {
 
-/// Per layer (kv_heads, capacity, head_dim) keys and values. Grows by doubling; contents survive.
+/// Per layer (kv_heads, capacity, head_dim) keys and values, of i8 with a scale for each. Grows by doubling; contents
+/// survive.
 class KvCache {
  public:
   /// The sizes of a layer's heads may differ between models, not between layers.
@@ -31,11 +32,16 @@ class KvCache {
 
   void* keys(int64_t layer) { return layers_[layer].keys.data(); }
   void* values(int64_t layer) { return layers_[layer].values.data(); }
+  /// (kv_heads, capacity); null unless the cache is of i8.
+  float* key_scales(int64_t layer) { return scales_of(layers_[layer].key_scales); }
+  float* value_scales(int64_t layer) { return scales_of(layers_[layer].value_scales); }
 
  private:
   struct Layer {
-    Tensor keys, values;  // (kv_heads, capacity, head_dim)
+    Tensor keys, values;              // (kv_heads, capacity, head_dim)
+    Tensor key_scales, value_scales;  // f32 (kv_heads, capacity), for i8
   };
+  static float* scales_of(Tensor& scales) { return scales ? scales.as<float>() : nullptr; }
   void copy_tokens(const KvCache& from);
   const ops::Backend* backend_;
   std::vector<Layer> layers_;

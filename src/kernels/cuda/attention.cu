@@ -15,8 +15,45 @@ bool has_wide_rows(const AttentionArgs& args, const AttentionSequence& sequence)
 Kernel choose(const Context& context, const AttentionArgs& args, const AttentionSequence& sequence) {
   if (!has_wide_rows(args, sequence)) return attention_general;
   if (sequence.tokens == 1) return attention_decode;
+  if (args.kv_dtype == DType::i8) return attention_general;
   const bool has_tensor_cores = context.capability >= 80 && args.kv_dtype == DType::bf16;
-  return has_tensor_cores && args.is_causal && !args.relative_bias ? attention_prefill : attention_general;
+  if (!has_tensor_cores || !args.is_causal || args.relative_bias) return attention_general;
+  return suits_wide(context, args, sequence) ? attention_wide : attention_prefill;
+}
+
+/// Codes of `keys` rows of each head, as bf16 (heads, keys, dim).
+__global__ void decode_cache_kernel(const int8_t* codes, const float* scales, int64_t capacity, int64_t keys,
+                                    int64_t dim, __nv_bfloat16* out) {
+  const int64_t i = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
+  if (i >= keys * dim) return;
+  const int64_t row = blockIdx.y * capacity + i / dim;
+  float values[8];
+  load_pack(codes + row * dim + i % dim, values);
+#pragma unroll
+  for (float& value : values) value *= scales[row];
+  store_pack(out + blockIdx.y * keys * dim + i, values);
+}
+
+/// Many queries over a cache of codes: over a copy of it in bf16, one sequence after the other.
+void attend_codes(const Context& context, const AttentionArgs& args, const AttentionSequence& sequence) {
+  const int64_t keys = sequence.past + sequence.tokens, count = args.kv_heads * keys * args.head_dim;
+  auto* copy = static_cast<__nv_bfloat16*>(context.scratch->reserve(4 * count));
+  const dim3 grid(blocks_for(keys * args.head_dim / 8, 256), static_cast<unsigned>(args.kv_heads));
+  const auto decode = [&](const void* codes, const float* scales, __nv_bfloat16* to) {
+    decode_cache_kernel<<<grid, 256, 0, stream_of(context.stream)>>>(static_cast<const int8_t*>(codes), scales,
+                                                                     sequence.capacity, keys, args.head_dim, to);
+  };
+  decode(sequence.k, sequence.k_scales, copy);
+  decode(sequence.v, sequence.v_scales, copy + count);
+  AttentionSequence plain = sequence;
+  plain.k = copy;
+  plain.v = copy + count;
+  plain.capacity = keys;
+  AttentionArgs plain_args = args;
+  plain_args.sequences = &plain;
+  plain_args.sequence_count = 1;
+  plain_args.kv_dtype = DType::bf16;
+  attention(context, plain_args);
 }
 
 template <typename T, typename X>
@@ -51,10 +88,18 @@ bool has_vectors(const CacheAppendArgs& args) {
 }  // namespace
 
 void attention(const Context& context, const AttentionArgs& args) {
-  for (const Kernel kernel : {attention_decode, attention_prefill, attention_general}) {
+  const auto has_copy = [&](const AttentionSequence& sequence) {
+    return args.kv_dtype == DType::i8 && sequence.tokens > 1 && args.is_causal && !args.relative_bias &&
+           !sequence.past_at && has_wide_rows(args, sequence);
+  };
+  for (int64_t s = 0; s < args.sequence_count; ++s)
+    if (has_copy(args.sequences[s])) attend_codes(context, args, args.sequences[s]);
+  for (const Kernel kernel : {attention_decode, attention_wide, attention_prefill, attention_general}) {
     Sequences sequences;
     for (int64_t s = 0; s < args.sequence_count; ++s) {
-      if (args.sequences[s].tokens == 0 || choose(context, args, args.sequences[s]) != kernel) continue;
+      if (args.sequences[s].tokens == 0 || has_copy(args.sequences[s]) ||
+          choose(context, args, args.sequences[s]) != kernel)
+        continue;
       sequences.at[sequences.count++] = args.sequences[s];
       if (sequences.count < kMaxSequences) continue;
       kernel(context, args, sequences);

@@ -20,6 +20,7 @@ struct AttentionCase {
   bool relative = false;
   int64_t offset = 0;  // elements past an aligned address
   double tolerance = 1e-5;
+  DType q_dtype = DType::f32;
 };
 
 std::string describe(const AttentionCase& a) {
@@ -32,7 +33,7 @@ std::string describe(const AttentionCase& a) {
 
 /// The arrays of one case and its arguments on either side.
 struct Problem {
-  std::vector<Array> q, k, v, out;
+  std::vector<Array> q, k, v, out, k_scales, v_scales;
   std::vector<int64_t> capacity;
   Array slopes, relative, pasts;
   int64_t span = 1;
@@ -48,20 +49,26 @@ struct Problem {
       const int64_t keys = s.past + s.tokens + a.more_keys;
       span = std::max(span, keys);
       capacity.push_back(keys + static_cast<int64_t>(random.next() % 5));
-      q.push_back(random_array(random, DType::f32, s.tokens * q_stride()));
+      q.push_back(random_array(random, a.q_dtype, s.tokens * q_stride(), 1, a.q_dtype == DType::bf16 ? a.offset : 1));
       for (auto* cache : {&k, &v}) {
-        cache->push_back(random_array(random, a.kv_dtype, a.kv_heads * capacity.back() * a.head_dim, 1, a.offset));
+        const float size = a.kv_dtype == DType::i8 ? 40 : 1;
+        cache->push_back(random_array(random, a.kv_dtype, a.kv_heads * capacity.back() * a.head_dim, size, a.offset));
+        Array scales(DType::f32, a.kv_heads * capacity.back());
+        for (int64_t i = 0; i < scales.count(); ++i)
+          scales.set(i, i % capacity.back() < keys ? static_cast<float>(1 + i % 7) / 160 : NAN);
+        (cache == &k ? k_scales : v_scales).push_back(scales);
+        if (a.kv_dtype == DType::i8) continue;
         for (int64_t head = 0; head < a.kv_heads; ++head)  // keys past the last must not be touched
           for (int64_t i = keys * a.head_dim; i < capacity.back() * a.head_dim; ++i)
             cache->back().set(head * capacity.back() * a.head_dim + i, NAN);
       }
-      out.emplace_back(DType::f32, s.tokens * a.heads * a.head_dim);
+      out.emplace_back(a.q_dtype, s.tokens * a.heads * a.head_dim, a.q_dtype == DType::bf16 ? a.offset : 1);
       pasts.set(static_cast<int64_t>(out.size()) - 1, static_cast<float>(s.past));
     }
     relative = random_array(random, DType::f32, a.heads * (2 * span - 1));
   }
 
-  int64_t q_stride() const { return a.heads * a.head_dim + 3; }
+  int64_t q_stride() const { return a.heads * a.head_dim + (a.q_dtype == DType::bf16 ? 8 : 3); }
 
   /// `side` maps an array to its pointer. `slack`: the call is told that sequences may be that much longer.
   template <typename Side>
@@ -70,9 +77,9 @@ struct Problem {
     std::vector<AttentionSequence> sequences;
     for (size_t i = 0; i < out.size(); ++i) {
       const Shape& s = a.sequences[i];
-      sequences.push_back({static_cast<const float*>(side(q[i])), side(k[i]), side(v[i]), capacity[i], s.tokens,
-                           s.past + slack, static_cast<float*>(side(out[i])), s.past + s.tokens + a.more_keys,
-                           pasts_at ? pasts_at + i : nullptr});
+      sequences.push_back({side(q[i]), side(k[i]), side(v[i]), capacity[i], s.tokens, s.past + slack, side(out[i]),
+                           s.past + s.tokens + a.more_keys, pasts_at ? pasts_at + i : nullptr,
+                           static_cast<float*>(side(k_scales[i])), static_cast<float*>(side(v_scales[i]))});
     }
     AttentionArgs args{};
     args.sequences = sequences.data();
@@ -89,6 +96,7 @@ struct Problem {
     args.is_causal = a.is_causal;
     args.relative_bias = a.relative ? static_cast<const float*>(side(relative)) : nullptr;
     args.relative_span = span;
+    args.q_dtype = a.q_dtype;
     kernels.attention(context, args);
   }
 };
@@ -99,13 +107,14 @@ class AttentionTest : public GpuTest {
     Problem problem(a, seed);
     Problem expected = problem;
     expected.run(reference(), {}, [](Array& array) { return array.host(); });
-    for (auto* arrays : {&problem.q, &problem.k, &problem.v})
+    for (auto* arrays : {&problem.q, &problem.k, &problem.v, &problem.k_scales, &problem.v_scales})
       for (Array& array : *arrays) array.upload(stream());
     for (Array* array : {&problem.slopes, &problem.relative, &problem.pasts}) array->upload(stream());
     const auto on_device = [&](Array& array) { return array.device(stream()); };
     problem.run(cuda(), context, on_device);
     compare(a, problem, expected, "");
-    for (Array& array : problem.out) array = Array(DType::f32, array.count());  // poison again
+    for (Array& array : problem.out)
+      array = Array(a.q_dtype, array.count(), a.q_dtype == DType::bf16 ? a.offset : 1);  // poison again
     problem.run(cuda(), context, on_device, problem.pasts.device<int32_t>(stream()), a.is_causal ? 300 : 0);
     compare(a, problem, expected, " with lengths in device memory");
   }
@@ -148,7 +157,50 @@ TEST_F(AttentionTest, PrefillAgrees) {
     }
 }
 
+TEST_F(AttentionTest, NarrowQueriesAgree) {
+  for (const int64_t dim : {64, 80, 128})
+    for (const Shape shape : {Shape{1, 0}, Shape{1, 700}, Shape{2, 0}, Shape{65, 3}, Shape{128, 0}, Shape{130, 100},
+                              Shape{129, 64}, Shape{300, 0}, Shape{257, 129}, Shape{64, 1000}})
+      for (const int64_t window : {0, 100})
+        check({.sequences = {shape},
+               .heads = 6,
+               .kv_heads = 2,
+               .head_dim = dim,
+               .kv_dtype = DType::bf16,
+               .window = window,
+               .tolerance = 2e-2,
+               .q_dtype = DType::bf16},
+              21);
+  AttentionCase many{
+      .sequences = {}, .heads = 4, .kv_heads = 4, .head_dim = 128, .kv_dtype = DType::bf16, .tolerance = 2e-2};
+  many.q_dtype = DType::bf16;
+  for (int64_t i = 0; i < 40; ++i) many.sequences.push_back({1 + i * 13 % 150, i * 7 % 140});
+  check(many, 22);
+}
+
+TEST_F(AttentionTest, CachesOfCodesAgree) {
+  for (const DType q_dtype : {DType::f32, DType::bf16})
+    for (const int64_t dim : {20, 64, 80, 128, 256})
+      for (const Shape shape : {Shape{1, 0}, Shape{1, 70}, Shape{1, 700}, Shape{130, 0}, Shape{70, 300}})
+        check({.sequences = {shape, shape},
+               .heads = 6,
+               .kv_heads = 2,
+               .head_dim = dim,
+               .kv_dtype = DType::i8,
+               .tolerance = 2e-2,
+               .q_dtype = q_dtype},
+              23);
+}
+
 TEST_F(AttentionTest, LargePrefillAgrees) {
+  check({.sequences = {{1000, 24}},
+         .heads = 4,
+         .kv_heads = 2,
+         .head_dim = 128,
+         .kv_dtype = DType::bf16,
+         .tolerance = 2e-2,
+         .q_dtype = DType::bf16},
+        3);
   check(
       {.sequences = {{512, 0}}, .heads = 4, .kv_heads = 4, .head_dim = 128, .kv_dtype = DType::bf16, .tolerance = 2e-2},
       3);

@@ -61,6 +61,84 @@ TEST_F(LayerTest, NormsAgree) {
       }
 }
 
+TEST_F(LayerTest, NarrowActivationsAgree) {
+  Random random(31);
+  constexpr DType kTypes[] = {DType::f32, DType::bf16};
+  for (const DType in : kTypes)
+    for (const DType out : kTypes)
+      for (const int64_t cols : {3, 64, 100, 576, 4096, 4099}) {
+        const int64_t rows = 5;
+        const double tolerance = out == DType::f32 ? 2e-5 : 8e-3;
+        const Array x = random_array(random, in, rows * cols), w = random_array(random, DType::f32, cols),
+                    y = random_array(random, out, rows * cols);
+        for (const bool accumulate : {false, true})
+          check("rms_norm", {x, w, y}, 2, tolerance, [&](const Kernels& k, const Context& c, const Pointers& p) {
+            k.rms_norm(c, {p[0], f(p[1]), rows, cols, 1e-5f, 0, p[2], accumulate, in, out});
+          });
+        check("layer_norm", {x, w, y}, 2, tolerance, [&](const Kernels& k, const Context& c, const Pointers& p) {
+          k.layer_norm(c, {p[0], f(p[1]), f(p[1]), rows, cols, 1e-5f, p[2], 1, in, out});
+        });
+        for (const int64_t offset : {0, 1})
+          check("activate", {random_array(random, in, rows * 2 * cols, 1, offset), Array(out, rows * cols, offset)}, 1,
+                tolerance, [&](const Kernels& k, const Context& c, const Pointers& p) {
+                  k.activate(c, {p[0], static_cast<char*>(p[0]) + cols * size_of(in), 2 * cols, rows, cols,
+                                 Activation::silu, p[1], in, out});
+                });
+        Array ids(DType::i32, 3);
+        for (int64_t i = 0; i < 3; ++i) ids.set(i, static_cast<float>(2 * i));
+        check("embed", {x, ids, Array(out, 3 * cols)}, 2, out == in ? 0 : tolerance,
+              [&](const Kernels& k, const Context& c, const Pointers& p) {
+                k.embed(c, {p[0], in, n(p[1]), 3, cols, 1, p[2], false, out});
+              });
+      }
+  const int64_t tokens = 9, dim = 24, width = 3 * dim;
+  check("rope", {random_array(random, DType::f32, tokens * 8), random_array(random, DType::bf16, tokens * width)}, 1,
+        8e-3, [&](const Kernels& k, const Context& c, const Pointers& p) {
+          k.rope(c, {p[1], width, f(p[0]), f(p[0]), tokens, 3, dim, 16, false, DType::bf16});
+        });
+  const int64_t q = tokens * 2 * dim, kv = tokens * dim;
+  check("split_heads",
+        {random_array(random, DType::bf16, q + 2 * kv), Array(DType::bf16, q), Array(DType::bf16, kv),
+         Array(DType::bf16, kv)},
+        1, 0, [&](const Kernels& k, const Context& c, const Pointers& p) {
+          k.split_heads(c, {p[0], tokens, 1, 2, 1, dim, p[1], p[2], p[3], DType::bf16});
+        });
+}
+
+TEST_F(LayerTest, RotateAppendOfNarrowActivationsAgrees) {
+  Random random(32);
+  for (const DType cache_dtype : {DType::bf16, DType::i8})
+    for (const DType dtype : {DType::f32, DType::bf16})
+      for (const int64_t offset : {0, 1})
+        for (const int64_t rotary : {0, 24, 80}) {
+          const int64_t heads = 6, kv_heads = 2, dim = 80, capacity = 64, tokens = 1 + 9;
+          const int64_t q_stride = (heads + 2 * kv_heads) * dim, cache = kv_heads * capacity * dim;
+          std::vector<Array> arrays{random_array(random, DType::f32, tokens * rotary / 2 + 1, 1, offset),
+                                    random_array(random, DType::f32, tokens * rotary / 2 + 1, 1, offset),
+                                    random_array(random, dtype, tokens * q_stride, 1, offset)};
+          for (int i = 0; i < 4; ++i) arrays.push_back(random_array(random, cache_dtype, cache, 1, offset));
+          for (int i = 0; i < 4; ++i) arrays.push_back(random_array(random, DType::f32, kv_heads * capacity));
+          check("rotate_append", arrays, 2, 8e-3, [&](const Kernels& k, const Context& c, const Pointers& p) {
+            const auto sequence = [&](size_t i, int64_t count, int64_t past) {
+              AttentionSequence s{};
+              s.k = p[3 + 2 * i];
+              s.v = p[4 + 2 * i];
+              s.k_scales = f(p[7 + 2 * i]);
+              s.v_scales = f(p[8 + 2 * i]);
+              s.capacity = capacity;
+              s.tokens = count;
+              s.past = past;
+              return s;
+            };
+            const AttentionSequence sequences[] = {sequence(0, 1, 5), sequence(1, 9, 0)};
+            char* q = static_cast<char*>(p[2]);
+            k.rotate_append(c, {q, q + heads * dim * size_of(dtype), q + (heads + kv_heads) * dim * size_of(dtype),
+                                q_stride, q_stride, q_stride, f(p[0]), f(p[1]), rotary, false, heads, kv_heads, dim,
+                                sequences, 2, cache_dtype, dtype});
+          });
+        }
+}
+
 TEST_F(LayerTest, RopeAgrees) {
   Random random(2);
   for (const bool interleaved : {false, true})

@@ -11,4 +11,9 @@ namespace nibble::kernels::cuda {
 /// go to shared memory, rows of 128 bytes swizzled in groups of eight, zeros outside. False if the driver can't.
 bool describe_matrix(CUtensorMap& map, const void* data, int64_t rows, int64_t cols, int box_rows);
 
+/// Heads of 16-bit rows: (heads, capacity, head_dim) of which the first `keys` rows of a head count; zeros come for
+/// what lies beyond. Boxes of `box_rows` rows by 64 columns, swizzled as above. False if the driver can't.
+bool describe_heads(CUtensorMap& map, const void* data, int64_t heads, int64_t capacity, int64_t keys, int64_t head_dim,
+                    int box_rows);
+
 }  // namespace nibble::kernels::cuda

@@ -27,7 +27,7 @@ void with_cache_type(DType dtype, const Body& body) {
 template <typename T>
 __device__ __forceinline__ float scale_of(const float* scales, int64_t row) {
   if constexpr (sizeof(T) == 1)
-    return __ldg(scales + row);
+    return __ldcg(scales + row);  // the newest may come from the kernel before
   else
     return 1.0f;
 }
@@ -79,5 +79,8 @@ __device__ __forceinline__ float finish_score(const AttentionArgs& args, float p
 void attention_general(const Context& context, const AttentionArgs& args, const Sequences& sequences);
 void attention_decode(const Context& context, const AttentionArgs& args, const Sequences& sequences);
 void attention_prefill(const Context& context, const AttentionArgs& args, const Sequences& sequences);
+/// Takes what attention_prefill takes, if it suits.
+void attention_wide(const Context& context, const AttentionArgs& args, const Sequences& sequences);
+bool suits_wide(const Context& context, const AttentionArgs& args, const AttentionSequence& sequence);
 
 }  // namespace nibble::kernels::cuda
