@@ -100,7 +100,7 @@ struct Range {
   int first, last;  // tiles of kKeys
 };
 
-/// Byte of 16 columns `chunk` in a row of swizzled panels of kQueries rows.
+/// Byte of the 8 columns `chunk` in a row of swizzled panels of kQueries rows.
 __device__ __forceinline__ uint32_t swizzled_at(int row, int chunk) {
   return static_cast<uint32_t>(chunk / 8) * kPanelBytes + static_cast<uint32_t>(row) * 128 +
          static_cast<uint32_t>((chunk % 8) ^ (row % 8)) * 16;
@@ -263,6 +263,7 @@ __device__ __forceinline__ void attend(const WideArgs& args, const WideSequence&
   }
   wgmma_wait<0>();
   // Through the queries' place, so that rows leave whole.
+  team_barrier(team);
 #pragma unroll
   for (int n = 0; n < kChunks; ++n)
 #pragma unroll
