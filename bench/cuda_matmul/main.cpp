@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/half.h"
 #include "base/random.h"
 #include "device/cuda.h"
 #include "kernels/cuda/table.h"
@@ -128,8 +129,17 @@ void print_row(Gpu& gpu, const char* what, int64_t rows, int64_t cols, int64_t m
               memory > compute ? "bytes" : "FLOPs");
 }
 
+/// `count` random activations of `dtype`.
+std::shared_ptr<void> random_activations(Gpu& gpu, DType dtype, int64_t count) {
+  if (dtype == DType::f32) return random_floats(gpu, count, 1);
+  Random random(9);
+  std::vector<bf16_t> values(static_cast<size_t>(count));
+  for (bf16_t& value : values) value = to_bf16(static_cast<float>(random.normal()));
+  return upload(gpu, values);
+}
+
 void bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const std::vector<int64_t>& ms,
-                       bool invariant) {
+                       bool invariant, DType type = DType::bf16) {
   const int64_t block = 64, count = rows * cols, blocks = count / block, packed_bytes = count / 2;
   const int64_t copies = std::max<int64_t>(2, kRotated / packed_bytes + 1);
   std::vector<std::shared_ptr<void>> packed, scales;
@@ -143,9 +153,8 @@ void bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const 
   const auto groups = random_floats(gpu, blocks / 256 + 1, 0.01f);
   const auto book = upload(gpu, std::vector<float>(quant::kDynamicSigned.begin(), quant::kDynamicSigned.end()));
   for (const int64_t m : ms) {
-    const auto x = random_floats(gpu, m * cols, 1), y = gpu.stream->allocate(m * rows * 4);
-    MatmulInput input{static_cast<const float*>(x.get()), m, cols, DType::bf16};
-    input.batch_invariant = invariant;
+    const auto x = random_activations(gpu, type, m * cols), y = gpu.stream->allocate(m * rows * 4);
+    const MatmulInput input{x.get(), m, cols, DType::bf16, invariant, type};
     const double seconds = gpu.time([&] {
       for (int64_t i = 0; i < copies; ++i) {
         const auto at = static_cast<size_t>(i);
@@ -157,18 +166,20 @@ void bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const 
           a.values = static_cast<const float*>(scales[at].get());
         const Matmul4BitJob job{
             static_cast<const uint8_t*>(packed[at].get()), a, block, quant::kNf4.values.data(), rows,
-            {static_cast<float*>(y.get()), rows}};
+            {y.get(), rows, nullptr, false, type}};
         kernels::cuda::table()->matmul_4bit(gpu.context, input, &job, 1);
       }
     }) / static_cast<double>(copies);
     gpu.stream->check();
-    const double bytes = static_cast<double>(packed_bytes + (nested ? blocks : 4 * blocks) + 4 * m * (rows + cols));
-    print_row(gpu, nested ? (invariant ? "nf4+dq inv" : "nf4+dq") : "nf4", rows, cols, m, seconds, bytes);
+    const double bytes =
+        static_cast<double>(packed_bytes + (nested ? blocks : 4 * blocks) + size_of(type) * m * (rows + cols));
+    const std::string what = std::string(nested ? "nf4+dq" : "nf4") + (invariant ? " inv" : "");
+    print_row(gpu, (what + (type == DType::f32 ? " f32" : "")).c_str(), rows, cols, m, seconds, bytes);
   }
 }
 
 void bench_matmul_plain(Gpu& gpu, int64_t rows, int64_t cols, DType dtype, float threshold,
-                        const std::vector<int64_t>& ms) {
+                        const std::vector<int64_t>& ms, DType type = DType::bf16) {
   const int64_t size = rows * cols * size_of(dtype), copies = std::max<int64_t>(2, kRotated / size + 1);
   std::vector<std::shared_ptr<void>> weights;
   const auto bytes = dtype == DType::i8 ? random_bytes(gpu, size) : random_floats(gpu, size / 4, 0.05f);
@@ -178,11 +189,11 @@ void bench_matmul_plain(Gpu& gpu, int64_t rows, int64_t cols, DType dtype, float
   }
   const auto absmax = random_floats(gpu, rows, 0.1f);
   for (const int64_t m : ms) {
-    const auto x = random_floats(gpu, m * cols, 1), y = gpu.stream->allocate(m * rows * 4);
-    const MatmulInput input{static_cast<const float*>(x.get()), m, cols, DType::bf16};
+    const auto x = random_activations(gpu, type, m * cols), y = gpu.stream->allocate(m * rows * 4);
+    const MatmulInput input{x.get(), m, cols, DType::bf16, false, type};
     const double seconds = gpu.time([&] {
       for (const auto& weight : weights) {
-        const MatmulOutput out{static_cast<float*>(y.get()), rows};
+        const MatmulOutput out{y.get(), rows, nullptr, false, type};
         if (dtype == DType::i8) {
           const MatmulInt8Job job{static_cast<const int8_t*>(weight.get()), static_cast<const float*>(absmax.get()),
                                   rows, out};
@@ -195,8 +206,9 @@ void bench_matmul_plain(Gpu& gpu, int64_t rows, int64_t cols, DType dtype, float
     }) / static_cast<double>(copies);
     gpu.stream->check();
     const double peak = dtype == DType::i8 ? 1500e12 : 750e12;
-    print_row(gpu, dtype == DType::i8 ? (threshold > 0 ? "int8 t" : "int8") : "bf16", rows, cols, m, seconds,
-              static_cast<double>(size + 4 * m * (rows + cols)), peak);
+    const std::string what = dtype == DType::i8 ? (threshold > 0 ? "int8 t" : "int8") : "bf16";
+    print_row(gpu, (what + (type == DType::f32 ? " f32" : "")).c_str(), rows, cols, m, seconds,
+              static_cast<double>(size + size_of(type) * m * (rows + cols)), peak);
   }
 }
 
@@ -267,13 +279,15 @@ int run(int count, char** arguments) {
   bench_quantize(gpu);
   bench_matmul_4bit(gpu, 11008, 4096, false, {1, 2, 4, 8, 16, 64, 128, 256, 512, 2048}, false);
   bench_matmul_4bit(gpu, 11008, 4096, true, {1, 4, 8, 9, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096}, false);
+  bench_matmul_4bit(gpu, 11008, 4096, true, {16, 64, 256, 512, 2048}, false, DType::f32);
   bench_matmul_4bit(gpu, 11008, 4096, true, {1, 16, 64}, true);
   bench_matmul_4bit(gpu, 4096, 4096, true, {1, 4, 16, 64, 512, 2048}, false);
   bench_matmul_4bit(gpu, 4096, 11008, true, {1, 4, 16, 64, 512, 2048}, false);
   bench_matmul_4bit(gpu, 12288, 4096, true, {1, 16}, false);
   bench_matmul_4bit(gpu, 22016, 4096, true, {1, 16, 512, 2048}, false);
   bench_matmul_4bit(gpu, 28672, 8192, true, {1, 16, 64}, false);
-  bench_matmul_plain(gpu, 11008, 4096, DType::bf16, 0, {1, 4, 8, 16, 64, 128, 512, 2048});
+  bench_matmul_plain(gpu, 11008, 4096, DType::bf16, 0, {1, 4, 8, 16, 64, 128, 256, 512, 2048});
+  bench_matmul_plain(gpu, 11008, 4096, DType::bf16, 0, {16, 512, 2048}, DType::f32);
   bench_matmul_plain(gpu, 32000, 4096, DType::bf16, 0, {1, 16});
   bench_int8(gpu);
   gpu.stream->synchronize();

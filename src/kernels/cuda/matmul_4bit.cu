@@ -4,9 +4,9 @@
 #include "kernels/cuda/dense_library.h"
 #include "kernels/cuda/device/any_shape.cuh"
 #include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/tile_4bit.cuh"
 #include "kernels/cuda/device/vector.cuh"
 #include "kernels/cuda/device/weights_4bit.cuh"
-#include "kernels/cuda/device/weights_tile.cuh"
 #include "kernels/cuda/entries.h"
 
 namespace nibble::kernels::cuda {
@@ -77,31 +77,56 @@ void multiply_few_rows(const Context& context, const MatmulInput& input, const M
   launch_few_rows_each<FewRows4Bit<T, kNested>>(context, input, args, limit);
 }
 
-int64_t blocks_of(const MatmulInput& input, const Matmul4BitJob& job) {
-  return quant::block_count(job.rows * input.cols, job.block);
+/// A factor that brings NF4's values within 2^-12.6 of f16 ones, where their own rounding to bf16 costs 2^-9; FP4's
+/// become exact.
+float half_book_scale(const float* code_book) {
+  if (code_book[1] == -0.6961928009986877f) return 1.6384993f;
+  if (code_book[1] == 0.0052083333488553762f) return 12.0f;
+  return 1.0f;
 }
 
+template <typename T, typename Shape>
+bool multiply_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  Tile4BitArgs args{};
+  TileArgs& tile = args.tile;
+  tile.jobs = with_weights(jobs, count, Shape::rows);
+  const float scale = Shape::is_late && input.compute == DType::bf16 ? book_scale(jobs[0].code_book, input.compute)
+                                                                     : half_book_scale(jobs[0].code_book);
+  for (int i = 0; i < 16; ++i) tile.book[i] = jobs[0].code_book[i] * scale;
+  args.unscale = 1.0f / scale;
+  args.is_nested = is_nested(jobs[0]);
+  tile.m = static_cast<int>(input.m);
+  tile.cols = static_cast<int>(input.cols);
+  tile.chunks = static_cast<int>((input.cols + kTileChunk - 1) / kTileChunk);
+  tile.column_tiles = static_cast<int>((input.m + Shape::columns - 1) / Shape::columns);
+  tile.flags = context.counters;
+  const int64_t x_bytes = is_rounded<T>(input) ? 0 : padded_to_256(input.m * input.cols * 2);
+  const int64_t partials = int64_t{context.multiprocessors} * Shape::rows * Shape::columns * 4;
+  auto* scratch = static_cast<uint8_t*>(context.scratch->reserve(x_bytes + partials));
+  tile.partials = reinterpret_cast<float*>(scratch + x_bytes);
+  const void* x = x_bytes > 0 ? scratch : input.x;
+  if (!make_tensor_map(args.x, {x, input.compute, input.m, input.cols, Shape::columns})) return false;
+  for (int64_t j = 0; j < count; ++j)
+    if (!make_tensor_map(args.codes[j], {jobs[j].packed, DType::u8, jobs[j].rows, input.cols / 2, Shape::rows}))
+      return false;
+  if (x_bytes > 0) round_x(context, input, reinterpret_cast<T*>(scratch));
+  const auto kernel = tile_4bit_kernel<T, Shape>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
+  const int64_t pieces = int64_t{tile.jobs.tiles} * tile.column_tiles * tile.chunks;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(pieces, context.multiprocessors));
+  launch_early(kernel, blocks, Shape::threads + 128, Shape::kBytes, stream_of(context.stream), args);
+  return true;
+}
+
+/// By the tile for m rows of x; f16 has fewer, to keep the build small.
 template <typename T>
-void multiply_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
-  with_tile_shape<T>(input.m, [&](auto shape) {
-    using Launch = TileLaunch<Tile4Bit<T>, decltype(shape)>;
-    TileArgs args{};
-    args.jobs = with_weights(jobs, count, Launch::kRows);
-    std::copy_n(jobs[0].code_book, 16, args.book);
-    args.waits_for_scales = is_nested(jobs[0]);
-    int64_t scales = 0;
-    for (int64_t j = 0; args.waits_for_scales && j < count; ++j) scales += blocks_of(input, jobs[j]);
-    const TileScratch scratch = Launch::reserve(context, input, scales * 4);
-    PrepareArgs prepare{};
-    float* next = scratch.more;
-    for (int64_t j = 0; args.waits_for_scales && j < count; ++j) {
-      prepare.absmax[j] = {jobs[j].absmax, blocks_of(input, jobs[j]), next};
-      args.jobs.jobs[j].weight.absmax.values = next;
-      next += blocks_of(input, jobs[j]);
-    }
-    Launch::template prepare<T, ColumnOrder::runs_of_32>(context, input, scratch, prepare);
-    Launch::run(context, input, scratch, args);
-  });
+bool multiply_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  if constexpr (!std::is_same_v<T, __half>) {
+    if (input.m <= 16) return multiply_tiles<T, Tile4BitShape<true, 16, 1, 2, 2>>(context, input, jobs, count);
+    if (input.m <= 32) return multiply_tiles<T, Tile4BitShape<true, 32, 1, 2, 2>>(context, input, jobs, count);
+  }
+  if (input.m <= 64) return multiply_tiles<T, Tile4BitShape<false, 64, 1, 2, 2>>(context, input, jobs, count);
+  return multiply_tiles<T, Tile4BitShape<false, 128, 1, 2, 1>>(context, input, jobs, count);
 }
 
 /// Rows of x from which decoding the weight to memory and cuBLASLt win over decoding it in every tile.
@@ -123,7 +148,7 @@ Absmax absmax_from(Absmax absmax, int64_t first) {
 /// All jobs by panels of rows, or none: false if blocks don't divide into panels or the library has nothing.
 template <typename T>
 bool multiply_by_library(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
-  if (input.m < kLibraryRows || !has_dense_library()) return false;
+  if (!has_dense_library()) return false;
   constexpr int64_t kStep = 1024;
   const int64_t panel_rows = std::max(kStep, kPanelBytes / (2 * input.cols) / kStep * kStep);
   for (int64_t j = 0; j < count; ++j)
@@ -161,10 +186,11 @@ bool multiply_regular(const Context& context, const MatmulInput& input, const Ma
     return true;
   }
   if (input.batch_invariant || !is_regular(context, input, jobs, count, 32)) return false;
-  if (multiply_by_library<T>(context, input, jobs, count)) return true;
-  if (context.capability != 90) return false;
-  multiply_tiles<T>(context, input, jobs, count);
-  return true;
+  if (input.m >= kLibraryRows && multiply_by_library<T>(context, input, jobs, count)) return true;
+  if (context.capability == 90 && is_regular(context, input, jobs, count, 64) &&
+      multiply_tiles<T>(context, input, jobs, count))
+    return true;
+  return multiply_by_library<T>(context, input, jobs, count);
 }
 
 void multiply(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
