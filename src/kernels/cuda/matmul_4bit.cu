@@ -4,10 +4,12 @@
 #include "kernels/cuda/dense_library.h"
 #include "kernels/cuda/device/any_shape.cuh"
 #include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/panel_4bit.cuh"
 #include "kernels/cuda/device/tile_4bit.cuh"
 #include "kernels/cuda/device/vector.cuh"
 #include "kernels/cuda/device/weights_4bit.cuh"
 #include "kernels/cuda/entries.h"
+#include "kernels/cuda/tensor_map.h"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -105,10 +107,9 @@ bool multiply_tiles(const Context& context, const MatmulInput& input, const Matm
   auto* scratch = static_cast<uint8_t*>(context.scratch->reserve(x_bytes + partials));
   tile.partials = reinterpret_cast<float*>(scratch + x_bytes);
   const void* x = x_bytes > 0 ? scratch : input.x;
-  if (!make_tensor_map(args.x, {x, input.compute, input.m, input.cols, Shape::columns})) return false;
+  if (!describe_matrix(args.x, x, input.m, input.cols * 2, Shape::columns)) return false;
   for (int64_t j = 0; j < count; ++j)
-    if (!make_tensor_map(args.codes[j], {jobs[j].packed, DType::u8, jobs[j].rows, input.cols / 2, Shape::rows}))
-      return false;
+    if (!describe_matrix(args.codes[j], jobs[j].packed, jobs[j].rows, input.cols / 2, Shape::rows, 64)) return false;
   if (x_bytes > 0) round_x(context, input, reinterpret_cast<T*>(scratch));
   const auto kernel = tile_4bit_kernel<T, Shape>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
@@ -118,7 +119,10 @@ bool multiply_tiles(const Context& context, const MatmulInput& input, const Matm
   return true;
 }
 
-/// By the tile for m rows of x; f16 has fewer, to keep the build small.
+/// Rows of x up to which tile_4bit.cuh wins over tile.cuh.
+constexpr int64_t kTileRows = 128;
+
+/// By the tile for m rows of x, at most kTileRows; f16 has fewer, to keep the build small.
 template <typename T>
 bool multiply_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
   if constexpr (!std::is_same_v<T, __half>) {
@@ -127,6 +131,32 @@ bool multiply_tiles(const Context& context, const MatmulInput& input, const Matm
   }
   if (input.m <= 64) return multiply_tiles<T, Tile4BitShape<false, 64, 1, 2, 2>>(context, input, jobs, count);
   return multiply_tiles<T, Tile4BitShape<false, 128, 1, 2, 1>>(context, input, jobs, count);
+}
+
+int64_t blocks_of(const MatmulInput& input, const Matmul4BitJob& job) {
+  return quant::block_count(job.rows * input.cols, job.block);
+}
+
+/// For more rows of x, and blocks of 32: tile.cuh.
+template <typename T>
+void multiply_wide_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  using Launch = TileLaunch<Tile4Bit<T>, TileShape<256, 2>>;
+  TileArgs args{};
+  args.jobs = with_weights(jobs, count, Launch::kRows);
+  std::copy_n(jobs[0].code_book, 16, args.book);
+  args.waits_for_scales = is_nested(jobs[0]);
+  int64_t scales = 0;
+  for (int64_t j = 0; args.waits_for_scales && j < count; ++j) scales += blocks_of(input, jobs[j]);
+  const TileScratch scratch = Launch::reserve(context, input, scales * 4);
+  PrepareArgs prepare{};
+  float* next = scratch.more;
+  for (int64_t j = 0; args.waits_for_scales && j < count; ++j) {
+    prepare.absmax[j] = {jobs[j].absmax, blocks_of(input, jobs[j]), next};
+    args.jobs.jobs[j].weight.absmax.values = next;
+    next += blocks_of(input, jobs[j]);
+  }
+  Launch::template prepare<T, ColumnOrder::runs_of_32>(context, input, scratch, prepare);
+  Launch::run(context, input, scratch, args);
 }
 
 /// Rows of x from which decoding the weight to memory and cuBLASLt win over decoding it in every tile.
@@ -167,8 +197,16 @@ bool multiply_by_library(const Context& context, const MatmulInput& input, const
     for (int64_t first = 0; first < jobs[j].rows; first += panel_rows) {
       const Matmul4BitJob& job = jobs[j];
       const int64_t rows = std::min(panel_rows, job.rows - first), element = first * input.cols;
-      dequantize_4bit(context, {job.packed + element / 2, absmax_from(job.absmax, element / job.block),
-                                rows * input.cols, job.block, job.code_book, panel, input.compute});
+      PanelArgs args{job.packed + element / 2,
+                     absmax_from(job.absmax, element / job.block),
+                     rows * input.cols / 8,
+                     std::countr_zero(static_cast<uint64_t>(job.block)) - 3,
+                     panel,
+                     {}};
+      std::copy_n(job.code_book, 16, args.book);
+      const unsigned blocks =
+          blocks_for(args.vectors, kPanelThreads * kPanelVectors, int64_t{context.multiprocessors} * 4);
+      decode_panel_kernel<T><<<blocks, kPanelThreads, 0, stream_of(context.stream)>>>(args);
       if (!dense_multiply(context, x, panel, input.compute, input.m, rows, input.cols, output_from(job.out, 0, first),
                           scratch))
         return false;
@@ -187,10 +225,11 @@ bool multiply_regular(const Context& context, const MatmulInput& input, const Ma
   }
   if (input.batch_invariant || !is_regular(context, input, jobs, count, 32)) return false;
   if (input.m >= kLibraryRows && multiply_by_library<T>(context, input, jobs, count)) return true;
-  if (context.capability == 90 && is_regular(context, input, jobs, count, 64) &&
-      multiply_tiles<T>(context, input, jobs, count))
-    return true;
-  return multiply_by_library<T>(context, input, jobs, count);
+  if (context.capability != 90) return multiply_by_library<T>(context, input, jobs, count);
+  if (input.m > kTileRows || !is_regular(context, input, jobs, count, 64) ||
+      !multiply_tiles<T>(context, input, jobs, count))
+    multiply_wide_tiles<T>(context, input, jobs, count);
+  return true;
 }
 
 void multiply(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {

@@ -2,6 +2,8 @@
 // needs compute capability 8.0, the rest 9.0: only kernels whose bodies ask for it may call them.
 #pragma once
 
+#include <cuda.h>
+
 #include <cstdint>
 
 namespace nibble::kernels::cuda {
@@ -52,6 +54,15 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                "l"(from), "r"(size_bytes), "r"(barrier)
                : "memory");
+}
+
+/// A box of a described matrix; the barrier counts its bytes, those outside too.
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+          "r"(to),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
 }
 
 /// Until the launch before this one has finished, where this one was allowed to start early.

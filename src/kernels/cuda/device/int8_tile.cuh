@@ -33,15 +33,6 @@ struct Int8TileShared {
   static_assert(kBytes <= 232448);
 };
 
-/// A box of a described matrix; the barrier counts its bytes.
-__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
-          "r"(to),
-      "l"(reinterpret_cast<uint64_t>(&map)), "r"(column), "r"(row), "r"(barrier)
-      : "memory");
-}
-
 /// Where in the ring of stages a thread is.
 template <int kStages>
 struct RingPlace {

@@ -155,19 +155,7 @@ struct TileShape {
   static constexpr int columns = kColumns, groups = kGroups;
 };
 
-/// Calls body(TileShape) with the tile for m rows of x; f16 has fewer, to keep the build small.
-template <typename T, typename Body>
-void with_tile_shape(int64_t m, const Body& body) {
-  if constexpr (!std::is_same_v<T, __half>) {
-    if (m <= 16) return body(TileShape<16, 4>{});
-    if (m <= 32) return body(TileShape<32, 4>{});
-    if (m > 64 && m <= 128) return body(TileShape<128, 2>{});
-  }
-  if (m <= 64) return body(TileShape<64, 4>{});
-  body(TileShape<256, 2>{});
-}
-
-/// The same for weights without decoding.
+/// Calls body(TileShape) with the tile for m rows of x.
 template <typename T, typename Body>
 void with_plain_tile_shape(int64_t m, const Body& body) {
   if (m <= 64) return body(TileShape<64, 2>{});

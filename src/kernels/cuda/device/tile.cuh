@@ -19,7 +19,6 @@ struct TileArgs {
   int m, cols, chunks, column_tiles;
   bool waits_for_scales;  // absmax is written by the launch before
   float book[16];
-  const float* row_scales;  // LLM.int8(): of x (m)
 };
 
 /// Pieces of the line of tiles x chunks that one block works on, lowest first.

@@ -4,13 +4,13 @@
 #pragma once
 
 #include "kernels/cuda/device/absmax.cuh"
-#include "kernels/cuda/device/tensor_map.cuh"
 #include "kernels/cuda/device/weights_tile.cuh"
+#include "kernels/cuda/device/wgmma_shared.cuh"
 
 namespace nibble::kernels::cuda {
 
 struct Tile4BitArgs {
-  CUtensorMap x;                // (m, cols)
+  CUtensorMap x;                // (m, 2 * cols) bytes
   CUtensorMap codes[kMaxJobs];  // (rows, cols / 2) bytes
   TileArgs tile;
   float unscale;  // undoes the factor in tile.book
@@ -85,8 +85,8 @@ __device__ __forceinline__ void produce_boxes(const Tile4BitArgs& args, uint32_t
     }
     const uint32_t to = shared + Shape::kStage + stage * Shape::kStageBytes;
     const int row = x.tile % tile.column_tiles * Shape::columns;
-    copy_box(to, args.x, x.chunk * kTileChunk, row, full + 8 * stage);
-    copy_box(to + Shape::kXBytes, args.x, x.chunk * kTileChunk + 64, row, full + 8 * stage);
+    copy_box(to, args.x, x.chunk * 256, row, full + 8 * stage);
+    copy_box(to + Shape::kXBytes, args.x, x.chunk * 256 + 128, row, full + 8 * stage);
     x.advance(1, tile.chunks);
     if (++stage == Shape::kStages) stage = 0, parity ^= 1;
   }
@@ -204,7 +204,7 @@ class Tile4BitProducts {
   float sums[Shape::sums];
 
   __device__ Tile4BitProducts(uint32_t shared, int depth, int first_row, int lane)
-      : x_(wgmma_swizzled_operand(shared + Shape::kStage)),
+      : x_(swizzled_operand(shared + Shape::kStage)),
         codes_(shared + Shape::kStage + 2 * Shape::kXBytes + (first_row + lane / 4) * 64),
         full_(shared + Shape::kBarriers),
         swizzle_(lane / 8 * 16),
@@ -253,56 +253,29 @@ class Tile4BitProducts {
   /// 64 columns of 64 rows.
   template <int kSub, int kStep>
   __device__ __forceinline__ void unit() {
-    if constexpr (Shape::is_late)
-      unit_late<kSub, kStep>();
-    else
-      unit_early<kSub, kStep>();
-  }
-
-  template <int kSub, int kStep>
-  __device__ __forceinline__ void unit_late() {
     constexpr int kSet = Shape::subs == 2 ? kSub : kStep;
-    if constexpr (Shape::subs == 2) settle<kSub, kStep>();
+    if constexpr (Shape::is_late && Shape::subs == 2) settle<kSub, kStep>();
     decode<kSub, kStep>(fragments_[kSet]);
-    if constexpr (Shape::subs == 1) settle<kSub, kStep>();
+    if constexpr (Shape::is_late && Shape::subs == 1) settle<kSub, kStep>();
     wgmma_fence();
     const uint64_t x = x_ + static_cast<uint32_t>(stage_ * (Shape::kStageBytes / 16) + kStep * (Shape::kXBytes / 16));
     using Product = Wgmma<T, Shape::columns>;
-    Product::template multiply<false>(blocks_[kSub], fragments_[kSet][0], x);
+    if constexpr (Shape::is_late) {
+      Product::template multiply<false>(blocks_[kSub], fragments_[kSet][0], x);
 #pragma unroll
-    for (int step = 1; step < 4; ++step) Product::multiply(blocks_[kSub], fragments_[kSet][step], x + 2 * step);
+      for (int step = 1; step < 4; ++step) Product::multiply(blocks_[kSub], fragments_[kSet][step], x + 2 * step);
+    } else {
+      auto& d = reinterpret_cast<float(&)[Shape::columns / 2]>(sums[kSub * Shape::columns / 2]);
+#pragma unroll
+      for (int step = 0; step < 4; ++step) Product::multiply(d, fragments_[kSet][step], x + 2 * step);
+    }
     wgmma_commit();
-    last_[kSub][0] = scales_[kSub][2 * kStep];
-    last_[kSub][1] = scales_[kSub][2 * kStep + 1];
-  }
-
-  /// The same with a decoded weight: each product of 16 columns is started between the decoding of others.
-  template <int kSub, int kStep>
-  __device__ __forceinline__ void unit_early() {
-    const uint32_t at = codes_ + stage_ * Shape::kStageBytes + kSub * 4096;
-    const uint64_t x = x_ + static_cast<uint32_t>(stage_ * (Shape::kStageBytes / 16) + kStep * (Shape::kXBytes / 16));
-    auto& d = reinterpret_cast<float(&)[Shape::columns / 2]>(sums[kSub * Shape::columns / 2]);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint4 upper = load_shared_16(at + ((2 * kStep + i) * 16 ^ swizzle_));
-      const uint4 lower = load_shared_16(at + 512 + ((2 * kStep + i) * 16 ^ swizzle_));
-      const float scale[2] = {scales_[kSub][2 * kStep], scales_[kSub][2 * kStep + 1]};
-      uint32_t(&first)[4] = early_[2 * i];
-      uint32_t(&second)[4] = early_[2 * i + 1];
-      first[0] = look_up(upper.x, scale[0]), first[1] = look_up(lower.x, scale[1]);
-      first[2] = look_up(upper.y, scale[0]), first[3] = look_up(lower.y, scale[1]);
-      wgmma_fence();
-      Wgmma<T, Shape::columns>::multiply(d, first, x + 4 * i);
-      wgmma_commit();
-      wgmma_wait<3>();  // what the next fragments' registers went to
-      second[0] = look_up(upper.z, scale[0]), second[1] = look_up(lower.z, scale[1]);
-      second[2] = look_up(upper.w, scale[0]), second[3] = look_up(lower.w, scale[1]);
-      wgmma_fence();
-      Wgmma<T, Shape::columns>::multiply(d, second, x + 4 * i + 2);
-      wgmma_commit();
-      wgmma_wait<3>();
-      if constexpr (kSub == 0 && kStep == 0)
-        if (i == 1) release();  // all of the chunk before is done
+    if constexpr (Shape::is_late) {
+      last_[kSub][0] = scales_[kSub][2 * kStep];
+      last_[kSub][1] = scales_[kSub][2 * kStep + 1];
+    } else {
+      wgmma_wait<1>();  // the unit before: its fragments, and with the last one its stage, are free
+      if constexpr (kSub == 0 && kStep == 0) release();
     }
   }
 
@@ -351,8 +324,7 @@ class Tile4BitProducts {
     if (to_release_ && place_ == 0) barrier_arrive(to_release_);
   }
 
-  uint32_t fragments_[Shape::is_late ? 2 : 1][4][4];
-  uint32_t early_[Shape::is_late ? 1 : 4][4];
+  uint32_t fragments_[2][4][4];
   float scales_[Shape::subs][4];
   float blocks_[Shape::is_late ? Shape::subs : 1][Shape::is_late ? Shape::columns / 2 : 1];
   float last_[Shape::is_late ? Shape::subs : 1][2];  // scales of blocks_
