@@ -128,4 +128,9 @@ GenerationConfig SamplingArguments::merged(const GenerationConfig& defaults) con
   return result;
 }
 
+std::variant<std::vector<std::string>, std::string> parse_modules(const std::string& text) {
+  if (text == "all-linear" || text.find_first_of("*+?()[]{}|\\^$") != std::string::npos) return text;
+  return split_list(text);
+}
+
 }  // namespace nibble::cli

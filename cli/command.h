@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "base/json.h"
@@ -97,6 +98,9 @@ std::string read_standard_input();
 
 /// A comma-separated list; empty text is an empty list.
 std::vector<std::string> split_list(const std::string& text);
+
+/// Modules that an adapter targets: a list, or what holds signs that no module name has: a regular expression.
+std::variant<std::vector<std::string>, std::string> parse_modules(const std::string& text);
 
 /// Writes the last line of standard error and returns the exit status that docs/cli.md promises for `code`.
 int report_error(ErrorCode code, const std::string& message);

@@ -19,12 +19,6 @@ struct FinetuneArguments {
   bool json = false;
 };
 
-/// A list, or what holds signs that no module name has: a regular expression.
-std::variant<std::vector<std::string>, std::string> parse_modules(const std::string& text) {
-  if (text == "all-linear" || text.find_first_of("*+?()[]{}|\\^$") != std::string::npos) return text;
-  return split_list(text);
-}
-
 void print_progress(const TrainingProgress& now, bool is_terminal) {
   if (now.eval_loss) {
     std::cerr << fmt::format("{}step {}/{}  eval loss {:.4f}  perplexity {:.2f}\n", is_terminal ? "\r\033[K" : "",

@@ -19,7 +19,8 @@
 
 namespace nibble {
 
-/// An array to train, with its gradient. The memory stays the caller's; both pointers may be changed between steps.
+/// An array to train, with its gradient, both in the memory of the optimizer's device. The memory stays the caller's;
+/// both pointers may be changed between steps.
 struct TrainableParameter {
   std::string name;  // unique in an optimizer
   std::vector<int64_t> shape;
@@ -61,15 +62,19 @@ struct ParameterGroup {
 /// their parameters take them on, as in torch; with 8-bit states, the element is left as it was and its states become
 /// 0.
 ///
-/// Paged classes give the same results in the same way here: on a CPU, states already lie in the memory that paging
-/// would move them to.
+/// Paged classes give the same bits. On a GPU their states lie in the main memory, locked there, and pass through a few
+/// pages of the GPU's memory: the next page comes in and the last goes out while one is worked on. On a CPU, states
+/// already lie in the memory that paging would move them to.
+///
+/// On a GPU, a step returns when its work is in the order of the GPU's stream.
 class Optimizer {
  public:
   /// `name`: {Adam, AdamW, AdEMAMix, Lion, SGD, LARS, LAMB, RMSprop, Adagrad}, then nothing, "8bit" or "32bit"; the
-  /// first four also with "Paged" in front. `threads`: 0 means one per CPU.
-  /// Errors: not_found (name); invalid_argument (an option, a parameter's dtype, a name given twice, no parameters).
+  /// first four also with "Paged" in front. `threads`: 0 means one per CPU. `device`: "cpu", "cuda" or "cuda:N".
+  /// Errors: not_found (name); invalid_argument (an option, a parameter's dtype, a name given twice, no parameters, no
+  /// such GPU); device.
   Optimizer(std::string_view name, std::vector<ParameterGroup> groups, const OptimizerOptions& options = {},
-            int threads = 0);
+            int threads = 0, std::string_view device = "cpu");
   Optimizer(Optimizer&&) noexcept;
   Optimizer& operator=(Optimizer&&) noexcept;
   ~Optimizer();
@@ -79,8 +84,10 @@ class Optimizer {
   void override_config(std::string_view parameter, const OptimizerOptions& options);
 
   /// Every parameter with a gradient moves once, by gradient * gradient_scale. Errors: invalid_argument (a null
-  /// pointer, a dtype; nothing has moved then); out_of_memory.
+  /// pointer, a dtype; nothing has moved then); out_of_memory; device.
   void step(double gradient_scale = 1);
+  /// Waits until steps are done, on a GPU. Errors: device, if one failed.
+  void synchronize() const;
   /// sqrt(sum of squares) over the gradients of all parameters, in double.
   double gradient_norm() const;
   /// What brings that norm down to max_norm, for step(): min(1, max_norm / (norm + 1e-6)), as in torch's
@@ -116,7 +123,7 @@ class Optimizer {
 /// An optimizer for one of transformers' --optim strings: adamw_8bit, paged_adamw_32bit, lion_8bit, ... (optim_names).
 /// Errors: not_found, listing them; as the constructor.
 Optimizer optimizer_for(std::string_view optim, std::vector<ParameterGroup> groups,
-                        const OptimizerOptions& options = {}, int threads = 0);
+                        const OptimizerOptions& options = {}, int threads = 0, std::string_view device = "cpu");
 
 /// The strings that optimizer_for takes, sorted.
 std::vector<std::string> optim_names();
@@ -143,8 +150,9 @@ struct OptimizerName {
 template <OptimizerName name>
 class NamedOptimizer : public Optimizer {
  public:
-  explicit NamedOptimizer(std::vector<ParameterGroup> groups, const OptimizerOptions& options = {}, int threads = 0)
-      : Optimizer(name.text, std::move(groups), options, threads) {}
+  explicit NamedOptimizer(std::vector<ParameterGroup> groups, const OptimizerOptions& options = {}, int threads = 0,
+                          std::string_view device = "cpu")
+      : Optimizer(name.text, std::move(groups), options, threads, device) {}
 };
 
 using Adam = NamedOptimizer<"Adam">;

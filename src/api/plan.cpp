@@ -4,11 +4,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "api/model_source.h"
+#include "api/planned_model.h"
 #include "base/checked.h"
 #include "device/cpu.h"
 #include "models/quantization.h"
-#include "models/registry.h"
 #include "models/summary.h"
 
 namespace nibble {
@@ -75,53 +74,20 @@ void check(const PlanOptions& options) {
   require(options.batch_size > 0, "batch_size: found {}, expected a positive number", options.batch_size);
 }
 
-/// A Llama of about `parameters`: 12 l h^2 + 2 v h with h = 128 l and a vocabulary of 32000.
-Json llama_config(int64_t parameters) {
-  constexpr double kVocab = 32000;
-  int64_t layers = 1;
-  const auto size = [&](int64_t l) {
-    const double hidden = 128.0 * double(l);
-    return 12.0 * double(l) * hidden * hidden + 2 * kVocab * hidden;
-  };
-  while (layers < 1000 && size(layers + 1) <= double(parameters) * 1.02) ++layers;
-  const int64_t hidden = 128 * layers;
-  return {{"architectures", {"LlamaForCausalLM"}},
-          {"model_type", "llama"},
-          {"hidden_size", hidden},
-          {"intermediate_size", ceil_div(hidden * 8, 3 * 128) * 128},
-          {"num_hidden_layers", layers},
-          {"num_attention_heads", layers},
-          {"num_key_value_heads", layers},
-          {"max_position_embeddings", int64_t{1} << 20},
-          {"vocab_size", static_cast<int64_t>(kVocab)},
-          {"rms_norm_eps", 1e-5},
-          {"tie_word_embeddings", false}};
-}
-
 }  // namespace
 
 Plan plan(const std::filesystem::path& model, const PlanOptions& options) {
   check(options);
-  const api::ModelSource source = api::open_config(resolve_model(model.string()));
+  const api::PlannedModel planned = api::planned_model(model, options.quantization_config, options.dtype);
   PlanOptions effective = options;
-  if (const auto stored = models::read_quantization_config(source.config, source.config_name))
-    effective.quantization_config = *stored;
-  DType dtype = DType::f16;
-  if (options.dtype)
-    dtype = *options.dtype;
-  else if (const auto found = models::config_dtype(source.config, source.config_name))
-    dtype = *found;
-  return plan_spec(models::build_spec(source.config, source.config_name), dtype, effective, 1.0);
+  effective.quantization_config = planned.quantization;
+  return plan_spec(planned.spec, planned.dtype, effective, planned.scale);
 }
 
 Plan plan(int64_t parameters, const PlanOptions& options) {
   check(options);
-  require(parameters > 0, "parameters: found {}, expected a positive number", parameters);
-  const Json config = llama_config(parameters);
-  const models::ModelSpec spec = models::build_spec(config, "assumed Llama shape");
-  const DType dtype = options.dtype.value_or(DType::f16);
-  const int64_t assumed = models::summarize(spec, models::plan_quantization(spec, {}), dtype).num_parameters;
-  return plan_spec(spec, dtype, options, double(parameters) / double(assumed));
+  const api::PlannedModel planned = api::planned_model(parameters, options.quantization_config, options.dtype);
+  return plan_spec(planned.spec, planned.dtype, options, planned.scale);
 }
 
 }  // namespace nibble

@@ -38,6 +38,12 @@ class CudaGraph {
   virtual void launch() = 0;
 };
 
+/// A point in a stream's work, for other streams of the GPU to wait for.
+class CudaMark {
+ public:
+  virtual ~CudaMark() = default;
+};
+
 /// A stream of work on one GPU and the memory used in its order. One thread at a time.
 /// Memory that its owners let go serves later work of the stream, and returns to the GPU when that runs short.
 class CudaStream {
@@ -69,6 +75,10 @@ class CudaStream {
                          int64_t rows) = 0;
   virtual void fill_zero(void* to, int64_t size_bytes) = 0;
 
+  /// The end of the work so far.
+  virtual std::unique_ptr<CudaMark> mark() = 0;
+  /// Later work begins when another stream has reached `mark`; the caller does not wait.
+  virtual void wait_for(const CudaMark& mark) = 0;
   /// Waits for all work. Errors: device, if any of it failed.
   virtual void synchronize() = 0;
   /// Errors: device, if a launch was refused or earlier work is known to have failed.

@@ -87,6 +87,21 @@ TEST_F(CudaStreamTest, OutOfMemoryNamesTheNumbersAndTheStreamGoesOn) {
   EXPECT_EQ(found, 7);
 }
 
+TEST_F(CudaStreamTest, StreamsWaitForEachOther) {
+  const auto second = open_cuda(0);
+  constexpr int64_t kBytes = 64 << 20;
+  const auto pinned = stream->allocate_pinned(kBytes), back = stream->allocate_pinned(kBytes);
+  const auto memory = stream->allocate(kBytes);
+  for (const int value : {1, 2, 3}) {
+    std::memset(pinned.get(), value, kBytes);
+    stream->copy(memory.get(), pinned.get(), kBytes);
+    second->wait_for(*stream->mark());
+    second->copy(back.get(), memory.get(), kBytes);
+    second->synchronize();
+    EXPECT_EQ(std::memcmp(back.get(), pinned.get(), kBytes), 0) << value;
+  }
+}
+
 TEST_F(CudaStreamTest, GraphsRepeatTheirWork) {
   const auto pinned = stream->allocate_pinned(4), device = stream->allocate(4), back = stream->allocate_pinned(4);
   auto& in = *static_cast<volatile int*>(pinned.get());

@@ -73,10 +73,13 @@ std::vector<double> squared_norms(const Optimizer::State& state) {
     jobs.push_back({parameter.grad, parameter.grad_dtype, count, chunks});
     chunks += chunks_of(count);
   }
-  std::vector<double> partials(static_cast<size_t>(chunks)), sums(jobs.size());
-  state.backend->kernels().sum_squares(state.backend->context(),
-                                       {jobs.data(), static_cast<int64_t>(jobs.size()), partials.data(), sums.data()});
-  return sums;
+  const auto count = static_cast<int64_t>(jobs.size());
+  Tensor doubles = state.backend->empty(DType::u8, {(chunks + count) * int64_t{sizeof(double)}});
+  auto* sums = doubles.as<double>();
+  state.backend->kernels().sum_squares(state.backend->context(), {jobs.data(), count, sums + count, sums});
+  std::vector<double> result(jobs.size());
+  state.backend->download(result.data(), sums, count * int64_t{sizeof(double)});
+  return result;
 }
 
 int64_t norms_of(int64_t count) { return 2 * chunks_of(count); }
@@ -95,12 +98,11 @@ std::vector<Hyper> prepare(Optimizer::State& s) {
     require(parameter.data || count == 0, "parameter '{}': data is null", parameter.name);
     if (hypers.back().max_unorm > 0) norms += norms_of(count);
   }
-  s.norms.assign(static_cast<size_t>(norms), 0);
-  for (size_t i = 0; i < s.slots.size(); ++i) {
-    const TrainableParameter& parameter = s.parameter(s.slots[i]);
-    optim::ParameterState& state = s.slots[i].state;
-    if (parameter.grad && state.step == 0) state = make_state(*s.choice.family, hypers[i], parameter);
-  }
+  s.norms = norms > 0 ? s.backend->empty(DType::u8, {norms * int64_t{sizeof(double)}}) : Tensor();
+  std::vector<size_t> fresh;
+  for (size_t i = 0; i < s.slots.size(); ++i)
+    if (s.parameter(s.slots[i]).grad && s.slots[i].state.step == 0) fresh.push_back(i);
+  for (auto& [i, state] : optim::make_states(s, fresh)) s.slots[i].state = std::move(state);
   for (Slot& slot : s.slots) slot.state.step += s.parameter(slot).grad ? 1 : 0;
   return hypers;
 }
@@ -121,9 +123,25 @@ std::vector<double> gradient_scales(Optimizer::State& s, const std::vector<Hyper
   return scales;
 }
 
+/// At most one call for each width.
+void launch(Optimizer::State& s, const Jobs& jobs) {
+  const kernels::Kernels& k = s.backend->kernels();
+  const kernels::Context& context = s.backend->context();
+  const kernels::OptimizerRule rule = s.choice.family->rule;
+  const kernels::OptimizerStep32BitArgs of_32bit{rule, jobs.of_32bit.data(),
+                                                 static_cast<int64_t>(jobs.of_32bit.size())};
+  const kernels::OptimizerStep8BitArgs of_8bit{rule, jobs.of_8bit.data(), static_cast<int64_t>(jobs.of_8bit.size()),
+                                               s.qmap1.as<float>(), s.qmap2.as<float>()};
+  if (of_32bit.count > 0) s.pager ? s.pager->step(rule, jobs.of_32bit) : k.optimizer_step_32bit(context, of_32bit);
+  if (of_8bit.count > 0) s.pager ? s.pager->step(of_8bit) : k.optimizer_step_8bit(context, of_8bit);
+  if (s.backend->cuda()) s.backend->cuda()->check();
+}
+
 /// Keeps the norms of the updates as state.
 void keep_norms(Optimizer::State& s, const std::vector<Hyper>& hypers) {
-  const double* norms = s.norms.data();
+  if (!s.norms) return;
+  const Tensor on_host = s.backend->to_host(s.norms);
+  const auto* norms = on_host.as<double>();
   for (size_t i = 0; i < s.slots.size(); ++i) {
     const TrainableParameter& parameter = s.parameter(s.slots[i]);
     const int64_t count = optim::count_of(parameter);
@@ -151,7 +169,7 @@ Slot& Optimizer::State::find(std::string_view name) {
 }
 
 Optimizer::Optimizer(std::string_view name, std::vector<ParameterGroup> groups, const OptimizerOptions& options,
-                     int threads)
+                     int threads, std::string_view device)
     : state_(std::make_unique<State>()) {
   State& s = *state_;
   s.choice = optim::choose(name);
@@ -174,7 +192,7 @@ Optimizer::Optimizer(std::string_view name, std::vector<ParameterGroup> groups, 
   require(!s.slots.empty(), "optimizer {}: no parameters", name);
   s.qmap1 = map_tensor(quant::kDynamicSigned);
   s.qmap2 = map_tensor(quant::kDynamicUnsigned);
-  s.backend = std::make_shared<ops::Backend>(threads);
+  s.backend = std::make_shared<ops::Backend>(threads, device::parse_device(device));
 }
 
 Optimizer::Optimizer(Optimizer&&) noexcept = default;
@@ -197,7 +215,7 @@ void Optimizer::step(double gradient_scale) {
   const std::vector<double> scales = gradient_scales(s, hypers, gradient_scale);
   const optim::Family& family = *s.choice.family;
   Jobs jobs;
-  double* norms = s.norms.data();
+  double* norms = s.norms.as<double>();
   for (size_t i = 0; i < s.slots.size(); ++i) {
     optim::ParameterState& state = s.slots[i].state;
     const TrainableParameter& parameter = s.parameter(s.slots[i]);
@@ -216,15 +234,13 @@ void Optimizer::step(double gradient_scale) {
     }
     add_job(jobs, of, family, state);
   }
-  const kernels::Kernels& k = s.backend->kernels();
-  if (!jobs.of_32bit.empty())
-    k.optimizer_step_32bit(s.backend->context(),
-                           {family.rule, jobs.of_32bit.data(), static_cast<int64_t>(jobs.of_32bit.size())});
-  if (!jobs.of_8bit.empty())
-    k.optimizer_step_8bit(s.backend->context(),
-                          {family.rule, jobs.of_8bit.data(), static_cast<int64_t>(jobs.of_8bit.size()),
-                           s.qmap1.as<float>(), s.qmap2.as<float>()});
+  launch(s, jobs);
   keep_norms(s, hypers);
+}
+
+void Optimizer::synchronize() const {
+  if (state_->backend->cuda()) state_->backend->cuda()->synchronize();
+  if (state_->pager) state_->pager->finish();
 }
 
 double Optimizer::gradient_norm() const {

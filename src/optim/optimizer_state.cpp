@@ -35,14 +35,69 @@ std::vector<ExpectedTensor> tensors_of(const Family& family, const Hyper& hyper,
   return list;
 }
 
-ParameterState make_state(const Family& family, const Hyper& hyper, const TrainableParameter& parameter) {
-  ParameterState state;
-  for (const ExpectedTensor& tensor : tensors_of(family, hyper, parameter, is_8bit(hyper, count_of(parameter)))) {
-    state.*tensor.member = Tensor(tensor.dtype, tensor.shape);
-    Tensor& made = state.*tensor.member;
-    if (made.count() > 0) std::memset(made.data(), 0, static_cast<size_t>(made.size_bytes()));
+namespace {
+
+/// What the kernels of a step read and write, unlike what is kept of norms.
+bool is_kernels(Tensor ParameterState::*member) {
+  return member != &ParameterState::unorm_vec && member != &ParameterState::gnorm_vec;
+}
+bool is_paged(Tensor ParameterState::*member) {
+  return member == &ParameterState::state1 || member == &ParameterState::state2;
+}
+
+Tensor zeros(const ops::Backend& backend, const ExpectedTensor& tensor) {
+  const bool is_on_gpu = backend.cuda() && is_kernels(tensor.member);
+  Tensor made = is_on_gpu ? backend.empty(tensor.dtype, tensor.shape) : Tensor(tensor.dtype, tensor.shape);
+  if (made.count() == 0) return made;
+  if (is_on_gpu)
+    backend.cuda()->fill_zero(made.data(), made.size_bytes());
+  else
+    std::memset(made.data(), 0, static_cast<size_t>(made.size_bytes()));
+  return made;
+}
+
+int64_t padded_bytes(const ExpectedTensor& tensor) {
+  const int64_t count = checked_count(tensor.shape, tensor.name);
+  return checked_mul(ceil_div(count, kPageAlignment) * kPageAlignment, size_of(tensor.dtype), tensor.name);
+}
+
+/// Puts the states of many parameters into one block of the pager's: all of one name, then all of the next.
+void make_paged(Pager& pager, std::vector<std::pair<ParameterState*, ExpectedTensor>>& list) {
+  std::stable_sort(list.begin(), list.end(),
+                   [](const auto& a, const auto& b) { return a.second.name < b.second.name; });
+  int64_t size = 0;
+  for (const auto& [state, tensor] : list) size = checked_add(size, padded_bytes(tensor), "optimizer states");
+  if (size == 0) return;
+  const std::shared_ptr<void> block = pager.allocate(size);
+  int64_t begin = 0;
+  for (auto& [state, tensor] : list) {
+    const std::shared_ptr<void> part(block, static_cast<std::byte*>(block.get()) + begin);
+    state->*tensor.member = Tensor::in_device_memory(device::kCpu, tensor.dtype, tensor.shape, part);
+    begin += padded_bytes(tensor);
   }
-  return state;
+}
+
+}  // namespace
+
+std::map<size_t, ParameterState> make_states(Optimizer::State& s, const std::vector<size_t>& slots) {
+  const bool pages = s.choice.is_paged && s.backend->cuda();
+  if (pages && !s.pager) s.pager = std::make_unique<Pager>(*s.backend);
+  std::map<size_t, ParameterState> states;
+  std::vector<std::pair<ParameterState*, ExpectedTensor>> paged;
+  for (const size_t i : slots) {
+    const TrainableParameter& parameter = s.parameter(s.slots[i]);
+    const Hyper hyper = s.hyper_of(s.slots[i]);
+    ParameterState& state = states[i];
+    for (const ExpectedTensor& tensor :
+         tensors_of(*s.choice.family, hyper, parameter, is_8bit(hyper, count_of(parameter)))) {
+      if (pages && is_paged(tensor.member))
+        paged.emplace_back(&state, tensor);
+      else
+        state.*tensor.member = zeros(*s.backend, tensor);
+    }
+  }
+  if (pages) make_paged(*s.pager, paged);
+  return states;
 }
 
 double clip_by_percentile(Tensor& gnorm_vec, double squared_norm, int64_t step, int percentile) {

@@ -9,6 +9,7 @@
 #include "nibble/optim.h"
 #include "ops/backend.h"
 #include "optim/family.h"
+#include "optim/paging.h"
 #include "tensor/tensor.h"
 
 namespace nibble::optim {
@@ -33,9 +34,6 @@ struct Slot {
 };
 
 int64_t count_of(const TrainableParameter& parameter);
-
-/// States of zeros for a parameter's first step. Errors: out_of_memory.
-ParameterState make_state(const Family& family, const Hyper& hyper, const TrainableParameter& parameter);
 
 /// The states that a parameter must have, by name, to compare a file with.
 struct ExpectedTensor {
@@ -66,7 +64,8 @@ struct Optimizer::State {
   std::map<std::string, size_t, std::less<>> slot_of_name;
   Tensor qmap1, qmap2;  // f32 (256); 8-bit states
   std::shared_ptr<ops::Backend> backend;
-  std::vector<double> norms;  // of one step: what OptimizerParameter::norms point into
+  Tensor norms;                         // bytes of one step: what OptimizerParameter::norms point into
+  std::unique_ptr<optim::Pager> pager;  // a paged optimizer's on a GPU, from the first states on
 
   const TrainableParameter& parameter(const optim::Slot& slot) const { return groups[slot.group].params[slot.index]; }
   /// Group and override together. Errors: invalid_argument.
@@ -76,6 +75,10 @@ struct Optimizer::State {
 };
 
 namespace optim {
+/// States of zeros for the first step of parameters, by their slots' numbers, where the optimizer keeps them. Errors:
+/// out_of_memory, device.
+std::map<size_t, ParameterState> make_states(Optimizer::State& s, const std::vector<size_t>& slots);
+
 /// Shares threads with what else the caller runs.
 inline void use_backend(Optimizer& optimizer, std::shared_ptr<ops::Backend> backend) {
   optimizer.state().backend = std::move(backend);

@@ -86,8 +86,8 @@ std::vector<std::string> optim_names() {
 }
 
 Optimizer optimizer_for(std::string_view optim, std::vector<ParameterGroup> groups, const OptimizerOptions& options,
-                        int threads) {
-  return Optimizer(optim::class_of_optim(optim), std::move(groups), options, threads);
+                        int threads, std::string_view device) {
+  return Optimizer(optim::class_of_optim(optim), std::move(groups), options, threads, device);
 }
 
 }  // namespace nibble

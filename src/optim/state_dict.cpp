@@ -177,6 +177,7 @@ class Reader {
 
 std::vector<NamedTensor> state_dict(const Optimizer& optimizer) {
   const Optimizer::State& s = optimizer.state();
+  if (s.pager) s.pager->finish();
   std::vector<NamedTensor> tensors{{"param_groups", text_tensor(dump_json(header_json(s)))}};
   for (size_t i = 0; i < s.slots.size(); ++i) {
     const ParameterState& state = s.slots[i].state;
@@ -187,12 +188,41 @@ std::vector<NamedTensor> state_dict(const Optimizer& optimizer) {
     const Hyper hyper = s.hyper_of(s.slots[i]);
     const bool is_8bit = state.state1.dtype() == DType::u8;
     for (const ExpectedTensor& tensor : tensors_of(*s.choice.family, hyper, s.parameter(s.slots[i]), is_8bit))
-      tensors.push_back({tensor_name(i, tensor.name), state.*tensor.member});
+      tensors.push_back({tensor_name(i, tensor.name), s.backend->to_host(state.*tensor.member)});
     if (is_8bit) tensors.push_back({tensor_name(i, "qmap1"), s.qmap1});
     if (is_8bit && s.choice.family->has_variance) tensors.push_back({tensor_name(i, "qmap2"), s.qmap2});
   }
   return tensors;
 }
+
+namespace {
+
+/// Read states into the memory that the optimizer keeps its states in.
+void put_states(Optimizer::State& s, const std::vector<ParameterState>& read) {
+  std::vector<size_t> started;
+  for (size_t i = 0; i < read.size(); ++i)
+    if (read[i].step > 0) started.push_back(i);
+  std::map<size_t, ParameterState> made = make_states(s, started);
+  if (s.pager) s.pager->finish();
+  for (size_t i = 0; i < read.size(); ++i) {
+    ParameterState state = read[i].step > 0 ? std::move(made[i]) : ParameterState();
+    state.step = read[i].step;
+    for (Tensor ParameterState::*member :
+         {&ParameterState::state1, &ParameterState::state2, &ParameterState::absmax1, &ParameterState::absmax2,
+          &ParameterState::unorm_vec, &ParameterState::gnorm_vec}) {
+      const Tensor& from = read[i].*member;
+      Tensor& to = state.*member;
+      if (!from || from.count() == 0) continue;
+      if (to.device().is_cuda())
+        s.backend->upload(to.data(), from.data(), from.size_bytes());
+      else
+        std::memcpy(to.data(), from.data(), static_cast<size_t>(from.size_bytes()));
+    }
+    s.slots[i].state = std::move(state);
+  }
+}
+
+}  // namespace
 
 void load_state_dict(Optimizer& optimizer, const FindTensor& find, std::string_view source) {
   Optimizer::State& s = optimizer.state();
@@ -206,7 +236,7 @@ void load_state_dict(Optimizer& optimizer, const FindTensor& find, std::string_v
     s.group_hypers = before;
     throw;
   }
-  for (size_t i = 0; i < s.slots.size(); ++i) s.slots[i].state = std::move(states[i]);
+  put_states(s, states);
   if (reader.qmap1) s.qmap1 = reader.qmap1;
   if (reader.qmap2) s.qmap2 = reader.qmap2;
 }

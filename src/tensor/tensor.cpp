@@ -1,6 +1,7 @@
 // Storage, views and conversions of Tensor.
 #include "tensor/tensor.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -38,7 +39,19 @@ void require_main_memory(device::Device device) {
   if (device.is_cuda()) fail(ErrorCode::internal, "a tensor on {} was read by the CPU", device::to_string(device));
 }
 
+std::atomic<int64_t> allocated{0}, peak{0};
+
+void count_storage(int64_t bytes) {
+  const int64_t now = allocated.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+  int64_t before = peak.load(std::memory_order_relaxed);
+  while (now > before && !peak.compare_exchange_weak(before, now, std::memory_order_relaxed)) {
+  }
+}
+
 }  // namespace
+
+TensorMemory tensor_memory() { return {allocated.load(), peak.load()}; }
+void reset_tensor_peak() { peak = allocated.load(); }
 
 std::string to_string(const Shape& shape) {
   std::string text = "[";
@@ -52,7 +65,11 @@ Tensor::Tensor(DType dtype, Shape shape) : dtype_(dtype), shape_(std::move(shape
   const size_t padded = (static_cast<size_t>(std::max<int64_t>(size, 1)) + 63) / 64 * 64;
   data_ = std::aligned_alloc(64, padded);
   if (!data_) fail(ErrorCode::out_of_memory, "out of memory: a tensor of {} bytes", size);
-  owner_ = std::shared_ptr<void>(data_, [](void* pointer) { std::free(pointer); });
+  count_storage(static_cast<int64_t>(padded));
+  owner_ = std::shared_ptr<void>(data_, [padded](void* pointer) {
+    count_storage(-static_cast<int64_t>(padded));
+    std::free(pointer);
+  });
 }
 
 Tensor Tensor::view(DType dtype, Shape shape, const void* data, std::shared_ptr<const void> owner) {

@@ -18,6 +18,13 @@ using Shape = std::vector<int64_t>;
 /// "[2, 3]", for messages.
 std::string to_string(const Shape& shape);
 
+/// Bytes of main memory in tensors' own storage, now and at most since reset_tensor_peak().
+struct TensorMemory {
+  int64_t allocated_bytes, peak_bytes;
+};
+TensorMemory tensor_memory();
+void reset_tensor_peak();
+
 /// Copying a Tensor shares its storage. Always contiguous. Thread-safe to read.
 class Tensor {
  public:

@@ -48,6 +48,18 @@ class Commands(NibbleCase):
         self.assertTrue(small["fits"])
         self.assertLess(small["weights_bytes"], 0.4 * full["weights_bytes"])
 
+    def test_plan_training(self):
+        keys = {"weights_bytes", "kept_bytes", "total_bytes", "fits", "ways"}
+        tight = self.succeed_json(keys, "plan", "--params", "13B", "--train", "--max-length", "4096", "--vram", "16GiB", *NF4)
+        self.assertFalse(tight["fits"])
+        self.assertTrue(tight["ways"][-1]["fits"])
+        options = ["--gradient-checkpointing", "--per-device-train-batch-size", "1", "--optim", "paged_adamw_8bit"]
+        loose = self.succeed_json(keys, "plan", "--params", "13B", "--train", "--max-length", "4096", "--vram", "16GiB",
+                                  *NF4, *options)
+        self.assertTrue(loose["fits"])
+        self.assertGreater(loose["host_bytes"], 0)
+        self.assertIn("--gradient-checkpointing", self.succeed("plan", self.model, "--train", "--memory", "1GiB"))
+
     def test_generate(self):
         keys = {"text", "token_ids", "prompt_tokens", "new_tokens", "prefill_tokens_per_second", "decode_tokens_per_second",
                 "load_seconds", "memory_footprint_bytes", "peak_rss_bytes"}

@@ -27,6 +27,23 @@ class RuntimeGraph final : public CudaGraph {
   cudaGraphExec_t executable_ = nullptr;
 };
 
+class RuntimeMark final : public CudaMark {
+ public:
+  explicit RuntimeMark(cudaStream_t stream) {
+    check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event");
+    const cudaError_t status = cudaEventRecord(event_, stream);
+    if (status != cudaSuccess) cudaEventDestroy(event_);
+    check_cuda(status, "recording an event");
+  }
+  ~RuntimeMark() override { cudaEventDestroy(event_); }
+  RuntimeMark(const RuntimeMark&) = delete;
+  RuntimeMark& operator=(const RuntimeMark&) = delete;
+  cudaEvent_t event() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 /// Destroyed after everything that may still hold its memory has been synchronized with it.
 struct OwnedStream {
   cudaStream_t stream = nullptr;
@@ -86,6 +103,14 @@ class RuntimeStream final : public CudaStream {
     check_cuda(cudaMemsetAsync(to, 0, static_cast<size_t>(size_bytes), stream_.stream), "clearing memory");
   }
 
+  std::unique_ptr<CudaMark> mark() override {
+    activate();
+    return std::make_unique<RuntimeMark>(stream_.stream);
+  }
+  void wait_for(const CudaMark& mark) override {
+    check_cuda(cudaStreamWaitEvent(stream_.stream, static_cast<const RuntimeMark&>(mark).event(), 0),
+               "waiting for another stream");
+  }
   void synchronize() override {
     activate();
     check_cuda(cudaStreamSynchronize(stream_.stream), "waiting for the GPU");

@@ -94,9 +94,11 @@ __device__ __forceinline__ void encode_state(const Codes& codes, const DeviceJob
   if (absmax > 0) {
     const float inverse = __frcp_rn(absmax);
     unsigned code[8];
+    float y[8];
     // + 0 makes a zero of either sign the positive one, but not a product that underflows.
 #pragma unroll
-    for (int i = 0; i < 8; ++i) code[i] = codes.template encode<book_of(k)>(__fmaf_rn(s[i][k], inverse, 0.0f));
+    for (int i = 0; i < 8; ++i) y[i] = __fmaf_rn(s[i][k], inverse, 0.0f);
+    codes.template encode<book_of(k)>(y, code);
     packed = {join(code[0], code[1], code[2], code[3]), join(code[4], code[5], code[6], code[7])};
   }
   store_codes(static_cast<uint8_t*>(job.states[k]), share, packed);
@@ -124,8 +126,15 @@ __device__ __forceinline__ void step_block(const Codes& codes, const DeviceJob& 
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float value = k == 1 ? codes.template decode<1>(raw_s[k], i) : codes.template decode<0>(raw_s[k], i);
-      s[i][k] = share.is_vector || i < share.count ? __fmul_rn(value, absmax[k]) : 0.0f;
+      s[i][k] = __fmul_rn(value, absmax[k]);
     }
+  if (!share.is_vector) {
+#pragma unroll
+    for (int k = 0; k < kStates; ++k)
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (i >= share.count) s[i][k] = 0;
+  }
   const OptimizerScalars c = job.scalars;
   step_eight<Rule>(c, p, g, s, d);
   move_eight(c, d, p);
@@ -143,10 +152,10 @@ __device__ __forceinline__ void step_block(const Codes& codes, const DeviceJob& 
   if constexpr (kStates > 2) encode_state<2>(codes, job, share, block, s, largest_of_warp(largest[2]));
 }
 
-/// Registers for three states need fewer threads.
+/// As many as the registers of a rule allow without spilling.
 template <typename Rule>
 constexpr int threads_of() {
-  return Rule::kStates == 3 ? 512 : 1024;
+  return Rule::kStates == 3 ? 512 : Rule::kIsQuotient ? 768 : 1024;
 }
 
 template <typename Rule, int kCopies>

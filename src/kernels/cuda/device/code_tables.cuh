@@ -157,11 +157,23 @@ struct SharedCodes {
   }
 
   template <int kBook>
-  __device__ __forceinline__ unsigned encode(float y) const {
-    unsigned code = shared[cells_at(kBook) + cell_offset(y)];
-    if (is_one_step[kBook]) return code + (y > at(thresholds_at(kBook), code * (4 * kCopies) + lane_offset) ? 1 : 0);
-    while (y > at(thresholds_at(kBook), code * (4 * kCopies) + lane_offset)) ++code;
-    return code;
+  __device__ __forceinline__ float threshold(unsigned code) const {
+    return at(thresholds_at(kBook), code * (4 * kCopies) + lane_offset);
+  }
+
+  /// Every look-up of a kind before the next kind: they wait together.
+  template <int kBook>
+  __device__ __forceinline__ void encode(const float (&y)[8], unsigned (&codes)[8]) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) codes[i] = shared[cells_at(kBook) + cell_offset(y[i])];
+    if (is_one_step[kBook]) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) codes[i] += y[i] > threshold<kBook>(codes[i]) ? 1 : 0;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        while (y[i] > threshold<kBook>(codes[i])) ++codes[i];
+    }
   }
 };
 

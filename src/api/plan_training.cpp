@@ -1,0 +1,193 @@
+// include/nibble/plan.h: peak memory of a fine-tuning run, from what each op of src/train keeps for the way back.
+#include <algorithm>
+#include <cmath>
+
+#include "adapters/lora.h"
+#include "api/planned_model.h"
+#include "base/checked.h"
+#include "device/cpu.h"
+#include "models/module_tree.h"
+#include "models/quantization.h"
+#include "models/summary.h"
+#include "nibble/plan.h"
+#include "optim/family.h"
+
+namespace nibble {
+namespace {
+
+using api::PlannedModel;
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+/// Logits that exist at a time (src/train/loss.cpp).
+constexpr int64_t kChunkLogits = 4 * kMiB, kGpuChunkLogits = 32 * kMiB;
+/// On a GPU: the matrix library's workspace with a panel of decoded weights; the driver's context; an optimizer's
+/// pages.
+constexpr int64_t kGpuScratch = 65 * kMiB, kGpuContext = 400 * kMiB, kOptimizerPages = 48 * kMiB;
+
+/// What the adapter of a model adds: its parameters, and the states of its optimizer.
+struct AdapterSizes {
+  int64_t parameters = 0, states_bytes = 0, absmax_bytes = 0;
+  double ranks_a_layer = 0;  // sum of ranks over the modules of a layer
+};
+
+AdapterSizes adapter_sizes(const PlannedModel& model, const TrainingPlanOptions& options) {
+  const optim::Choice choice = optim::choose(optim::class_of_optim(options.optim));
+  const int64_t states = 1 + (choice.family->has_variance ? 1 : 0) + (choice.family->has_slow ? 1 : 0);
+  const int64_t least = choice.bits == 8 ? choice.family->defaults.min_8bit_size : INT64_MAX;
+  AdapterSizes sizes;
+  const auto add = [&](int64_t count) {
+    sizes.parameters = checked_add(sizes.parameters, count, "adapter");
+    sizes.states_bytes += states * count * (count >= least ? 1 : 4);
+    if (count >= least) sizes.absmax_bytes += states * 4 * ceil_div(count, kernels::kStateBlock);
+  };
+  double ranks = 0;
+  for (const std::string& module : adapters::targeted_modules(model.spec, options.lora)) {
+    const Shape shape = models::weight_shape(*models::find_module(model.spec, module));
+    const int64_t rank = adapters::rank_and_scale(options.lora, module).rank;
+    add(checked_mul(rank, shape[1], module));
+    add(checked_mul(rank, shape[0], module));
+    ranks += double(rank);
+  }
+  sizes.ranks_a_layer = ranks / double(model.spec.layers.size());
+  return sizes;
+}
+
+/// Values of one token in one layer: what the ops keep, and what their gradients take beside it at the worst moment,
+/// which is that of the MLP's activation.
+struct LayerWidths {
+  int64_t kept = 0, gradients = 0;
+};
+
+LayerWidths widths_of(const models::ModelSpec& spec, const models::LayerSpec& layer) {
+  const int64_t hidden = spec.hidden_size, inner = layer.mlp.intermediate_size;
+  const models::AttentionSpec& attention = layer.attention;
+  const int64_t q = attention.heads * attention.head_dim, kv = attention.kv_heads * attention.head_dim;
+  int64_t norms = 0;
+  for (const models::NormSpec* norm : {&layer.attention_norm, &layer.mlp_norm, &layer.attention_out_norm,
+                                       &layer.mlp_out_norm, &layer.attention_sum_norm, &layer.mlp_sum_norm})
+    norms += *norm ? 1 : 0;
+  const bool is_gated = !layer.mlp.gate.empty() || !layer.mlp.gate_up.empty();
+  LayerWidths widths;
+  // Norms, the two sums; q, k, v and what attention gives (all twice if one projection made q, k and v); the MLP.
+  widths.kept = (norms + 2) * hidden + 2 * q + 2 * kv + (is_gated ? 3 : 2) * inner;
+  if (!attention.qkv.empty()) widths.kept += q + 2 * kv;
+  widths.gradients = (is_gated ? 3 : 2) * inner + hidden;
+  return widths;
+}
+
+/// Activations at the worst moment of a step on `tokens` tokens.
+void add_activations(const PlannedModel& model, const TrainingPlanOptions& options, double ranks, TrainingPlan& plan) {
+  const models::ModelSpec& spec = model.spec;
+  const int64_t tokens = checked_mul(options.max_length, options.per_device_train_batch_size, "tokens of a batch");
+  const int64_t element = options.is_gpu && options.has_bf16 && model.dtype != DType::f32 ? 2 : 4;
+  const auto bytes = [&](int64_t width) { return checked_mul(tokens, width * element, "activations"); };
+  int64_t largest = 0, inner = 0;
+  plan.kept_bytes = bytes(spec.hidden_size);  // the embedded tokens
+  for (const models::LayerSpec& layer : spec.layers) {
+    const LayerWidths widths = widths_of(spec, layer);
+    const int64_t kept = widths.kept + std::llround(ranks);
+    plan.kept_bytes =
+        checked_add(plan.kept_bytes, bytes(options.gradient_checkpointing ? spec.hidden_size : kept), "activations");
+    largest = std::max(largest, widths.gradients + (options.gradient_checkpointing ? kept : 0));
+    inner = std::max(inner, layer.mlp.intermediate_size);
+  }
+  for (const nn::RopeSpec& rope : spec.ropes) plan.kept_bytes += tokens * 3 * (rope.rotary_dim / 2) * 4;
+  const int64_t limit = options.is_gpu ? kGpuChunkLogits : kChunkLogits;
+  const int64_t rows = std::min(tokens, std::max<int64_t>(1, limit / spec.vocab_size));
+  const int64_t loss = bytes(2 * spec.hidden_size) + rows * (spec.hidden_size + spec.vocab_size) * element;
+  plan.working_bytes = std::max(bytes(largest), loss);
+  if (!options.is_gpu) return;
+  plan.workspace_bytes = kGpuContext + kGpuScratch;
+  if (element == 4) plan.workspace_bytes += tokens * std::max(inner, spec.hidden_size) * 2;  // rounded for the product
+}
+
+TrainingPlan predict(const PlannedModel& model, const TrainingPlanOptions& options) {
+  TrainingPlan plan;
+  const ModelSummary summary =
+      models::summarize(model.spec, models::plan_quantization(model.spec, model.quantization), model.dtype);
+  plan.weights_bytes = std::llround(
+      double(checked_add(summary.memory_footprint_bytes, summary.statistics_bytes, "weights")) * model.scale);
+  const AdapterSizes adapter = adapter_sizes(model, options);
+  plan.adapter_bytes = plan.gradient_bytes = 4 * adapter.parameters;
+  plan.optimizer_bytes = adapter.states_bytes + adapter.absmax_bytes;
+  if (options.is_gpu && options.optim.starts_with("paged")) {
+    plan.host_bytes = adapter.states_bytes;
+    plan.optimizer_bytes = adapter.absmax_bytes + kOptimizerPages;
+  }
+  add_activations(model, options, adapter.ranks_a_layer, plan);
+  plan.total_bytes = plan.weights_bytes + plan.adapter_bytes + plan.gradient_bytes + plan.optimizer_bytes +
+                     plan.kept_bytes + plan.working_bytes + plan.workspace_bytes;
+  return plan;
+}
+
+/// The changes that would save memory, from the options as they are.
+std::vector<std::pair<std::string, void (*)(PlannedModel&, TrainingPlanOptions&)>> changes(
+    const PlannedModel& model, const TrainingPlanOptions& options) {
+  std::vector<std::pair<std::string, void (*)(PlannedModel&, TrainingPlanOptions&)>> list;
+  const auto to_nf4 = [](PlannedModel& of, TrainingPlanOptions&) {
+    of.quantization = {.load_in_4bit = true, .bnb_4bit_quant_type = "nf4"};
+  };
+  const auto to_nested = [](PlannedModel& of, TrainingPlanOptions&) {
+    of.quantization.bnb_4bit_use_double_quant = true;
+  };
+  if (!model.quantization.load_in_4bit)
+    list.emplace_back("--load-in-4bit --bnb-4bit-quant-type nf4", to_nf4);
+  else if (!model.quantization.bnb_4bit_use_double_quant)
+    list.emplace_back("--bnb-4bit-use-double-quant", to_nested);
+  if (!options.gradient_checkpointing)
+    list.emplace_back("--gradient-checkpointing",
+                      [](PlannedModel&, TrainingPlanOptions& of) { of.gradient_checkpointing = true; });
+  if (options.per_device_train_batch_size > 1)
+    list.emplace_back("--per-device-train-batch-size 1 (more --gradient-accumulation-steps)",
+                      [](PlannedModel&, TrainingPlanOptions& of) { of.per_device_train_batch_size = 1; });
+  if (options.is_gpu && !options.optim.starts_with("paged"))
+    list.emplace_back("--optim paged_adamw_8bit",
+                      [](PlannedModel&, TrainingPlanOptions& of) { of.optim = "paged_adamw_8bit"; });
+  else if (options.optim.find("8bit") == std::string::npos)
+    list.emplace_back("--optim adamw_8bit", [](PlannedModel&, TrainingPlanOptions& of) { of.optim = "adamw_8bit"; });
+  return list;
+}
+
+TrainingPlan plan_model(const PlannedModel& model, const TrainingPlanOptions& options) {
+  TrainingPlan plan = predict(model, options);
+  plan.available_bytes = options.memory_bytes.value_or(device::describe_cpu().free_memory_bytes);
+  plan.fits = plan.total_bytes <= plan.available_bytes;
+  const auto add = [&](const std::string& what, const PlannedModel& changed_model, const TrainingPlanOptions& changed) {
+    const int64_t total = predict(changed_model, changed).total_bytes;
+    plan.ways.push_back({what, total, total <= plan.available_bytes});
+  };
+  PlannedModel all_model = model;
+  TrainingPlanOptions all = options;
+  const auto list = changes(model, options);
+  for (const auto& [what, change] : list) {
+    PlannedModel changed_model = model;
+    TrainingPlanOptions changed = options;
+    change(changed_model, changed);
+    change(all_model, all);
+    add(what, changed_model, changed);
+  }
+  if (list.size() > 1) add("all of these", all_model, all);
+  return plan;
+}
+
+void check(const TrainingPlanOptions& options) {
+  options.quantization_config.validate();
+  options.lora.validate();
+  require(options.max_length > 0, "max_length: found {}, expected a positive number", options.max_length);
+  require(options.per_device_train_batch_size > 0, "per_device_train_batch_size: found {}, expected a positive number",
+          options.per_device_train_batch_size);
+}
+
+}  // namespace
+
+TrainingPlan plan_training(const std::filesystem::path& model, const TrainingPlanOptions& options) {
+  check(options);
+  return plan_model(api::planned_model(model, options.quantization_config, options.dtype), options);
+}
+
+TrainingPlan plan_training(int64_t parameters, const TrainingPlanOptions& options) {
+  check(options);
+  return plan_model(api::planned_model(parameters, options.quantization_config, options.dtype), options);
+}
+
+}  // namespace nibble
