@@ -1,5 +1,6 @@
 // attention: sorts the sequences of a call by the kernel that suits them; cache_append.
 #include "kernels/cuda/device/attention.cuh"
+#include "kernels/cuda/device/vector.cuh"
 #include "kernels/cuda/entries.h"
 
 namespace nibble::kernels::cuda {
