@@ -83,7 +83,7 @@ __global__ void cache_append_vectors(CacheAppendArgs args, int element_bytes) {
 bool has_vectors(const CacheAppendArgs& args) {
   const int64_t bytes = size_of(args.dtype);
   return args.dtype == args.x_dtype && args.head_dim * bytes % 16 == 0 && args.stride * bytes % 16 == 0 &&
-         is_aligned(args.x, 16) && is_aligned(args.cache, 16) && args.tokens < 0x7fffffff;
+         is_packed(args.x) && is_packed(args.cache) && args.tokens < 0x7fffffff;
 }
 
 }  // namespace
