@@ -29,13 +29,13 @@ TEST(Plan, GrowsWithContextAndBatch) {
   EXPECT_THROW(plan(int64_t{1000}, {.context = 0}), Error);
 }
 
-/// Bytes that a step of fine-tuning the tiny model takes beside its weights.
+/// Bytes that fine-tuning the tiny model takes beside its weights.
 int64_t measured_training(const TrainingPlanOptions& options) {
   AutoModelForCausalLM model = AutoModelForCausalLM::from_pretrained(std::string(NIBBLE_TEST_DATA) + "/models/llama",
                                                                      {.dtype = DType::f32, .threads = 1});
   Random random(1);
   Dataset data;
-  for (int64_t i = 0; i < options.per_device_train_batch_size; ++i) {
+  for (int64_t i = 0; i < 2 * options.per_device_train_batch_size; ++i) {
     Dataset::Sample sample;
     for (int64_t t = 0; t < options.max_length; ++t) sample.ids.push_back(static_cast<int32_t>(random.next() % 90));
     sample.is_target.assign(sample.ids.size(), true);
@@ -44,7 +44,8 @@ int64_t measured_training(const TrainingPlanOptions& options) {
   }
   TrainingArguments arguments;
   arguments.output_dir = std::filesystem::temp_directory_path() / ("nibble-plan-" + std::to_string(::getpid()));
-  arguments.max_steps = 1;
+  arguments.max_steps = 2;  // the second has optimizer states, its second batch gradients from the start
+  arguments.gradient_accumulation_steps = 2;
   arguments.per_device_train_batch_size = options.per_device_train_batch_size;
   arguments.optim = options.optim;
   arguments.gradient_checkpointing = options.gradient_checkpointing;

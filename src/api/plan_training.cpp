@@ -20,6 +20,7 @@ using api::PlannedModel;
 constexpr int64_t kMiB = int64_t{1} << 20;
 /// Logits that exist at a time (src/train/loss.cpp).
 constexpr int64_t kChunkLogits = 4 * kMiB, kGpuChunkLogits = 32 * kMiB;
+constexpr int64_t kMlpRows = 8192;
 /// On a GPU: the matrix library's workspace with a panel of decoded weights; the driver's context; an optimizer's
 /// pages.
 constexpr int64_t kGpuScratch = 65 * kMiB, kGpuContext = 400 * kMiB, kOptimizerPages = 48 * kMiB;
@@ -52,14 +53,13 @@ AdapterSizes adapter_sizes(const PlannedModel& model, const TrainingPlanOptions&
   return sizes;
 }
 
-/// Values of one token in one layer: what the ops keep, and what their gradients take beside it at the worst moment,
-/// which is that of the MLP's activation.
+/// Values of one token in one layer: what is kept outside of the MLP and inside, where gradients take as much again at
+/// the worst moment, which is that of the MLP's activation.
 struct LayerWidths {
-  int64_t kept = 0, gradients = 0;
+  int64_t outer = 0, inner = 0;
 };
 
 LayerWidths widths_of(const models::ModelSpec& spec, const models::LayerSpec& layer) {
-  const int64_t hidden = spec.hidden_size, inner = layer.mlp.intermediate_size;
   const models::AttentionSpec& attention = layer.attention;
   const int64_t q = attention.heads * attention.head_dim, kv = attention.kv_heads * attention.head_dim;
   int64_t norms = 0;
@@ -68,10 +68,10 @@ LayerWidths widths_of(const models::ModelSpec& spec, const models::LayerSpec& la
     norms += *norm ? 1 : 0;
   const bool is_gated = !layer.mlp.gate.empty() || !layer.mlp.gate_up.empty();
   LayerWidths widths;
-  // Norms, the two sums; q, k, v and what attention gives (all twice if one projection made q, k and v); the MLP.
-  widths.kept = (norms + 2) * hidden + 2 * q + 2 * kv + (is_gated ? 3 : 2) * inner;
-  if (!attention.qkv.empty()) widths.kept += q + 2 * kv;
-  widths.gradients = (is_gated ? 3 : 2) * inner + hidden;
+  // Norms and the sum after attention; q, k, v and what attention gives (all twice if one projection made q, k and v).
+  widths.outer = (norms + 1) * spec.hidden_size + 2 * q + 2 * kv;
+  if (!attention.qkv.empty()) widths.outer += q + 2 * kv;
+  widths.inner = (is_gated ? 3 : 2) * layer.mlp.intermediate_size;
   return widths;
 }
 
@@ -81,21 +81,24 @@ void add_activations(const PlannedModel& model, const TrainingPlanOptions& optio
   const int64_t tokens = checked_mul(options.max_length, options.per_device_train_batch_size, "tokens of a batch");
   const int64_t element = options.is_gpu && options.has_bf16 && model.dtype != DType::f32 ? 2 : 4;
   const auto bytes = [&](int64_t width) { return checked_mul(tokens, width * element, "activations"); };
-  int64_t largest = 0, inner = 0;
+  const bool is_checkpointed = options.gradient_checkpointing;
+  // Checkpointed MLPs run on so many rows at a time, if there are twice as many (src/train/model.cpp).
+  const int64_t mlp_rows = is_checkpointed && tokens >= 2 * kMlpRows ? kMlpRows : tokens;
+  int64_t worst = 0, inner = 0;
   plan.kept_bytes = bytes(spec.hidden_size);  // the embedded tokens
   for (const models::LayerSpec& layer : spec.layers) {
     const LayerWidths widths = widths_of(spec, layer);
-    const int64_t kept = widths.kept + std::llround(ranks);
-    plan.kept_bytes =
-        checked_add(plan.kept_bytes, bytes(options.gradient_checkpointing ? spec.hidden_size : kept), "activations");
-    largest = std::max(largest, widths.gradients + (options.gradient_checkpointing ? kept : 0));
+    const int64_t outer = widths.outer + std::llround(ranks), whole = outer + widths.inner + spec.hidden_size;
+    plan.kept_bytes = checked_add(plan.kept_bytes, bytes(is_checkpointed ? spec.hidden_size : whole), "activations");
+    const int64_t inner_bytes = checked_mul(mlp_rows, widths.inner * element, "activations");
+    worst = std::max(worst, bytes(spec.hidden_size) + inner_bytes + (is_checkpointed ? bytes(outer) + inner_bytes : 0));
     inner = std::max(inner, layer.mlp.intermediate_size);
   }
   for (const nn::RopeSpec& rope : spec.ropes) plan.kept_bytes += tokens * 3 * (rope.rotary_dim / 2) * 4;
   const int64_t limit = options.is_gpu ? kGpuChunkLogits : kChunkLogits;
   const int64_t rows = std::min(tokens, std::max<int64_t>(1, limit / spec.vocab_size));
   const int64_t loss = bytes(2 * spec.hidden_size) + rows * (spec.hidden_size + spec.vocab_size) * element;
-  plan.working_bytes = std::max(bytes(largest), loss);
+  plan.working_bytes = std::max(worst, loss);
   if (!options.is_gpu) return;
   plan.workspace_bytes = kGpuContext + kGpuScratch;
   if (element == 4) plan.workspace_bytes += tokens * std::max(inner, spec.hidden_size) * 2;  // rounded for the product
