@@ -190,6 +190,22 @@ struct MatmulInt8Job {
   MatmulOutput out;
 };
 
+enum class Activation : uint8_t { silu, gelu, gelu_tanh, relu, quick_gelu, tanh_ };
+
+/// matmul_4bit with what stands around it in a layer, for few rows of x. The left side is rms_norm(input.x) if
+/// norm_weight is there. If `is_gated`, the two jobs have as many rows, and gated_out = activation(first) * second is
+/// written instead of what they say (their biases count).
+struct Fused4BitArgs {
+  MatmulInput input;
+  const float* norm_weight = nullptr;  // (cols), as RmsNormArgs
+  float eps = 0, weight_offset = 0;
+  const Matmul4BitJob* jobs = nullptr;
+  int64_t count = 0;
+  bool is_gated = false;
+  Activation activation = Activation::silu;
+  MatmulOutput gated_out = {};  // bias and accumulate unused
+};
+
 // ---- the rest of a decoder layer ------------------------------------------------------------------------------------
 // Arithmetic is fp32. What passes between kernels is fp32, or bf16 on CUDA and in the reference where a `_dtype` field
 // says so: one rounding at the end. The *_f32() are for backends and calls without bf16.
@@ -333,8 +349,6 @@ struct RotateAppendArgs {
   DType x_dtype = DType::f32;  // of q, k and v
 };
 
-enum class Activation : uint8_t { silu, gelu, gelu_tanh, relu, quick_gelu, tanh_ };
-
 /// out[r, c] = act(gate[r, c]) * up[r, c]; up may be null (then no product). out may be gate or up, of
 /// the same type.
 struct ActivateArgs {
@@ -420,6 +434,9 @@ struct Kernels {
   Entry<QuantizeInt8RowsArgs> quantize_int8_rows = nullptr;
   Entry<DequantizeInt8RowsArgs> dequantize_int8_rows = nullptr;
   MatmulEntry<Matmul4BitJob> matmul_4bit = nullptr;
+  /// May be missing; false: nothing was done, as the call does not suit it. That does not depend on m if
+  /// batch_invariant.
+  bool (*matmul_4bit_fused)(const Context&, const Fused4BitArgs&) = nullptr;
   MatmulEntry<MatmulDenseJob> matmul_dense = nullptr;
   void (*matmul_int8)(const Context&, const MatmulInput&, float threshold, const MatmulInt8Job* jobs,
                       int64_t count) = nullptr;
@@ -429,6 +446,9 @@ struct Kernels {
   Entry<CacheAppendArgs> cache_append = nullptr;
   Entry<RotateAppendArgs> rotate_append = nullptr;
   Entry<AttentionArgs> attention = nullptr;
+  /// rotate_append and then attention of the same sequences, except that q may stay as it was. May be missing; false:
+  /// nothing was done, as the call does not suit it, which does not depend on the number of sequences.
+  bool (*rotate_attention)(const Context&, const RotateAppendArgs&, const AttentionArgs&) = nullptr;
   Entry<ActivateArgs> activate = nullptr;
   Entry<EmbedArgs> embed = nullptr;
   Entry<SplitHeadsArgs> split_heads = nullptr;

@@ -22,7 +22,7 @@ Projected project_fused(Pass& pass, const AttentionSpec& spec, const AttentionWe
   const int64_t width = q_width + 2 * kv_width;
   const nn::Values all = pass.get_values(Slot::qkv, m * width);
   const std::array calls{nn::LinearCall{&weights.qkv, all, width}};
-  nn::run_linear(pass.backend, x, m, calls, pass.batch_invariant);
+  run_projections(pass, x, m, calls);
   if (spec.qkv_groups == 1 && !weights.q_norm && !weights.k_norm)
     return {{all, width}, {all.at(q_width), width}, {all.at(q_width + kv_width), width}};
   const nn::Values q = pass.get_values(Slot::query, m * q_width);
@@ -43,7 +43,7 @@ Projected project(Pass& pass, const AttentionSpec& spec, const AttentionWeights&
   const nn::Values v = pass.get_values(Slot::value, m * kv_width);
   const std::array calls{nn::LinearCall{&weights.q, q, q_width}, nn::LinearCall{&weights.k, k, kv_width},
                          nn::LinearCall{&weights.v, v, kv_width}};
-  nn::run_linear(pass.backend, x, m, calls, pass.batch_invariant);
+  run_projections(pass, x, m, calls);
   return {{q, q_width}, {k, kv_width}, {v, kv_width}};
 }
 
@@ -74,29 +74,31 @@ void append(Pass& pass, const AttentionSpec& spec, const SequenceTokens& sequenc
                                        .x_dtype = x.dtype});
 }
 
+kernels::RotateAppendArgs rotation_of(const Pass& pass, const AttentionSpec& spec, const Projected& x) {
+  const nn::RopeSpec* rope = spec.rope ? &pass.model.ropes[*spec.rope] : nullptr;
+  return {.q = x.q.values.data,
+          .k = x.k.values.data,
+          .v = x.v.values.data,
+          .q_stride = x.q.stride,
+          .k_stride = x.k.stride,
+          .v_stride = x.v.stride,
+          .cos = rope ? pass.cos[*spec.rope] : nullptr,
+          .sin = rope ? pass.sin[*spec.rope] : nullptr,
+          .rotary_dim = rope ? rope->rotary_dim : 0,
+          .interleaved = rope && rope->interleaved,
+          .heads = spec.heads,
+          .kv_heads = spec.kv_heads,
+          .head_dim = spec.head_dim,
+          .sequences = pass.attention.data(),
+          .sequence_count = static_cast<int64_t>(pass.attention.size()),
+          .kv_dtype = pass.cache_dtype,
+          .x_dtype = x.q.values.dtype};
+}
+
 /// Rotates q and k and appends k and v to the caches, in one go where the backend can.
 void rotate_and_append(Pass& pass, const AttentionSpec& spec, int64_t index, const Projected& x) {
   const kernels::Kernels& kernels = pass.backend.kernels();
-  if (kernels.rotate_append) {
-    const nn::RopeSpec* rope = spec.rope ? &pass.model.ropes[*spec.rope] : nullptr;
-    return kernels.rotate_append(pass.backend.context(), {.q = x.q.values.data,
-                                                          .k = x.k.values.data,
-                                                          .v = x.v.values.data,
-                                                          .q_stride = x.q.stride,
-                                                          .k_stride = x.k.stride,
-                                                          .v_stride = x.v.stride,
-                                                          .cos = rope ? pass.cos[*spec.rope] : nullptr,
-                                                          .sin = rope ? pass.sin[*spec.rope] : nullptr,
-                                                          .rotary_dim = rope ? rope->rotary_dim : 0,
-                                                          .interleaved = rope && rope->interleaved,
-                                                          .heads = spec.heads,
-                                                          .kv_heads = spec.kv_heads,
-                                                          .head_dim = spec.head_dim,
-                                                          .sequences = pass.attention.data(),
-                                                          .sequence_count = static_cast<int64_t>(pass.attention.size()),
-                                                          .kv_dtype = pass.cache_dtype,
-                                                          .x_dtype = x.q.values.dtype});
-  }
+  if (kernels.rotate_append) return kernels.rotate_append(pass.backend.context(), rotation_of(pass, spec, x));
   if (spec.rope) {
     rotate(pass, spec, x.q, spec.heads);
     rotate(pass, spec, x.k, spec.kv_heads);
@@ -109,27 +111,26 @@ void rotate_and_append(Pass& pass, const AttentionSpec& spec, int64_t index, con
   }
 }
 
-/// Runs what pass.attention says.
-void run_scores(Pass& pass, const AttentionSpec& spec, int64_t q_stride, int64_t work) {
+/// What pass.attention says.
+kernels::AttentionArgs scores_of(const Pass& pass, const AttentionSpec& spec, int64_t q_stride) {
   const RelativeBiasTable bias = spec.relative_bias ? pass.relative_bias[*spec.relative_bias] : RelativeBiasTable{};
-  pass.backend.kernels().attention(pass.backend.context_for(work),
-                                   {.sequences = pass.attention.data(),
-                                    .sequence_count = static_cast<int64_t>(pass.attention.size()),
-                                    .heads = spec.heads,
-                                    .kv_heads = spec.kv_heads,
-                                    .head_dim = spec.head_dim,
-                                    .q_stride = q_stride,
-                                    .kv_dtype = pass.cache_dtype,
-                                    .scale = spec.scale,
-                                    .softcap = spec.softcap,
-                                    .window = spec.window,
-                                    .alibi_slopes = spec.has_alibi ? pass.alibi_slopes : nullptr,
-                                    .alibi_dtype = pass.model.alibi.dtype,
-                                    .alibi_scale = pass.model.alibi.scale,
-                                    .is_causal = spec.is_causal,
-                                    .relative_bias = bias.values,
-                                    .relative_span = bias.span,
-                                    .q_dtype = pass.activations});
+  return {.sequences = pass.attention.data(),
+          .sequence_count = static_cast<int64_t>(pass.attention.size()),
+          .heads = spec.heads,
+          .kv_heads = spec.kv_heads,
+          .head_dim = spec.head_dim,
+          .q_stride = q_stride,
+          .kv_dtype = pass.cache_dtype,
+          .scale = spec.scale,
+          .softcap = spec.softcap,
+          .window = spec.window,
+          .alibi_slopes = spec.has_alibi ? pass.alibi_slopes : nullptr,
+          .alibi_dtype = pass.model.alibi.dtype,
+          .alibi_scale = pass.model.alibi.scale,
+          .is_causal = spec.is_causal,
+          .relative_bias = bias.values,
+          .relative_span = bias.span,
+          .q_dtype = pass.activations};
 }
 
 /// Fills the cache and softmax(q k^T) v into `attended` (tokens, heads, head_dim).
@@ -153,8 +154,12 @@ void attend(Pass& pass, const AttentionSpec& spec, int64_t index, const Projecte
     row += sequence.tokens;
     work += sequence.tokens * (cache.length() + sequence.tokens) * q_width;
   }
+  const kernels::Kernels& kernels = pass.backend.kernels();
+  const kernels::AttentionArgs scores = scores_of(pass, spec, x.q.stride);
+  if (kernels.rotate_attention && kernels.rotate_attention(pass.backend.context(), rotation_of(pass, spec, x), scores))
+    return;
   rotate_and_append(pass, spec, index, x);
-  run_scores(pass, spec, x.q.stride, work);
+  kernels.attention(pass.backend.context_for(work), scores);
 }
 
 }  // namespace
@@ -194,7 +199,7 @@ void run_cross_attention(Pass& pass, const Layer& layer, int64_t index, nn::Cons
     row += sequence.tokens;
     work += sequence.tokens * source.length() * q_width;
   }
-  run_scores(pass, spec, q_width, work);
+  pass.backend.kernels().attention(pass.backend.context_for(work), scores_of(pass, spec, q_width));
   const std::array out{nn::LinearCall{&layer.cross.out, sum, pass.model.hidden_size, accumulate}};
   nn::run_linear(pass.backend, attended, pass.tokens, out, pass.batch_invariant);
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 #include "base/error.h"
 #include "models/module_tree.h"
@@ -44,6 +45,12 @@ nn::ConstValues normed(Pass& pass, const std::optional<nn::Norm>& norm, Slot slo
   const nn::Values out = in_place ? pass.hidden : pass.get_values(slot, pass.tokens * pass.model.hidden_size);
   nn::run_norm(pass.backend, *norm, pass.hidden, pass.tokens, out);
   return out;
+}
+
+/// The residual stream, for a block that norms it itself.
+nn::ConstValues deferred(Pass& pass, const std::optional<nn::Norm>& norm) {
+  pass.deferred_norm = norm ? &*norm : nullptr;
+  return pass.hidden;
 }
 
 /// Runs a block whose result is added to the residual stream, normed by itself or with the sum if the spec says so.
@@ -137,9 +144,25 @@ Layer bind_layer(const ops::Backend& backend, const ModelSpec& model, const Laye
   return layer;
 }
 
+bool run_projections(Pass& pass, nn::ConstValues x, int64_t rows, std::span<const nn::LinearCall> calls,
+                     const nn::Gate* gate) {
+  const nn::Norm* norm = std::exchange(pass.deferred_norm, nullptr);
+  if ((norm || gate) && nn::run_fused_linear(pass.backend, norm, x, rows, calls, gate, pass.batch_invariant))
+    return gate != nullptr;
+  if (norm) {
+    const nn::Values out = pass.get_values(Slot::normed, rows * norm->cols());
+    nn::run_norm(pass.backend, *norm, x, rows, out);
+    x = out;
+  }
+  nn::run_linear(pass.backend, x, rows, calls, pass.batch_invariant);
+  return false;
+}
+
 void run_layer(Pass& pass, const Layer& layer, int64_t index) {
   const LayerSpec& spec = *layer.spec;
-  const nn::ConstValues x = normed(pass, layer.attention_norm, Slot::normed, spec.keeps_normed);
+  const bool is_simple = !spec.keeps_normed && !spec.is_parallel;
+  const nn::ConstValues x = is_simple ? deferred(pass, layer.attention_norm)
+                                      : normed(pass, layer.attention_norm, Slot::normed, spec.keeps_normed);
   nn::ConstValues mlp_x;
   if (spec.is_parallel) mlp_x = layer.mlp_norm ? normed(pass, layer.mlp_norm, Slot::normed_mlp, false) : x;
   add_block(pass, layer.attention_out_norm, layer.attention_sum_norm,
@@ -148,7 +171,9 @@ void run_layer(Pass& pass, const Layer& layer, int64_t index) {
     const nn::ConstValues cross_x = normed(pass, layer.cross_norm, Slot::normed, false);
     run_cross_attention(pass, layer, index, cross_x, pass.hidden, true);
   }
-  if (!mlp_x.data) mlp_x = normed(pass, layer.mlp_norm, Slot::normed, spec.keeps_normed);
+  if (!mlp_x.data)
+    mlp_x = is_simple && spec.mlp.experts.count == 0 ? deferred(pass, layer.mlp_norm)
+                                                     : normed(pass, layer.mlp_norm, Slot::normed, spec.keeps_normed);
   if (spec.mlp.experts.count > 0) return run_experts(pass, layer, mlp_x, pass.hidden);
   add_block(pass, layer.mlp_out_norm, layer.mlp_sum_norm, [&](float* sum, bool accumulate) {
     run_mlp(pass, layer, layer.mlps[0], mlp_x, pass.tokens, sum, accumulate);

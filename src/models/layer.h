@@ -91,6 +91,8 @@ struct Pass {
   std::vector<const float*> cos = {}, sin = {};            // per rope: (tokens, rotary_dim / 2)
   std::vector<RelativeBiasTable> relative_bias = {};       // per ModelSpec::relative_biases
   std::vector<kernels::AttentionSequence> attention = {};  // per sequence
+  /// What a block is given as x still has to go through this norm, with the projection if a kernel can.
+  const nn::Norm* deferred_norm = nullptr;
 
   float* get(Slot slot, int64_t count) { return workspace.get(static_cast<size_t>(slot), count); }
   /// A buffer for activations of the model's type; the residual stream and logits are always fp32.
@@ -98,6 +100,11 @@ struct Pass {
     return {get(slot, activations == DType::f32 ? count : (count + 1) / 2), activations};
   }
 };
+
+/// The first projections of a block, on x after the deferred norm; with `gate`, null or the end of an MLP. True if a
+/// gate was there and has been applied.
+bool run_projections(Pass& pass, nn::ConstValues x, int64_t rows, std::span<const nn::LinearCall> calls,
+                     const nn::Gate* gate = nullptr);
 
 /// x (tokens, hidden) through layer `index`: pass.hidden is read and added to.
 void run_layer(Pass& pass, const Layer& layer, int64_t index);

@@ -11,21 +11,24 @@ void run_mlp(Pass& pass, const Layer& layer, const MlpWeights& weights, nn::Cons
   const bool is_gated = weights.gate.rows > 0 || weights.gate_up.rows > 0;
   const int64_t width = spec.intermediate_size, stride = is_gated ? 2 * width : width;
   const nn::Values first = pass.get_values(Slot::gate_up, rows * stride);  // (rows, [gate | up]), or (rows, up)
+  const nn::Values activated = pass.get_values(Slot::activated, rows * width);
+  bool is_activated = false;
   if (weights.gate_up.rows > 0) {
     const std::array calls{nn::LinearCall{&weights.gate_up, first, stride}};
-    nn::run_linear(pass.backend, x, rows, calls, pass.batch_invariant);
+    run_projections(pass, x, rows, calls);
   } else if (is_gated) {
     const std::array calls{nn::LinearCall{&weights.gate, first, stride},
                            nn::LinearCall{&weights.up, first.at(width), stride}};
-    nn::run_linear(pass.backend, x, rows, calls, pass.batch_invariant);
+    const nn::Gate gate{spec.activation, activated};
+    is_activated = run_projections(pass, x, rows, calls, &gate);
   } else {
     const std::array calls{nn::LinearCall{&weights.up, first, stride}};
-    nn::run_linear(pass.backend, x, rows, calls, pass.batch_invariant);
+    run_projections(pass, x, rows, calls);
   }
-  const nn::Values activated = pass.get_values(Slot::activated, rows * width);
-  pass.backend.kernels().activate(pass.backend.context_for(rows * width),
-                                  {first.data, is_gated ? first.at(width).data : nullptr, stride, rows, width,
-                                   spec.activation, activated.data, first.dtype, activated.dtype});
+  if (!is_activated)
+    pass.backend.kernels().activate(pass.backend.context_for(rows * width),
+                                    {first.data, is_gated ? first.at(width).data : nullptr, stride, rows, width,
+                                     spec.activation, activated.data, first.dtype, activated.dtype});
   const std::array down{nn::LinearCall{&weights.down, sum, pass.model.hidden_size, accumulate}};
   nn::run_linear(pass.backend, activated, rows, down, pass.batch_invariant);
 }

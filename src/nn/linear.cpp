@@ -27,6 +27,15 @@ kernels::MatmulOutput output_of(const LinearCall& call) {
           call.y.dtype};
 }
 
+kernels::Matmul4BitJob job_of(const Weight4Bit& w, const LinearCall& call) {
+  return {w.weight.packed.as<uint8_t>(),
+          w.weight.absmax_view(),
+          w.weight.block,
+          w.weight.format->code_book_4bit->values.data(),
+          call.layer->rows,
+          output_of(call)};
+}
+
 /// One kernel call per kind of weight; each returns how many of the first calls it took.
 struct Runner {
   Input input;
@@ -61,15 +70,7 @@ struct Runner {
   size_t operator()(const Weight4Bit& first) {
     std::array<kernels::Matmul4BitJob, kMaxJobs> jobs;
     const size_t count = collect<Weight4Bit>(
-        jobs, [&](const Weight4Bit& w) { return w.compute == first.compute; },
-        [&](const Weight4Bit& w, const LinearCall& call) {
-          return kernels::Matmul4BitJob{w.weight.packed.as<uint8_t>(),
-                                        w.weight.absmax_view(),
-                                        w.weight.block,
-                                        w.weight.format->code_book_4bit->values.data(),
-                                        call.layer->rows,
-                                        output_of(call)};
-        });
+        jobs, [&](const Weight4Bit& w) { return w.compute == first.compute; }, job_of);
     input.matmul.compute = first.compute;
     require_entry(input.backend, input.backend.kernels().matmul_4bit, "matmul_4bit")(
         input.backend.context(), input.matmul, jobs.data(), static_cast<int64_t>(count));
@@ -133,6 +134,35 @@ void run_linear(const ops::Backend& backend, ConstValues x, int64_t m, std::span
   }
   for (const LinearCall& call : all)
     if (call.layer->update) add_update(backend, x, m, call, batch_invariant);
+}
+
+bool run_fused_linear(const ops::Backend& backend, const Norm* norm, ConstValues x, int64_t m,
+                      std::span<const LinearCall> calls, const Gate* gate, bool batch_invariant) {
+  const auto* first = std::get_if<Weight4Bit>(&calls.front().layer->weight);
+  if (!backend.kernels().matmul_4bit_fused || !first || calls.size() > kMaxJobs) return false;
+  const int64_t cols = calls.front().layer->cols;
+  if (norm && (norm->kind != NormKind::rms || norm->weight.count() != cols)) return false;
+  std::array<kernels::Matmul4BitJob, kMaxJobs> jobs;
+  for (size_t j = 0; j < calls.size(); ++j) {
+    const auto* weight = std::get_if<Weight4Bit>(&calls[j].layer->weight);
+    if (!weight || weight->compute != first->compute || calls[j].layer->update) return false;
+    jobs[j] = job_of(*weight, calls[j]);
+  }
+  kernels::Fused4BitArgs args{.input = {x.data, m, cols, first->compute, batch_invariant, x.dtype},
+                              .jobs = jobs.data(),
+                              .count = static_cast<int64_t>(calls.size())};
+  if (norm) {
+    args.norm_weight = norm->weight.as<float>();
+    args.eps = norm->eps;
+    args.weight_offset = norm->weight_offset;
+  }
+  if (gate) {
+    if (calls.size() != 2 || jobs[0].rows != jobs[1].rows) return false;
+    args.is_gated = true;
+    args.activation = gate->activation;
+    args.gated_out = {.y = gate->out.data, .y_stride = jobs[0].rows, .y_dtype = gate->out.dtype};
+  }
+  return backend.kernels().matmul_4bit_fused(backend.context(), args);
 }
 
 }  // namespace nibble::nn

@@ -4,6 +4,7 @@
 #include <span>
 #include <variant>
 
+#include "nn/norm.h"
 #include "nn/values.h"
 #include "ops/backend.h"
 #include "ops/quantize.h"
@@ -58,5 +59,16 @@ struct LinearCall {
 /// Runs `calls` on the same `x` (m, cols); neighbours of the same kind share one kernel call.
 void run_linear(const ops::Backend& backend, ConstValues x, int64_t m, std::span<const LinearCall> calls,
                 bool batch_invariant);
+
+/// Two calls, gate and up, whose results become `out` (m, rows) = activation(gate) * up; their own y is not written.
+struct Gate {
+  kernels::Activation activation;
+  Values out;
+};
+
+/// run_linear on the norm of `x`, or with `gate` at its end, or both, in one kernel call; each may be null. False, and
+/// nothing done, where there is no such kernel.
+bool run_fused_linear(const ops::Backend& backend, const Norm* norm, ConstValues x, int64_t m,
+                      std::span<const LinearCall> calls, const Gate* gate, bool batch_invariant);
 
 }  // namespace nibble::nn

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "device/cuda.h"
@@ -36,22 +37,39 @@ void finish(const kernels::Context& context) {
   if (context.stream) device::synchronize_stream(context.stream);
 }
 
-template <int kTable, auto Member, typename... Args>
-void timed(const kernels::Context& context, Args... args) {
+/// Adds the time from its construction on to an entry's row, unless the entry did nothing.
+template <int kTable, auto Member>
+struct Timer {
+  const kernels::Context& context;
+  std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
+
+  void stop() {
+    finish(context);
+    const auto elapsed = std::chrono::steady_clock::now() - begin;
+    row<kTable, Member>.nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count();
+    ++row<kTable, Member>.calls;
+  }
+};
+
+template <int kTable, auto Member, typename Result, typename... Args>
+Result timed(const kernels::Context& context, Args... args) {
   finish(context);
-  const auto begin = std::chrono::steady_clock::now();
-  (bases[kTable]->*Member)(context, args...);
-  finish(context);
-  const auto elapsed = std::chrono::steady_clock::now() - begin;
-  row<kTable, Member>.nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count();
-  ++row<kTable, Member>.calls;
+  Timer<kTable, Member> timer{context};
+  if constexpr (std::is_void_v<Result>) {
+    (bases[kTable]->*Member)(context, args...);
+    timer.stop();
+  } else {
+    const Result was_taken = (bases[kTable]->*Member)(context, args...);
+    if (was_taken) timer.stop();
+    return was_taken;
+  }
 }
 
-template <int kTable, auto Member, typename... Args>
-void wrap(const char* name, kernels::Kernels& table, void (*entry)(const kernels::Context&, Args...)) {
+template <int kTable, auto Member, typename Result, typename... Args>
+void wrap(const char* name, kernels::Kernels& table, Result (*entry)(const kernels::Context&, Args...)) {
   row<kTable, Member>.name = name;
   rows().push_back(&row<kTable, Member>);
-  table.*Member = entry ? &timed<kTable, Member, Args...> : nullptr;
+  table.*Member = entry ? &timed<kTable, Member, Result, Args...> : nullptr;
 }
 
 template <int kTable>
@@ -67,6 +85,7 @@ kernels::Kernels wrapped(const kernels::Kernels& base) {
   NIBBLE_WRAP(quantize_int8_rows);
   NIBBLE_WRAP(dequantize_int8_rows);
   NIBBLE_WRAP(matmul_4bit);
+  NIBBLE_WRAP(matmul_4bit_fused);
   NIBBLE_WRAP(matmul_dense);
   NIBBLE_WRAP(matmul_int8);
   NIBBLE_WRAP(rms_norm);
@@ -75,6 +94,7 @@ kernels::Kernels wrapped(const kernels::Kernels& base) {
   NIBBLE_WRAP(cache_append);
   NIBBLE_WRAP(rotate_append);
   NIBBLE_WRAP(attention);
+  NIBBLE_WRAP(rotate_attention);
   NIBBLE_WRAP(activate);
   NIBBLE_WRAP(embed);
   NIBBLE_WRAP(split_heads);

@@ -1,28 +1,11 @@
 // activate and softcap: functions of one element.
+#include "kernels/cuda/device/activation.cuh"
 #include "kernels/cuda/device/dependent.cuh"
 #include "kernels/cuda/device/pack.cuh"
 #include "kernels/cuda/entries.h"
 
 namespace nibble::kernels::cuda {
 namespace {
-
-template <Activation kActivation>
-__device__ float apply(float x) {
-  if constexpr (kActivation == Activation::silu) {
-    return x / (1.0f + expf(-x));
-  } else if constexpr (kActivation == Activation::gelu) {
-    return 0.5f * x * erfcf(x * -0.70710678118654752f);
-  } else if constexpr (kActivation == Activation::gelu_tanh) {
-    const float inner = 0.79788456080286536f * fmaf(0.044715f * x * x, x, x);
-    return x / (1.0f + expf(-2.0f * inner));  // 0.5 x (1 + tanh(inner)), without its cancellation
-  } else if constexpr (kActivation == Activation::relu) {
-    return x > 0 || isnan(x) ? x : 0.0f;
-  } else if constexpr (kActivation == Activation::quick_gelu) {
-    return x / (1.0f + expf(-1.702f * x));
-  } else {
-    return tanhf(x);
-  }
-}
 
 /// Columns of a thread where rows' starts are aligned.
 template <typename X>

@@ -294,5 +294,83 @@ TEST_F(AttentionTest, SequenceDoesNotDependOnTheOthers) {
   expect_close(all.out[2], one.out[0], 0, "a sequence alone and among others");
 }
 
+/// One token for each sequence: the fused entry against its two parts, bit by bit, in what comes out and in the caches.
+TEST_F(AttentionTest, NewTokensInOneLaunchAreThoseOfTwo) {
+  struct Heads {
+    int64_t heads, kv_heads, dim, window;
+    bool rotates;
+  };
+  Random random(11);
+  for (const Heads& h : {Heads{4, 4, 128, 0, true}, Heads{8, 2, 64, 0, true}, Heads{16, 2, 128, 40, true},
+                         Heads{9, 1, 64, 0, false}, Heads{2, 2, 96, 0, true}})
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      const std::string label = "heads " + std::to_string(h.heads) + "/" + std::to_string(h.kv_heads) + " dim " +
+                                std::to_string(h.dim) + " " + std::string(name_of(dtype));
+      const std::vector<int64_t> pasts{0, 5, 63, 64, 700};
+      const auto count = static_cast<int64_t>(pasts.size());
+      const int64_t width = (h.heads + 2 * h.kv_heads) * h.dim, capacity = 800;
+      Array qkv = random_array(random, dtype, count * width, 1, 0);
+      Array cos = random_array(random, DType::f32, count * h.dim / 2, 1, 0);
+      Array sin = random_array(random, DType::f32, count * h.dim / 2, 1, 0);
+      Array keys = random_array(random, DType::bf16, count * h.kv_heads * capacity * h.dim, 1, 0);
+      std::vector<Array> results;
+      for (const bool is_fused : {false, true}) {
+        Array x = qkv, k = keys, v = keys, out(dtype, count * h.heads * h.dim, 0);
+        for (Array* array : {&x, &k, &v, &cos, &sin}) array->upload(stream());
+        const auto element = [&](Array& array, int64_t i) {
+          return static_cast<void*>(static_cast<char*>(array.device(stream())) + i * size_of(array.dtype()));
+        };
+        std::vector<AttentionSequence> sequences;
+        for (int64_t s = 0; s < count; ++s)
+          sequences.push_back({.q = element(x, s * width),
+                               .k = element(k, s * h.kv_heads * capacity * h.dim),
+                               .v = element(v, s * h.kv_heads * capacity * h.dim),
+                               .capacity = capacity,
+                               .tokens = 1,
+                               .past = pasts[static_cast<size_t>(s)],
+                               .out = element(out, s * h.heads * h.dim)});
+        const RotateAppendArgs rotation{.q = element(x, 0),
+                                        .k = element(x, h.heads * h.dim),
+                                        .v = element(x, (h.heads + h.kv_heads) * h.dim),
+                                        .q_stride = width,
+                                        .k_stride = width,
+                                        .v_stride = width,
+                                        .cos = cos.device<float>(stream()),
+                                        .sin = sin.device<float>(stream()),
+                                        .rotary_dim = h.rotates ? h.dim : 0,
+                                        .interleaved = false,
+                                        .heads = h.heads,
+                                        .kv_heads = h.kv_heads,
+                                        .head_dim = h.dim,
+                                        .sequences = sequences.data(),
+                                        .sequence_count = count,
+                                        .kv_dtype = DType::bf16,
+                                        .x_dtype = dtype};
+        const AttentionArgs args{.sequences = sequences.data(),
+                                 .sequence_count = count,
+                                 .heads = h.heads,
+                                 .kv_heads = h.kv_heads,
+                                 .head_dim = h.dim,
+                                 .q_stride = width,
+                                 .kv_dtype = DType::bf16,
+                                 .scale = 0.1f,
+                                 .window = h.window,
+                                 .q_dtype = dtype};
+        if (is_fused) {
+          ASSERT_TRUE(cuda().rotate_attention(context, rotation, args)) << label;
+        } else {
+          cuda().rotate_append(context, rotation);
+          cuda().attention(context, args);
+        }
+        finish(label);
+        for (Array* array : {&out, &k, &v}) {
+          array->download(stream(), label);
+          results.push_back(*array);
+        }
+      }
+      for (size_t i = 0; i < 3; ++i) expect_close(results[i], results[i + 3], 0, label);
+    }
+}
+
 }  // namespace
 }  // namespace nibble::kernels::cuda::testing

@@ -13,6 +13,7 @@ void center(const Context& context, const CenterArgs& args);
 void quantize_int8_rows(const Context& context, const QuantizeInt8RowsArgs& args);
 void dequantize_int8_rows(const Context& context, const DequantizeInt8RowsArgs& args);
 void matmul_4bit(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count);
+bool matmul_4bit_fused(const Context& context, const Fused4BitArgs& args);
 void matmul_int8(const Context& context, const MatmulInput& input, float threshold, const MatmulInt8Job* jobs,
                  int64_t count);
 void matmul_dense(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count);
@@ -21,6 +22,7 @@ void layer_norm(const Context& context, const LayerNormArgs& args);
 void rope(const Context& context, const RopeArgs& args);
 void cache_append(const Context& context, const CacheAppendArgs& args);
 void rotate_append(const Context& context, const RotateAppendArgs& args);
+bool rotate_attention(const Context& context, const RotateAppendArgs& rotation, const AttentionArgs& args);
 void attention(const Context& context, const AttentionArgs& args);
 void activate(const Context& context, const ActivateArgs& args);
 void embed(const Context& context, const EmbedArgs& args);

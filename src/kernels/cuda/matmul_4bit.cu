@@ -69,14 +69,21 @@ float book_scale(const float* code_book, DType compute) {
 }
 
 template <typename T, bool kNested>
-void multiply_few_rows(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count,
-                       int64_t limit) {
+void multiply_few_rows(const Context& context, const Fused4BitArgs& fused, int64_t limit) {
   FewRowsArgs args{};
-  args.jobs = with_weights(jobs, count, kFewRowsTile);
-  const float scale = book_scale(jobs[0].code_book, input.compute);
-  for (int i = 0; i < 16; ++i) args.book[i] = jobs[0].code_book[i] * scale;
+  args.jobs = with_weights(fused.jobs, fused.count, kFewRowsTile);
+  if (fused.is_gated)
+    args.jobs.tiles = static_cast<int>((fused.jobs[0].rows + kFewRowsTile / 2 - 1) / (kFewRowsTile / 2));
+  const float scale = book_scale(fused.jobs[0].code_book, fused.input.compute);
+  for (int i = 0; i < 16; ++i) args.book[i] = fused.jobs[0].code_book[i] * scale;
   args.book_scale = 1.0f / scale;
-  launch_few_rows_each<FewRows4Bit<T, kNested>>(context, input, args, limit);
+  args.norm_weight = fused.norm_weight;
+  args.eps = fused.eps;
+  args.weight_offset = fused.weight_offset;
+  args.is_gated = fused.is_gated;
+  args.activation = fused.activation;
+  args.gated_out = fused.gated_out;
+  launch_few_rows_each<FewRows4Bit<T, kNested>>(context, fused.input, args, limit);
 }
 
 /// A factor that brings NF4's values within 2^-12.6 of f16 ones, where their own rounding to bf16 costs 2^-9; FP4's
@@ -216,13 +223,19 @@ bool multiply_by_library(const Context& context, const MatmulInput& input, const
 
 /// True if the call was taken. The kernel for few rows also serves calls whose bits must not depend on their number.
 template <typename T, bool kNested>
+bool multiply_few(const Context& context, const Fused4BitArgs& args) {
+  const MatmulInput& input = args.input;
+  if (!is_regular(context, input, args.jobs, args.count, 64)) return false;
+  const int64_t limit = few_rows_limit<FewRows4Bit<T, kNested>>(context, input.cols);
+  if (limit == 0 || (!input.batch_invariant && input.m > limit)) return false;
+  multiply_few_rows<T, kNested>(context, args, limit);
+  return true;
+}
+
+/// True if the call was taken.
+template <typename T, bool kNested>
 bool multiply_regular(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
-  const int64_t limit =
-      is_regular(context, input, jobs, count, 64) ? few_rows_limit<FewRows4Bit<T, kNested>>(context, input.cols) : 0;
-  if (limit > 0 && (input.batch_invariant || input.m <= limit)) {
-    multiply_few_rows<T, kNested>(context, input, jobs, count, limit);
-    return true;
-  }
+  if (multiply_few<T, kNested>(context, {.input = input, .jobs = jobs, .count = count})) return true;
   if (input.batch_invariant || !is_regular(context, input, jobs, count, 32)) return false;
   if (input.m >= kLibraryRows && multiply_by_library<T>(context, input, jobs, count)) return true;
   if (context.capability != 90) return multiply_by_library<T>(context, input, jobs, count);
@@ -249,6 +262,19 @@ void matmul_4bit(const Context& context, const MatmulInput& input, const Matmul4
   if (input.m == 0) return;
   for (int64_t first = 0; first < count; first += kMaxJobs)
     multiply(context, input, jobs + first, std::min<int64_t>(kMaxJobs, count - first));
+}
+
+bool matmul_4bit_fused(const Context& context, const Fused4BitArgs& args) {
+  const bool nested = is_nested(args.jobs[0]);
+  if (args.count > kMaxJobs ||
+      (args.norm_weight && (!is_aligned(args.input.x, 16) || !is_aligned(args.norm_weight, 16))))
+    return false;
+  if (args.input.compute == DType::bf16)
+    return nested ? multiply_few<__nv_bfloat16, true>(context, args)
+                  : multiply_few<__nv_bfloat16, false>(context, args);
+  if (args.input.compute == DType::f16)
+    return nested ? multiply_few<__half, true>(context, args) : multiply_few<__half, false>(context, args);
+  return false;
 }
 
 }  // namespace nibble::kernels::cuda

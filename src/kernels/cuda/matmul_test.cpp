@@ -1,5 +1,7 @@
 // The matmul entries on the GPU against exact sums, in every shape that a kernel of its own takes, and their bits from
 // run to run.
+#include <array>
+
 #include "kernels/cuda/device_case.h"
 
 namespace nibble::kernels::cuda::testing {
@@ -364,6 +366,62 @@ TEST_F(MatmulGpuTest, BatchInvariantModeGivesARowTheSameBitsForAnyM) {
             << "m " << m << " cols " << cols;
     }
   }
+}
+
+TEST_F(MatmulGpuTest, FusedProductsAgreeWithTheirParts) {
+  Random random(7);
+  for (const Shape& shape : {Shape{1, 64, 576, 64}, Shape{3, 67, 4096, 64}, Shape{8, 1100, 1024, 128},
+                             Shape{2, 40, 11008, 64}, Shape{20, 33, 640, 64}})
+    for (const bool with_norm : {false, true})
+      for (const bool is_gated : {false, true}) {
+        const auto& [m, rows, cols, block] = shape;
+        const std::string label = "m " + std::to_string(m) + " rows " + std::to_string(rows) + " cols " +
+                                  std::to_string(cols) + (with_norm ? " norm" : "") + (is_gated ? " gated" : "");
+        const bool nested = random.next() & 1;
+        Weight4Bit a(random, shape, nested, quant::kNf4, 0), b(random, shape, nested, quant::kNf4, 0);
+        Array x = random_array(random, DType::f32, m * cols, 1, 0), norm = random_array(random, DType::f32, cols, 1, 0);
+        Array normed(DType::f32, m * cols), parts(DType::f32, m * 2 * rows), fused(DType::f32, m * 2 * rows);
+        Array expected(DType::f32, m * rows), gated(DType::f32, m * rows);
+        for (Array* array : {&x, &norm}) array->upload(stream());
+        float* left = x.device<float>(stream());
+        if (with_norm) {
+          cuda().rms_norm(context,
+                          {left, norm.device<float>(stream()), m, cols, 1e-5f, 1, normed.device<float>(stream())});
+          left = normed.device<float>(stream());
+        }
+        const auto jobs = [&](Array& y) {
+          return std::array{a.job(stream(), y.device<float>(stream()), 2 * rows, true, false),
+                            b.job(stream(), y.device<float>(stream()) + rows, 2 * rows, false, false)};
+        };
+        const auto separate = jobs(parts), together = jobs(fused);
+        cuda().matmul_4bit(context, {left, m, cols, DType::bf16, true}, separate.data(), 2);
+        Fused4BitArgs args{
+            .input = {x.device<float>(stream()), m, cols, DType::bf16, true}, .jobs = together.data(), .count = 2};
+        if (with_norm) args.norm_weight = norm.device<float>(stream());
+        args.eps = 1e-5f;
+        args.weight_offset = 1;
+        args.is_gated = is_gated;
+        args.gated_out = {gated.device<float>(stream()), rows};
+        ASSERT_TRUE(cuda().matmul_4bit_fused(context, args)) << label;
+        if (is_gated)
+          cuda().activate(context, {parts.device<float>(stream()), parts.device<float>(stream()) + rows, 2 * rows, m,
+                                    rows, Activation::silu, expected.device<float>(stream())});
+        finish(label);
+        for (Array* array : {&parts, &expected, &fused, &gated}) array->download(stream(), label);
+        // A norm summed in another order may round x elsewhere.
+        double scale = 1;
+        for (int64_t i = 0; i < parts.count(); ++i) scale = std::max(scale, std::abs(double{parts.get(i)}));
+        Array& from = is_gated ? expected : parts;
+        Array& found = is_gated ? gated : fused;
+        const double tolerance = (with_norm ? 2e-3 : 1e-6) * scale * (is_gated ? scale : 1);
+        for (int64_t i = 0; i < from.count(); ++i)
+          ASSERT_NEAR(found.get(i), from.get(i), tolerance) << label << " at " << i;
+      }
+  Weight4Bit odd(random, {1, 8, 48, 32}, true, quant::kNf4, 0);
+  Array x = random_array(random, DType::f32, 48), y(DType::f32, 8);
+  const auto job = odd.job(stream(), y.device<float>(stream()), 8, false, false);
+  EXPECT_FALSE(cuda().matmul_4bit_fused(
+      context, {.input = {x.device<float>(stream()), 1, 48, DType::bf16}, .jobs = &job, .count = 1}));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // of a block share a tile's columns and add their sums in a fixed order. Each warp streams its weights through a ring.
 #pragma once
 
+#include "kernels/cuda/device/activation.cuh"
 #include "kernels/cuda/device/async.cuh"
 #include "kernels/cuda/device/dependent.cuh"
 #include "kernels/cuda/device/job.cuh"
@@ -16,8 +17,14 @@ struct FewRowsArgs {
   float book[16];    // 4 bits: the code book times a factor
   float book_scale;  // and what the sums are multiplied by in return
   float threshold;   // LLM.int8()
-  int x_stride;      // elements between rows of x in shared memory
-  int extra_bytes;   // of shared memory, as Weights asks
+  // 4 bits: the norm of x, or null; and two jobs' results as one: gated_out = activation(first) * second.
+  const float* norm_weight;
+  float eps, weight_offset;
+  bool is_gated;
+  Activation activation;
+  MatmulOutput gated_out;
+  int x_stride;     // elements between rows of x in shared memory
+  int extra_bytes;  // of shared memory, as Weights asks
 };
 
 inline constexpr int kFewRowsTile = 16;
@@ -26,6 +33,10 @@ inline constexpr int kFewRowsStages = 4;
 inline constexpr int kFewRowsSums = kFewRowsTile * kFewRowsMax;  // of a tile
 
 inline constexpr int kFewRowsWarps = 16;  // as many as a tile has rows
+
+/// Where a block's own shared memory begins, behind what the driver keeps, on compute capability 9.0: as a number, it
+/// costs look-ups no addition.
+inline constexpr uint32_t kFewRowsShared = 1024;
 
 /// Shared memory of a launch, in bytes.
 template <typename Weights>
@@ -52,16 +63,40 @@ struct FewRowsShared {
   }
 };
 
+template <typename Sum>
+__device__ __forceinline__ Sum sum_of_warps(const Sum* first) {
+  Sum sum = first[0];
+#pragma unroll
+  for (int w = 1; w < kFewRowsWarps; ++w) sum += first[w * kFewRowsSums];
+  return sum;
+}
+
+/// The end of a tile of eight rows of gate and eight of up.
+template <typename Weights>
+__device__ __forceinline__ void finish_gated_tile(const FewRowsArgs& args, const FewRowsShared<Weights>& shared,
+                                                  int tile, int half) {
+  if (threadIdx.x >= kFewRowsSums / 2) return;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const auto* first = shared.sums + half * kFewRowsWarps * kFewRowsSums + threadIdx.x;
+  const int row = tile * (kFewRowsTile / 2) + lane / 4, i = 2 * (lane % 4) + warp;
+  if (row >= args.jobs.jobs[0].rows || i >= args.m) return;
+  const float* gate_bias = args.jobs.jobs[0].out.bias;
+  const float* up_bias = args.jobs.jobs[1].out.bias;
+  const float gate = sum_of_warps(first) * args.book_scale + (gate_bias ? gate_bias[row] : 0.0f);
+  const float up = sum_of_warps(first + kFewRowsSums / 2) * args.book_scale + (up_bias ? up_bias[row] : 0.0f);
+  put(args.gated_out, i, row, activated(args.activation, gate) * up);
+}
+
 /// The warps' sums of a tile, added in the order of the warps, and stored.
 template <typename Weights>
 __device__ __forceinline__ void finish_tile(const FewRowsArgs& args, const Weights& weights,
                                             const FewRowsShared<Weights>& shared, int tile, int half) {
+  if constexpr (Weights::kCanGate)
+    if (args.is_gated) return finish_gated_tile(args, shared, tile, half);
   if (threadIdx.x >= kFewRowsSums) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const auto* first = shared.sums + half * kFewRowsWarps * kFewRowsSums + threadIdx.x;
-  auto sum = first[0];
-#pragma unroll
-  for (int w = 1; w < kFewRowsWarps; ++w) sum += first[w * kFewRowsSums];
+  const auto sum = sum_of_warps(first);
   const DeviceJob& job = args.jobs.of_tile(tile);
   const int in_tile = lane / 4 + 8 * (warp / 2), row = (tile - job.first_tile) * kFewRowsTile + in_tile;
   const int i = 2 * (lane % 4) + warp % 2;
@@ -74,6 +109,9 @@ __global__ void __launch_bounds__(kFewRowsWarps * 32, 1) few_rows_kernel(const _
 #if __CUDA_ARCH__ >= 800
   allow_next_launch_where_possible();
   extern __shared__ __align__(128) uint8_t memory[];
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if (shared_address(memory) != kFewRowsShared) __trap();
+#endif
   const FewRowsShared<Weights> shared(args, memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int chunks = (args.cols + Weights::kChunk - 1) / Weights::kChunk, tiles = args.jobs.tiles;

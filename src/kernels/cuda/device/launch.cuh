@@ -79,7 +79,9 @@ void launch_few_rows(const Context& context, const MatmulInput& input, FewRowsAr
 template <typename Weights>
 void launch_few_rows_each(const Context& context, const MatmulInput& input, FewRowsArgs& args, int64_t limit) {
   const DeviceJobs jobs = args.jobs;
+  const MatmulOutput gated_out = args.gated_out;
   for (int64_t first = 0; first < input.m; first += limit) {
+    if (args.is_gated) args.gated_out = output_from(gated_out, first, 0);
     for (int j = 0; j < jobs.count; ++j) args.jobs.jobs[j].out = output_from(jobs.jobs[j].out, first, 0);
     launch_few_rows<Weights>(context, rows_of(input, first, std::min(limit, input.m - first)), args);
   }

@@ -13,6 +13,7 @@ class FewRows4Bit {
   using X = T;
   using Sum = float;
   using Shared = FewRowsShared<FewRows4Bit>;
+  static constexpr bool kCanGate = true;
   static constexpr int kChunk = 128;                  // columns: 64 bytes of a row
   static constexpr int kXPadding = 8;                 // rows of x start 16 bytes apart, modulo all banks
   static constexpr int kTableRow = 256;               // so that one byte permutation makes an address
@@ -27,7 +28,13 @@ class FewRows4Bit {
 
   __device__ explicit FewRows4Bit(int lane) : lane_(lane), group_(lane / 4), quad_(lane % 4) {}
 
-  __device__ static void fill_table(const FewRowsArgs& args, const Shared& shared) {
+  __device__ __forceinline__ void fill_table(const FewRowsArgs& args, const Shared& shared) {
+    if (args.norm_weight)
+#pragma unroll
+      for (int j = 0; j < kNormQuads; ++j) {
+        const int quad = static_cast<int>(threadIdx.x) + j * kThreads;
+        if (4 * quad < args.cols) norm_[j] = *reinterpret_cast<const float4*>(args.norm_weight + 4 * quad);
+      }
     constexpr int kBookLoads = kNested ? kMaxJobs * 256 / (kFewRowsWarps * 32) : 0;
     float book[kBookLoads + 1];  // under way while the table is filled
 #pragma unroll
@@ -46,17 +53,44 @@ class FewRows4Bit {
       reinterpret_cast<float*>(shared.table + kPairBytes)[threadIdx.x + j * kFewRowsWarps * 32] = book[j];
   }
 
-  __device__ static void prepare(const FewRowsArgs& args, const Shared& shared, int padded) {
-    stage_rounded(args, shared.x, padded);
+  __device__ __forceinline__ void prepare(const FewRowsArgs& args, const Shared& shared, int padded) const {
+    if (!args.norm_weight) return stage_rounded(args, shared.x, padded);
+    const int quads = args.cols / 4, warp = static_cast<int>(threadIdx.x) / 32;
+    for (int i = 0; i < args.m; ++i) {
+      float squares = 0;
+#pragma unroll 2
+      for (int quad = static_cast<int>(threadIdx.x); quad < quads; quad += kThreads) {
+        const float4 x = args.x.four_at(int64_t{i} * args.cols + 4 * quad);
+        squares = fmaf(x.x, x.x, fmaf(x.y, x.y, fmaf(x.z, x.z, fmaf(x.w, x.w, squares))));
+      }
+      squares = warp_sum(squares);
+      if (lane_ == 0) shared.sums[i * kFewRowsWarps + warp] = squares;
+    }
+    __syncthreads();
+    for (int i = 0; i < args.m; ++i) {
+      float total = 0;
+#pragma unroll
+      for (int w = 0; w < kFewRowsWarps; ++w) total += shared.sums[i * kFewRowsWarps + w];
+      const float scale = 1.0f / sqrtf(total / static_cast<float>(args.cols) + args.eps);
+#pragma unroll
+      for (int j = 0; j < kNormQuads; ++j) {
+        const int quad = static_cast<int>(threadIdx.x) + j * kThreads;
+        if (quad < quads) store_normed(args, shared, i, quad, scale, norm_[j]);
+      }
+      for (int quad = static_cast<int>(threadIdx.x) + kNormQuads * kThreads; quad < quads; quad += kThreads)
+        store_normed(args, shared, i, quad, scale, *reinterpret_cast<const float4*>(args.norm_weight + 4 * quad));
+      for (int c = args.cols + static_cast<int>(threadIdx.x); c < padded; c += kThreads)
+        shared.x[i * args.x_stride + c] = from_float<T>(0.0f);
+    }
   }
 
   /// The copies go on to another tile.
   __device__ __forceinline__ void enter(const FewRowsArgs& args, int tile) {
-    const DeviceJob& job = args.jobs.of_tile(tile);
-    const int first = (tile - job.first_tile) * kFewRowsTile, last = job.rows - 1;
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      codes_[half] = job.weight.data + (int64_t{min(first + group_ + 8 * half, last)} * args.cols >> 1) + quad_ * 16;
+    for (int half = 0; half < 2; ++half) {
+      const TileRow at = row_of(args, tile, group_ + 8 * half);
+      codes_[half] = args.jobs.jobs[at.job].weight.data + ((int64_t{at.row} * args.cols) >> 1) + quad_ * 16;
+    }
   }
 
   __device__ __forceinline__ void prefetch(const FewRowsArgs& args, uint32_t slot, int chunk) {
@@ -70,10 +104,10 @@ class FewRows4Bit {
 
   /// Starts loading the scales of a tile: a row a warp.
   __device__ __forceinline__ void load_scales(const FewRowsArgs& args, int tile) {
-    const DeviceJob& job = args.jobs.of_tile(tile);
-    const int row = min((tile - job.first_tile) * kFewRowsTile + static_cast<int>(threadIdx.x) / 32, job.rows - 1);
+    const TileRow at = row_of(args, tile, static_cast<int>(threadIdx.x) / 32);
+    const DeviceJob& job = args.jobs.jobs[at.job];
     const int units = args.cols >> 6;
-    const uint32_t first = static_cast<uint32_t>(row) * static_cast<uint32_t>(units);
+    const uint32_t first = static_cast<uint32_t>(at.row) * static_cast<uint32_t>(units);
     const int shift = job.weight.block_shift - 6;
     const Absmax& absmax = job.weight.absmax;
 #pragma unroll
@@ -96,9 +130,9 @@ class FewRows4Bit {
                                                int half) const {
     const int units = args.cols >> 6, stride = scale_stride(args.cols);
     float* row = reinterpret_cast<float*>(shared.extra) + (half * 16 + threadIdx.x / 32) * stride;
-    const DeviceJob& job = args.jobs.of_tile(tile);
-    const float* book = reinterpret_cast<const float*>(shared.table + kPairBytes) + 256 * (&job - args.jobs.jobs);
-    const float offset = job.weight.absmax.offset;
+    const int job = row_of(args, tile, static_cast<int>(threadIdx.x) / 32).job;
+    const float* book = reinterpret_cast<const float*>(shared.table + kPairBytes) + 256 * job;
+    const float offset = args.jobs.jobs[job].weight.absmax.offset;
 #pragma unroll
     for (int j = 0; j < kScales; ++j) {
       const int unit = lane_ + 32 * j;
@@ -160,6 +194,30 @@ class FewRows4Bit {
   }
 
  private:
+  static constexpr int kThreads = kFewRowsWarps * 32;
+  static constexpr int kNormQuads = 2;  // of a norm's weights, in hand before x is there
+
+  /// A row of a tile: of one job, or of gate (the upper eight) and up.
+  struct TileRow {
+    int job, row;
+  };
+  __device__ __forceinline__ static TileRow row_of(const FewRowsArgs& args, int tile, int in_tile) {
+    if (args.is_gated) return {in_tile / 8, min(tile * (kFewRowsTile / 2) + in_tile % 8, args.jobs.jobs[0].rows - 1)};
+    const DeviceJob& job = args.jobs.of_tile(tile);
+    return {static_cast<int>(&job - args.jobs.jobs),
+            min((tile - job.first_tile) * kFewRowsTile + in_tile, job.rows - 1)};
+  }
+
+  __device__ __forceinline__ static void store_normed(const FewRowsArgs& args, const Shared& shared, int i, int quad,
+                                                      float scale, float4 weight) {
+    const float4 x = args.x.four_at(int64_t{i} * args.cols + 4 * quad);
+    const float offset = args.weight_offset;
+    const T rounded[4] = {
+        from_float<T>(x.x * scale * (weight.x + offset)), from_float<T>(x.y * scale * (weight.y + offset)),
+        from_float<T>(x.z * scale * (weight.z + offset)), from_float<T>(x.w * scale * (weight.w + offset))};
+    *reinterpret_cast<uint2*>(shared.x + i * args.x_stride + 4 * quad) = *reinterpret_cast<const uint2*>(rounded);
+  }
+
   __device__ __forceinline__ static uint2 load_8(uint32_t address) {
     uint2 v;
     asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
@@ -171,11 +229,19 @@ class FewRows4Bit {
   /// The pair of byte kByte: its number above this lane's place in a row.
   template <int kByte>
   __device__ __forceinline__ uint32_t look_up(uint32_t word) const {
+    const uint32_t at = __byte_perm(word, 4 * lane_, 0x5504 | kByte << 4);
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    uint32_t pair;
+    asm volatile("ld.shared.u32 %0, [%1 + %2];" : "=r"(pair) : "r"(at), "n"(kFewRowsShared));
+    return pair;
+#else
     extern __shared__ __align__(128) uint8_t shared[];
-    return *reinterpret_cast<const uint32_t*>(shared + __byte_perm(word, 4 * lane_, 0x5504 | kByte << 4));
+    return *reinterpret_cast<const uint32_t*>(shared + at);
+#endif
   }
 
   int lane_, group_, quad_;
+  float4 norm_[kNormQuads] = {};
   const uint8_t* codes_[2];  // of the copies
   float total_[4];
   float scales_[kScales];

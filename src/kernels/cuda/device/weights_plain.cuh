@@ -9,6 +9,7 @@ namespace nibble::kernels::cuda {
 template <int kElementBytes>
 class FewRowsPlain {
  public:
+  static constexpr bool kCanGate = false;
   static constexpr int kTableBytes = 0;
   static constexpr int kRowBytes = 128;  // of one piece
   static constexpr int kChunk = kRowBytes / kElementBytes;
