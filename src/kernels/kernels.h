@@ -316,7 +316,8 @@ struct AttentionArgs {
 };
 
 /// Appends new keys or values to one sequence's cache. i8: the scale of a key is its largest magnitude / 127, and its
-/// codes are rint(x * (127 / that)); zeros if that is 0 or denormal.
+/// codes are rint(x * (127 / that)); zeros if that is 0 or denormal. (CUDA
+/// writes codes by rotate_append alone.)
 struct CacheAppendArgs {
   const void* x;  // (tokens, kv_heads, head_dim), token t at x + t * stride
   int64_t stride;
