@@ -29,6 +29,8 @@ void embed(const Context& context, const EmbedArgs& args);
 void split_heads(const Context& context, const SplitHeadsArgs& args);
 void softcap(const Context& context, const SoftcapArgs& args);
 void argmax(const Context& context, const ArgmaxArgs& args);
+void penalize(const Context& context, const PenalizeArgs& args);
+void top_candidates(const Context& context, const TopCandidatesArgs& args);
 void route_experts(const Context& context, const RouteExpertsArgs& args);
 void scatter_add_rows(const Context& context, const ScatterAddRowsArgs& args);
 void optimizer_step_32bit(const Context& context, const OptimizerStep32BitArgs& args);

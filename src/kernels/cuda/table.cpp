@@ -34,6 +34,8 @@ const Kernels* table() {
       .split_heads = split_heads,
       .softcap = softcap,
       .argmax = argmax,
+      .penalize = penalize,
+      .top_candidates = top_candidates,
       .route_experts = route_experts,
       .scatter_add_rows = scatter_add_rows,
       .input_gradient = input_gradient,
