@@ -118,10 +118,28 @@ class Generator {
       }
       return true;
     }
+    if (const int64_t wanted = rows_[0].sampler.candidates_wanted(model_.most_candidates()); wanted > 0) {
+      step_candidates(active, tokens, wanted);
+      return true;
+    }
     const std::span<const float> logits = model_.step(active, tokens);
     const auto vocab = static_cast<size_t>(model_.vocab_size());
     for (size_t i = 0; i < active.size(); ++i) take(static_cast<size_t>(active[i]), logits.subspan(i * vocab, vocab));
     return true;
+  }
+
+  /// The model finds the best tokens of each row; where they do not decide, the whole row is looked at.
+  void step_candidates(const std::vector<int64_t>& active, const std::vector<int32_t>& tokens, int64_t count) {
+    std::vector<std::span<const int32_t>> seen;
+    for (const int64_t row : active) seen.push_back(rows_[static_cast<size_t>(row)].sampler.seen());
+    const models::CandidateRows found =
+        model_.step_candidates(active, tokens, {count, config_.temperature, config_.repetition_penalty, seen});
+    for (size_t i = 0; i < active.size(); ++i) {
+      const auto row = static_cast<size_t>(active[i]);
+      Sampler& sampler = rows_[row].sampler;
+      const auto token = sampler.next_of(found.row(i));
+      put(row, token ? *token : sampler.next(model_.searched_row(i), true));
+    }
   }
 
   /// Chooses the next token of a row.

@@ -24,33 +24,41 @@ void SeenTokens::penalize(float penalty, std::span<float> scores) const {
 }
 
 Sampler::Sampler(const GenerationConfig& config, int64_t vocab_size, int64_t row)
-    : config_(config), seen_(vocab_size), random_(config.seed + static_cast<uint64_t>(row) * 0xd1342543de82ef95u) {}
+    : config_(config),
+      vocab_size_(vocab_size),
+      seen_(vocab_size),
+      random_(config.seed + static_cast<uint64_t>(row) * 0xd1342543de82ef95u) {}
 
 void Sampler::observe(std::span<const int32_t> tokens) {
   if (config_.repetition_penalty == 1.0f) return;
   for (const int32_t token : tokens) seen_.add(token);
 }
 
-int32_t Sampler::next(std::span<const float> logits) {
+/// Errors: internal for what no logit led to.
+int32_t Sampler::checked(int32_t token) {
+  if (token < 0) fail(ErrorCode::internal, "none of {} logits is a number", vocab_size_);
+  observe({&token, 1});
+  return token;
+}
+
+int32_t Sampler::next(std::span<const float> logits, bool is_penalized) {
   int32_t token = -1;
   if (config_.do_sample) {
-    filter(logits);
+    filter(logits, is_penalized);
     token = draw();
-  } else if (config_.repetition_penalty == 1.0f) {
+  } else if (is_penalized || config_.repetition_penalty == 1.0f) {
     token = static_cast<int32_t>(argmax(logits));
   } else {
     scores_.assign(logits.begin(), logits.end());
     seen_.penalize(config_.repetition_penalty, scores_);
     token = static_cast<int32_t>(argmax(scores_));
   }
-  if (token < 0) fail(ErrorCode::internal, "none of {} logits is a number", logits.size());
-  observe({&token, 1});
-  return token;
+  return checked(token);
 }
 
-std::span<const Candidate> Sampler::filter(std::span<const float> logits) {
+std::span<const Candidate> Sampler::filter(std::span<const float> logits, bool is_penalized) {
   scores_.assign(logits.begin(), logits.end());
-  if (config_.repetition_penalty != 1.0f) seen_.penalize(config_.repetition_penalty, scores_);
+  if (!is_penalized && config_.repetition_penalty != 1.0f) seen_.penalize(config_.repetition_penalty, scores_);
   if (config_.temperature != 1.0f) {
     for (float& score : scores_) score /= config_.temperature;
   }

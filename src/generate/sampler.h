@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "base/random.h"
+#include "models/candidate_search.h"
 #include "nibble/generate.h"
 
 namespace nibble {
@@ -22,6 +24,7 @@ class SeenTokens {
   void add(int32_t token);
   /// Divides positive scores by `penalty` and multiplies negative ones.
   void penalize(float penalty, std::span<float> scores) const;
+  std::span<const int32_t> tokens() const { return tokens_; }
 
  private:
   std::vector<bool> is_seen_;
@@ -37,19 +40,35 @@ class Sampler {
   void observe(std::span<const int32_t> tokens);
   /// True if next() is the most likely token whatever came before.
   bool is_plain_greedy() const { return !config_.do_sample && config_.repetition_penalty == 1.0f; }
-  /// The next token of logits (vocab). Errors: internal if no logit is a number.
-  int32_t next(std::span<const float> logits);
+  /// The next token of logits (vocab), which may be penalized already. Errors: internal if no logit is a number.
+  int32_t next(std::span<const float> logits, bool is_penalized = false);
+
+  /// How many of the best candidates most likely decide the next token, at most `most`; 0 if it takes the whole row.
+  int64_t candidates_wanted(int64_t most) const;
+  /// The next token, if it follows from the best candidates of a row over the vocabulary: then it is what next() would
+  /// have drawn from the whole row. If it does not, nothing has changed. Errors: as next().
+  std::optional<int32_t> next_of(const models::CandidateRow& row);
+  /// Tokens that the repetition penalty is for.
+  std::span<const int32_t> seen() const { return seen_.tokens(); }
 
   /// What is left of logits (vocab) after repetition penalty, temperature, top-k, top-p and min-p, by rising id, with
   /// their scores before softmax.
-  std::span<const Candidate> filter(std::span<const float> logits);
+  std::span<const Candidate> filter(std::span<const float> logits, bool is_penalized = false);
+  /// The same from the best of a row; false if they do not decide it.
+  bool filter_best(const models::CandidateRow& row);
+  std::span<const Candidate> filtered() const { return candidates_; }
 
  private:
+  void take_best(const models::CandidateRow& row, bool& is_whole, float& bound);
+  bool keep_best_top_k(float bound);
+  bool keep_best_top_p(float mass, float bound);
   void keep_top_p();
   void keep_min_p();
   int32_t draw();
+  int32_t checked(int32_t token);
 
   GenerationConfig config_;
+  int64_t vocab_size_;
   SeenTokens seen_;
   Random random_;
   std::vector<float> scores_;

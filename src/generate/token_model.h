@@ -19,6 +19,15 @@ class TokenModel {
   /// True if step_greedy() is there: the most likely token of each sequence, without the logits.
   virtual bool can_choose() const { return false; }
   virtual std::span<const int32_t> step_greedy(std::span<const int64_t>, std::span<const int32_t>) { return {}; }
+  /// The most candidates that step_candidates() may be asked for; 0: it is not there.
+  virtual int64_t most_candidates() const { return 0; }
+  /// As step(), with the best tokens of each sequence alone.
+  virtual models::CandidateRows step_candidates(std::span<const int64_t>, std::span<const int32_t>,
+                                                const models::CandidateRequest&) {
+    return {};
+  }
+  /// All logits of row `index` of the last step_candidates(), after the penalty; its candidates stay.
+  virtual std::span<const float> searched_row(size_t) { return {}; }
   /// Sequence i becomes a copy of what sequence source[i] was; one source for every sequence.
   virtual void reorder(std::span<const int64_t> source) = 0;
   virtual int64_t vocab_size() const = 0;
@@ -37,6 +46,12 @@ class SessionModel final : public TokenModel {
   std::span<const int32_t> step_greedy(std::span<const int64_t> sequences, std::span<const int32_t> tokens) override {
     return session_.step_greedy(sequences, tokens);
   }
+  int64_t most_candidates() const override { return session_.most_candidates(); }
+  models::CandidateRows step_candidates(std::span<const int64_t> sequences, std::span<const int32_t> tokens,
+                                        const models::CandidateRequest& request) override {
+    return session_.step_candidates(sequences, tokens, request);
+  }
+  std::span<const float> searched_row(size_t index) override { return session_.searched_row(index); }
   void reorder(std::span<const int64_t> source) override { session_.reorder(source); }
   int64_t vocab_size() const override { return session_.vocab_size(); }
 

@@ -21,7 +21,7 @@ int64_t bucket_of(std::span<const SequenceTokens> sequences) {
 }  // namespace
 
 StepGraph::StepGraph(const Decoder& decoder, Workspace& workspace)
-    : decoder_(decoder), workspace_(workspace), cuda_(*decoder.backend().cuda()) {
+    : decoder_(decoder), workspace_(workspace), cuda_(*decoder.backend().cuda()), candidates_(decoder.backend()) {
   const auto& layers = decoder.spec().layers;
   // Experts are sorted on the host; what cross-attention reads is not part of the key.
   is_recordable_ = std::none_of(layers.begin(), layers.end(), [](const LayerSpec& layer) {
@@ -91,6 +91,19 @@ std::span<const float> StepGraph::run(std::span<const SequenceTokens> sequences,
   cuda_.copy(host_logits_.get(), logits_.data(), static_cast<int64_t>(count * sizeof(float)));
   cuda_.synchronize();
   return {static_cast<const float*>(host_logits_.get()), count};
+}
+
+CandidateRows StepGraph::run_candidates(std::span<const SequenceTokens> sequences, const int32_t* ids,
+                                        bool batch_invariant, const CandidateRequest& request) {
+  launch(sequences, ids, batch_invariant);
+  return candidates_.find(logits_.as<float>(), static_cast<int64_t>(sequences.size()), decoder_.vocab_size(), request);
+}
+
+std::span<const float> StepGraph::searched_row(size_t index) {
+  const auto vocab = static_cast<size_t>(decoder_.vocab_size());
+  auto* row = static_cast<float*>(host_logits_.get()) + index * vocab;
+  cuda_.download(row, logits_.as<float>() + index * vocab, static_cast<int64_t>(vocab * sizeof(float)));
+  return {row, vocab};
 }
 
 }  // namespace nibble::models

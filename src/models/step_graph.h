@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "models/candidate_search.h"
 #include "models/decoder.h"
 
 namespace nibble::models {
@@ -21,6 +22,11 @@ class StepGraph {
                                       bool batch_invariant);
   /// Logits (sequences, vocab).
   std::span<const float> run(std::span<const SequenceTokens> sequences, const int32_t* ids, bool batch_invariant);
+  /// The best tokens of each.
+  CandidateRows run_candidates(std::span<const SequenceTokens> sequences, const int32_t* ids, bool batch_invariant,
+                               const CandidateRequest& request);
+  /// The whole row of logits that run_candidates() searched, with its penalty. Leaves the candidates as they are.
+  std::span<const float> searched_row(size_t index);
 
  private:
   void launch(std::span<const SequenceTokens> sequences, const int32_t* ids, bool batch_invariant);
@@ -36,6 +42,7 @@ class StepGraph {
   std::shared_ptr<void> host_logits_, host_best_;  // pinned
   std::vector<int64_t> key_;                       // what the graph was recorded for
   std::unique_ptr<device::CudaGraph> graph_;
+  CandidateSearch candidates_;
 };
 
 }  // namespace nibble::models

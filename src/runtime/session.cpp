@@ -185,6 +185,21 @@ std::span<const int32_t> Session::step_greedy(std::span<const int64_t> sequences
   return best;
 }
 
+int64_t Session::most_candidates() const {
+  return state_->graph ? models::CandidateSearch::most(state_->decoder.backend(), vocab_size()) : 0;
+}
+
+models::CandidateRows Session::step_candidates(std::span<const int64_t> sequences, std::span<const int32_t> tokens,
+                                               const models::CandidateRequest& request) {
+  if (most_candidates() == 0) fail(ErrorCode::unsupported, "step_candidates: the model is on the CPU, expected a GPU");
+  state_->begin_step(sequences, tokens);
+  const auto found = state_->graph->run_candidates(state_->batch, tokens.data(), state_->batch_invariant, request);
+  state_->end_step();
+  return found;
+}
+
+std::span<const float> Session::searched_row(size_t index) { return state_->graph->searched_row(index); }
+
 int64_t Session::length(int64_t sequence) const { return state_->cache(sequence).length(); }
 
 void Session::truncate(int64_t sequence, int64_t length) {

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "models/candidate_search.h"
 #include "models/decoder.h"
 
 namespace nibble {
@@ -33,6 +34,14 @@ class Session {
   bool can_choose() const;
   /// As step(), returning only the most likely token of each: the lowest of equals, -1 if no logit is a number.
   std::span<const int32_t> step_greedy(std::span<const int64_t> sequences, std::span<const int32_t> tokens);
+
+  /// The most candidates that step_candidates() may be asked for; 0 on the CPU.
+  int64_t most_candidates() const;
+  /// As step(), returning only the best tokens of each.
+  models::CandidateRows step_candidates(std::span<const int64_t> sequences, std::span<const int32_t> tokens,
+                                        const models::CandidateRequest& request);
+  /// All logits of row `index` of the last step_candidates(), after the penalty; its candidates stay.
+  std::span<const float> searched_row(size_t index);
 
   int64_t length(int64_t sequence) const;
   void truncate(int64_t sequence, int64_t length);
