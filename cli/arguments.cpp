@@ -65,10 +65,13 @@ void ModelArguments::add_to(CLI::App& app) {
   app.add_option("MODEL", model, "Directory with config.json and *.safetensors, a .gguf file, or a cached hub id")
       ->required();
   quantization.add_to(app);
-  app.add_option("--device,--device-map", device_map, "cpu (or auto), cuda or cuda:N")->group("Placement");
+  app.add_option("--device,--device-map", device_map,
+                 "auto (a GPU with room for the model, else the CPU), cpu, cuda or cuda:N")
+      ->group("Placement");
   app.add_option("--kv-cache-dtype", kv_cache_dtype, "Keys and values: auto (as the model), or int8 on a GPU")
       ->group("Placement");
   app.add_option("--threads", threads, "CPU threads (0: all)")->group("Placement");
+  app.add_flag("--verbose", verbose, "Say on standard error what auto chose, and why")->group("Placement");
   app.add_option("--adapter", adapter, "Directory of a LoRA adapter, by PEFT or `nibble finetune`, to apply");
 }
 
@@ -81,36 +84,42 @@ LoadOptions ModelArguments::load_options() const {
   options.threads = threads;
   options.progress = progress_bar();
   options.warning = print_warning;
+  if (verbose) options.notice = print_notice;
   return options;
 }
 
 AutoModelForCausalLM ModelArguments::load() const {
-  AutoModelForCausalLM loaded = AutoModelForCausalLM::from_pretrained(resolve_model(model), load_options());
+  LoadOptions options = load_options();
+  if (!adapter.empty() && options.device_map == "auto") options.device_map = "cpu";  // where adapters run
+  AutoModelForCausalLM loaded = AutoModelForCausalLM::from_pretrained(resolve_model(model), options);
   if (!adapter.empty()) loaded.load_adapter(adapter);
   return loaded;
 }
 
+void SamplingArguments::add_choice_to(CLI::App& app) {
+  using Config = GenerationConfig;
+  add_option(app, "--temperature", &Config::temperature, "With --do-sample: below 1 sharpens, above 1 flattens");
+  add_option(app, "--top-k", &Config::top_k, "With --do-sample: the k most likely tokens only (50; 0: all)");
+  add_option(app, "--top-p", &Config::top_p, "With --do-sample: the most likely tokens up to this mass");
+  add_option(app, "--min-p", &Config::min_p,
+             "With --do-sample: tokens of at least this share of the best one's probability");
+  add_option(app, "--repetition-penalty", &Config::repetition_penalty,
+             "Above 1: tokens that occurred become less likely");
+  add_option(app, "--seed", &Config::seed, "Of the random numbers of --do-sample");
+  do_sample = app.add_flag("--do-sample,!--no-do-sample", config.do_sample, "Draw from the distribution")
+                  ->group("Generation (as transformers' generate)");
+  given.emplace_back(do_sample, [this](Config& target) { target.do_sample = config.do_sample; });
+}
+
 void SamplingArguments::add_to(CLI::App& app, int64_t default_new_tokens) {
+  using Config = GenerationConfig;
   config.max_new_tokens = default_new_tokens;
   const char* group = "Generation (as transformers' generate)";
-  const auto option = [&](const char* name, auto member, const char* text) {
-    auto* added = app.add_option(name, config.*member, text)->group(group);
-    given.emplace_back(added, [this, member](GenerationConfig& target) { target.*member = config.*member; });
-  };
-  option("--max-new-tokens", &GenerationConfig::max_new_tokens, "How many tokens to add");
-  option("--temperature", &GenerationConfig::temperature, "With --do-sample: below 1 sharpens, above 1 flattens");
-  option("--top-k", &GenerationConfig::top_k, "With --do-sample: the k most likely tokens only (50; 0: all)");
-  option("--top-p", &GenerationConfig::top_p, "With --do-sample: the most likely tokens up to this mass");
-  option("--min-p", &GenerationConfig::min_p,
-         "With --do-sample: tokens of at least this share of the best one's probability");
-  option("--repetition-penalty", &GenerationConfig::repetition_penalty,
-         "Above 1: tokens that occurred become less likely");
-  option("--num-beams", &GenerationConfig::num_beams, "Beam search over this many hypotheses");
-  option("--length-penalty", &GenerationConfig::length_penalty, "With beams: above 0 favours longer texts");
-  option("--stop", &GenerationConfig::stop, "End where this text appears (repeatable)");
-  option("--seed", &GenerationConfig::seed, "Of the random numbers of --do-sample");
-  do_sample = app.add_flag("--do-sample,!--no-do-sample", config.do_sample, "Draw from the distribution")->group(group);
-  given.emplace_back(do_sample, [this](GenerationConfig& target) { target.do_sample = config.do_sample; });
+  add_option(app, "--max-new-tokens", &Config::max_new_tokens, "How many tokens to add");
+  add_choice_to(app);
+  add_option(app, "--num-beams", &Config::num_beams, "Beam search over this many hypotheses");
+  add_option(app, "--length-penalty", &Config::length_penalty, "With beams: above 0 favours longer texts");
+  add_option(app, "--stop", &Config::stop, "End where this text appears (repeatable)");
   auto* early = app.add_flag("--early-stopping", config.early_stopping, "With beams: stop at num-beams finished texts")
                     ->group(group);
   given.emplace_back(early, [this](GenerationConfig& target) { target.early_stopping = config.early_stopping; });

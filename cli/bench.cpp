@@ -10,6 +10,7 @@ namespace {
 
 struct BenchArguments {
   ModelArguments model;
+  SamplingArguments sampling;
   std::vector<int64_t> batch_sizes{1};
   std::vector<int64_t> prompt_lengths{512};
   int64_t new_tokens = 64;
@@ -30,7 +31,7 @@ Row measure(AutoModelForCausalLM& model, const BenchArguments& arguments, int64_
   for (auto& prompt : prompts)
     for (int64_t i = 0; i < length; ++i)
       prompt.push_back(static_cast<int32_t>(random.next() % static_cast<uint64_t>(model.vocab_size())));
-  GenerationConfig config;
+  GenerationConfig config = arguments.sampling.merged({});
   config.max_new_tokens = arguments.new_tokens;
   config.eos_token_id = {-1};  // no id: every run makes the same number of tokens
   Row row{batch, length, 0, 0, bandwidth / double(model.summary().decode_bytes) * double(batch)};
@@ -91,6 +92,7 @@ void add_bench(CLI::App& app, Action& action) {
   auto* command = app.add_subcommand("bench", "Prefill and decode rates beside the memory-bandwidth limit");
   auto arguments = std::make_shared<BenchArguments>();
   arguments->model.add_to(*command);
+  arguments->sampling.add_choice_to(*command);
   command->add_option("--batch-sizes", arguments->batch_sizes, "Prompts at once, comma-separated (1)")->delimiter(',');
   command->add_option("--prompt-lengths", arguments->prompt_lengths, "Tokens a prompt, comma-separated (512)")
       ->delimiter(',');

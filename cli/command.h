@@ -60,6 +60,7 @@ struct ModelArguments {
   std::string kv_cache_dtype = "auto";
   std::string adapter;
   int threads = 0;
+  bool verbose = false;
 
   void add_to(CLI::App& app);
   LoadOptions load_options() const;
@@ -72,7 +73,15 @@ struct SamplingArguments {
   CLI::Option* do_sample = nullptr;
   std::vector<std::pair<CLI::Option*, std::function<void(GenerationConfig&)>>> given;
 
+  template <typename T>
+  void add_option(CLI::App& app, const char* name, T GenerationConfig::*member, const char* text) {
+    auto* added = app.add_option(name, config.*member, text)->group("Generation (as transformers' generate)");
+    given.emplace_back(added, [this, member](GenerationConfig& target) { target.*member = config.*member; });
+  }
+
   void add_to(CLI::App& app, int64_t default_new_tokens);
+  /// Those alone that choose from the logits.
+  void add_choice_to(CLI::App& app);
   /// `defaults` come from the model's generation_config.json; what was typed wins.
   GenerationConfig merged(const GenerationConfig& defaults) const;
 };
@@ -82,6 +91,7 @@ Progress progress_bar();
 
 /// A line on standard error.
 void print_warning(std::string_view text);
+void print_notice(std::string_view text);
 
 /// One JSON object and a newline on standard output.
 void print_json(const Json& object);

@@ -144,6 +144,7 @@ void add_training(CLI::App& command, FinetuneArguments& arguments) {
 void add_finetune(CLI::App& app, Action& action) {
   auto* command = app.add_subcommand("finetune", "Train a LoRA adapter over a frozen model (QLoRA if it is quantized)");
   auto arguments = std::make_shared<FinetuneArguments>();
+  arguments->model.device_map = "cpu";
   arguments->model.add_to(*command);
   command->add_option("--data", arguments->data, "JSON lines with text, prompt and completion, or messages")
       ->required();

@@ -17,6 +17,7 @@ Json to_json(const SystemInfo& info) {
                                {"description", device.description},
                                {"memory_bytes", device.memory_bytes},
                                {"free_memory_bytes", device.free_memory_bytes}});
+  json["auto_device"] = info.cuda.missing.empty() ? "cuda" : "cpu";
   json["cuda"] = {{"missing", info.cuda.missing}, {"driver", info.cuda.driver}, {"runtime", info.cuda.runtime}};
   for (const auto& isa : info.isas) {
     json["isas"].push_back({{"name", isa.name}, {"supported", isa.is_supported}, {"active", isa.is_active}});
@@ -39,6 +40,8 @@ void print(const SystemInfo& info) {
     std::cout << "  cuda: none: " << info.cuda.missing << '\n';
   else
     std::cout << "  CUDA " << info.cuda.runtime << ", the driver supports " << info.cuda.driver << '\n';
+  std::cout << "  --device auto: "
+            << (info.cuda.missing.empty() ? "the first GPU with room for the model, else the CPU" : "the CPU") << '\n';
   std::cout << "\ninstruction sets\n";
   for (const auto& isa : info.isas)
     std::cout << "  " << isa.name

@@ -40,6 +40,7 @@ int report_error(ErrorCode code, const std::string& message) {
 }
 
 void print_warning(std::string_view text) { std::cerr << "warning: " << text << '\n'; }
+void print_notice(std::string_view text) { std::cerr << text << '\n'; }
 
 void print_json(const Json& object) {
   std::cout << object.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n';

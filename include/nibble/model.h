@@ -40,12 +40,13 @@ struct BitsAndBytesConfig {
 struct LoadOptions {
   BitsAndBytesConfig quantization_config{};         // ignored, with a warning, when the checkpoint is quantized already
   std::optional<DType> dtype{};                     // of what is not quantized; nullopt ("auto"): the checkpoint's
-  std::string device_map = "auto";                  // "cpu" (also what "auto" means), "cuda" or "cuda:N"
+  std::string device_map = "auto";                  // "cpu", "cuda", "cuda:N", or "auto": a GPU with room, else the CPU
   std::string kv_cache_dtype = "auto";              // the model's type, or "int8" with a scale for each key: on a GPU
   bool random_weights = false;                      // of config.json's shapes, no file is read: for measurements
   int threads = 0;                                  // 0: one per CPU this process may use
   Progress progress{};                              // may be empty
   std::function<void(std::string_view)> warning{};  // may be empty
+  std::function<void(std::string_view)> notice{};   // may be empty; hears which device "auto" took, and why
 };
 
 /// A node of the module tree, as torch's named_modules shows it.

@@ -2,13 +2,18 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <iterator>
 
+#include "api/implementation.h"
 #include "device/cuda.h"
+#include "generate/generator.h"
 #include "nibble/model.h"
 #include "nibble/seq2seq.h"
+#include "runtime/session.h"
 
 namespace nibble {
 namespace {
@@ -157,6 +162,95 @@ TEST_F(GpuModel, SamplingAndBeamsRun) {
   EXPECT_EQ(cpu.generate(prompt_of(9, 2), sampled)[0], gpu.generate(prompt_of(9, 2), sampled)[0]);
   const GenerationConfig beams{.max_new_tokens = 20, .num_beams = 3, .eos_token_id = {-1}};
   EXPECT_EQ(cpu.generate(prompt_of(9, 2), beams)[0], gpu.generate(prompt_of(9, 2), beams)[0]);
+}
+
+/// A model whose logits all come back.
+class WithoutSearch final : public TokenModel {
+ public:
+  explicit WithoutSearch(Session& session) : model_(session) {}
+  std::span<const float> append(int64_t sequence, std::span<const int32_t> tokens) override {
+    return model_.append(sequence, tokens);
+  }
+  std::span<const float> step(std::span<const int64_t> sequences, std::span<const int32_t> tokens) override {
+    return model_.step(sequences, tokens);
+  }
+  void reorder(std::span<const int64_t> source) override { model_.reorder(source); }
+  int64_t vocab_size() const override { return model_.vocab_size(); }
+
+ private:
+  SessionModel model_;
+};
+
+TEST_F(GpuModel, TokensSampledOnTheGpuAreThoseOfTheWholeLogits) {
+  AutoModelForCausalLM model = load("llama", "cuda", DType::f32);
+  const models::Decoder& decoder = *model.implementation().decoder;
+  const std::vector<std::vector<int32_t>> prompts = {prompt_of(9, 2), prompt_of(4, 3), prompt_of(30, 4)};
+  struct Choice {
+    int64_t top_k;
+    float top_p, min_p, penalty, temperature;
+    bool do_sample;
+  };
+  for (const Choice& choice :
+       {Choice{50, 1, 0, 1, 1, true}, Choice{5, 0.9f, 0, 1.2f, 0.7f, true}, Choice{0, 0.7f, 0, 0.9f, 1.3f, true},
+        Choice{0, 1, 0.1f, 1.1f, 1, true}, Choice{0, 1, 0, 1, 1, true}, Choice{50, 1, 0, 1.3f, 1, false}}) {
+    GenerationConfig config{.max_new_tokens = 40, .eos_token_id = {5, 6, 7}, .seed = 11};
+    config.do_sample = choice.do_sample;
+    config.temperature = choice.temperature;
+    config.top_k = choice.top_k;
+    config.top_p = choice.top_p;
+    config.min_p = choice.min_p;
+    config.repetition_penalty = choice.penalty;
+    Session first(decoder, 3, 128, true), second(decoder, 3, 128, true);
+    WithoutSearch whole(first);
+    EXPECT_EQ(generate(whole, nullptr, prompts, config).sequences, generate(second, nullptr, prompts, config).sequences)
+        << choice.top_k << " " << choice.top_p << " " << choice.min_p << " " << choice.penalty;
+  }
+}
+
+TEST_F(GpuModel, AutoTakesTheGpuAndSaysSo) {
+  LoadOptions options;
+  std::string heard;
+  options.notice = [&](std::string_view text) { heard = text; };
+  const auto model = AutoModelForCausalLM::from_pretrained(kModels / "llama", options);
+  EXPECT_EQ(model.hf_device_map().at(""), "cuda:0");
+  EXPECT_NE(heard.find("cuda:0"), std::string::npos) << heard;
+}
+
+/// Lets a kernel of a model's GPU read where nothing is; then exits with 0 if all went as it should.
+[[noreturn]] void survive_a_failing_gpu() {
+  LoadOptions on_gpu, on_cpu;
+  on_gpu.device_map = "cuda";
+  on_cpu.device_map = "cpu";
+  const std::vector<int32_t> prompt = prompt_of(9, 2);
+  ErrorCode first = ErrorCode::internal, second = first;
+  std::string message;
+  {
+    auto model = AutoModelForCausalLM::from_pretrained(kModels / "llama", on_gpu);
+    model.generate(prompt);
+    const ops::Backend& backend = model.implementation().decoder->backend();
+    auto* nowhere = reinterpret_cast<float*>(uintptr_t{4096});
+    backend.kernels().softcap(backend.context(), {nowhere, 100000, 1.0f});
+    try {
+      model.generate(prompt);
+    } catch (const Error& error) {
+      first = error.code();
+      message = error.what();
+    }
+  }
+  try {
+    AutoModelForCausalLM::from_pretrained(kModels / "llama", on_gpu);
+  } catch (const Error& error) {
+    second = error.code();
+  }
+  const size_t tokens = AutoModelForCausalLM::from_pretrained(kModels / "llama", on_cpu).generate(prompt)[0].size();
+  std::cerr << message << '\n';
+  const bool is_named = message.find("cuda:0") != std::string::npos;
+  std::exit(first == ErrorCode::device && second == ErrorCode::device && is_named && tokens > 9 ? 0 : 1);
+}
+
+TEST_F(GpuModel, AFailureOfTheGpuIsAnErrorAndTheProcessGoesOn) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // the GPU is lost to a process of its own
+  EXPECT_EXIT(survive_a_failing_gpu(), ::testing::ExitedWithCode(0), "illegal memory access");
 }
 
 TEST_F(GpuModel, SavedFilesEqualThoseOfTheCpu) {

@@ -6,6 +6,7 @@
 
 #include "api/generation_config.h"
 #include "api/implementation.h"
+#include "api/placement.h"
 #include "base/error.h"
 #include "base/output.h"
 #include "checkpoint/safetensors_writer.h"
@@ -37,8 +38,8 @@ AutoModelForCausalLM AutoModelForCausalLM::from_pretrained(const std::filesystem
   model->source = api::open_model(path, options);
   api::require_decoder_alone(model->source);
   model->generation_config = api::read_generation_config(model->source);
-  model->decoder =
-      models::load_decoder(model->source.config, model->source.config_name, model->source.checkpoint, options);
+  model->decoder = models::load_decoder(model->source.config, model->source.config_name, model->source.checkpoint,
+                                        api::with_device(model->source, options));
   return AutoModelForCausalLM(std::move(model));
 }
 

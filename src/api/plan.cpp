@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "api/placement.h"
 #include "api/planned_model.h"
 #include "base/checked.h"
 #include "device/cpu.h"
 #include "models/quantization.h"
+#include "models/registry.h"
 #include "models/summary.h"
 
 namespace nibble {
@@ -21,8 +23,8 @@ struct Sizes {
 /// Tokens of a prompt that one pass takes; longer prompts run in pieces.
 constexpr int64_t kPrefillChunk = 512;
 
-Sizes measure(const models::ModelSpec& spec, const BitsAndBytesConfig& config, DType dtype,
-              const PlanOptions& options) {
+Sizes measure(const models::ModelSpec& spec, const BitsAndBytesConfig& config, DType dtype, const PlanOptions& options,
+              int64_t chunk = kPrefillChunk) {
   const ModelSummary summary = models::summarize(spec, models::plan_quantization(spec, config), dtype);
   Sizes sizes;
   sizes.weights = checked_add(summary.memory_footprint_bytes, summary.statistics_bytes, "weights");
@@ -38,7 +40,7 @@ Sizes measure(const models::ModelSpec& spec, const BitsAndBytesConfig& config, D
     widest = std::max(
         {widest, 2 * layer.mlp.intermediate_size, (attention.heads + 2 * attention.kv_heads) * attention.head_dim});
   }
-  const int64_t rows = std::max(std::min(options.context, kPrefillChunk), options.batch_size);
+  const int64_t rows = std::max(std::min(options.context, chunk), options.batch_size);
   sizes.activations = checked_mul(rows, 4 * (3 * spec.hidden_size + 2 * widest), "activations") +
                       checked_mul(options.batch_size, 4 * spec.vocab_size, "logits");
   return sizes;
@@ -82,6 +84,17 @@ Plan plan(const std::filesystem::path& model, const PlanOptions& options) {
   PlanOptions effective = options;
   effective.quantization_config = planned.quantization;
   return plan_spec(planned.spec, planned.dtype, effective, planned.scale);
+}
+
+int64_t api::needed_device_bytes(const ModelSource& source, const LoadOptions& options) {
+  constexpr int64_t kContext = 4096, kGpuChunk = 2048;
+  constexpr int64_t kReserve = int64_t{256} << 20;  // staging, scratch of kernels, what allocations round up
+  const models::ModelSpec spec = models::build_spec(source.config, source.config_name);
+  const auto stored = models::read_quantization_config(source.config, source.config_name);
+  auto dtype = options.dtype ? options.dtype : models::config_dtype(source.config, source.config_name);
+  const PlanOptions room{.context = std::min(kContext, spec.max_position_embeddings)};
+  const BitsAndBytesConfig& config = stored ? *stored : options.quantization_config;
+  return measure(spec, config, dtype.value_or(DType::f32), room, kGpuChunk).total() + kReserve;
 }
 
 Plan plan(int64_t parameters, const PlanOptions& options) {

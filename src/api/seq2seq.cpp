@@ -8,6 +8,7 @@
 
 #include "api/generation_config.h"
 #include "api/model_source.h"
+#include "api/placement.h"
 #include "base/error.h"
 #include "base/output.h"
 #include "checkpoint/safetensors_writer.h"
@@ -64,8 +65,8 @@ AutoModelForSeq2SeqLM AutoModelForSeq2SeqLM::from_pretrained(const std::filesyst
          model->source.config_name, spec.architecture);
   model->start = find_start(model->source, spec.vocab_size);
   model->generation_config = api::read_generation_config(model->source);
-  model->decoder =
-      models::load_decoder(model->source.config, model->source.config_name, model->source.checkpoint, options);
+  model->decoder = models::load_decoder(model->source.config, model->source.config_name, model->source.checkpoint,
+                                        api::with_device(model->source, options));
   return AutoModelForSeq2SeqLM(std::move(model));
 }
 

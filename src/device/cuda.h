@@ -28,6 +28,8 @@ struct CudaSupport {
   std::vector<CudaDescription> devices;
 };
 CudaSupport describe_cuda();
+/// The compute capability that kernels need.
+inline constexpr int kLeastCapability = 75;
 /// Asks each GPU how much of its memory is free; starts a context on it, which takes a moment and some memory.
 void fill_free_memory(CudaSupport& support);
 

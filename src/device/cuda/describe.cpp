@@ -36,7 +36,13 @@ void check_cuda(cudaError_t status, std::string_view what) {
   if (status == cudaSuccess) return;
   cudaGetLastError();
   const auto code = status == cudaErrorMemoryAllocation ? ErrorCode::out_of_memory : ErrorCode::device;
-  fail(code, "CUDA: {} failed: {} ({})", what, cudaGetErrorString(status), cudaGetErrorName(status));
+  int index = 0;
+  cudaGetDevice(&index);
+  // What has broken the context stays: the next call that does nothing finds it again.
+  const bool is_lost = code == ErrorCode::device && cudaFree(nullptr) == status;
+  cudaGetLastError();
+  fail(code, "cuda:{}: {} failed: {} ({}){}", index, what, cudaGetErrorString(status), cudaGetErrorName(status),
+       is_lost ? "; this process cannot use the GPU any more" : "");
 }
 
 CudaSupport describe_cuda() {
@@ -66,6 +72,7 @@ void fill_free_memory(CudaSupport& support) {
     if (cudaSetDevice(device.index) == cudaSuccess && cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess)
       device.free_memory_bytes = static_cast<int64_t>(free_bytes);
   }
+  cudaGetLastError();  // a GPU that did not answer is no error of what comes next
 }
 
 }  // namespace nibble::device

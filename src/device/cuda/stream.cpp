@@ -71,7 +71,13 @@ class RuntimeStream final : public CudaStream {
   std::shared_ptr<void> allocate_pinned(int64_t size_bytes) override {
     activate();
     void* data = nullptr;
-    check_cuda(cudaMallocHost(&data, static_cast<size_t>(size_bytes)), "allocating pinned memory");
+    const cudaError_t status = cudaMallocHost(&data, static_cast<size_t>(size_bytes));
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      fail(ErrorCode::out_of_memory, "cuda:{}: out of memory: {} bytes of pinned main memory were asked for",
+           description_.index, size_bytes);
+    }
+    check_cuda(status, "allocating pinned memory");
     return {data, [](void* pointer) { cudaFreeHost(pointer); }};
   }
   int64_t reserved_bytes() const override { return memory_->reserved_bytes(); }
@@ -151,9 +157,10 @@ std::shared_ptr<CudaStream> open_cuda(int index) {
   const auto count = static_cast<int>(support.devices.size());
   require(index >= 0 && index < count, "cuda:{}: there is no such GPU, expected cuda:0 to cuda:{}", index, count - 1);
   const CudaDescription& description = support.devices[static_cast<size_t>(index)];
-  if (description.capability < 75)
-    fail(ErrorCode::device, "cuda:{}: {} has compute capability {}.{}, expected 7.5 or newer", index, description.name,
-         description.capability / 10, description.capability % 10);
+  if (description.capability < kLeastCapability)
+    fail(ErrorCode::device, "cuda:{}: {} has compute capability {}.{}, expected {}.{} or newer", index,
+         description.name, description.capability / 10, description.capability % 10, kLeastCapability / 10,
+         kLeastCapability % 10);
   check_cuda(cudaSetDevice(index), "choosing the GPU");
   return std::make_shared<RuntimeStream>(description);
 }
