@@ -89,9 +89,7 @@ LoadOptions ModelArguments::load_options() const {
 }
 
 AutoModelForCausalLM ModelArguments::load() const {
-  LoadOptions options = load_options();
-  if (!adapter.empty() && options.device_map == "auto") options.device_map = "cpu";  // where adapters run
-  AutoModelForCausalLM loaded = AutoModelForCausalLM::from_pretrained(resolve_model(model), options);
+  AutoModelForCausalLM loaded = AutoModelForCausalLM::from_pretrained(resolve_model(model), load_options());
   if (!adapter.empty()) loaded.load_adapter(adapter);
   return loaded;
 }
