@@ -14,8 +14,8 @@
 namespace nibble::models {
 namespace {
 
-constexpr float kDeviation = 0.02f;   // as transformers initializes
-constexpr int64_t kPeriod = 1 << 20;  // distinct values
+constexpr float kDeviation = 0.02f;         // as transformers initializes
+constexpr int64_t kPeriod = (1 << 20) + 7;  // distinct values; odd, so that no two rows of a matrix are equal
 constexpr int64_t kOffsets = 4096;
 
 class RandomCheckpoint final : public Checkpoint {
