@@ -90,11 +90,10 @@ bool Sampler::keep_best_top_p(float mass, float bound) {
   const double margin = kMargin * static_cast<double>(mass);
   double above = 0;
   for (size_t i = 0; i < candidates_.size(); ++i) {
-    if (i > 0 && above >= kept_mass - margin) {
-      candidates_.resize(i);
-      return above > kept_mass + margin;
-    }
     above += static_cast<double>(weight_of(candidates_[i].score, maximum));
+    if (above < kept_mass - margin) continue;
+    candidates_.resize(i + 1);
+    return above > kept_mass + margin;
   }
   return is_rest_dropped;
 }
