@@ -88,8 +88,7 @@ __device__ int select(const uint32_t (&keys)[kItems], int count, int wanted, uin
   }
 #pragma unroll
   for (int i = 0; i < kItems; ++i)
-    if (i < count && (keys[i] > least || (keys[i] == least && static_cast<uint32_t>(column(i)) < end)))
-      take(i);
+    if (i < count && (keys[i] > least || (keys[i] == least && static_cast<uint32_t>(column(i)) < end))) take(i);
   return wanted;
 }
 
