@@ -1,4 +1,4 @@
-// nibble finetune: LoRA over a frozen model, QLoRA if that is quantized.
+// nibble finetune: LoRA over a frozen model, QLoRA if that is quantized; or the whole model.
 #include <unistd.h>
 
 #include <iostream>
@@ -14,7 +14,8 @@ struct FinetuneArguments {
   TrainingArguments training;
   DatasetOptions dataset;
   std::string data, eval_data, output, targets = "all-linear", excluded, layers, resume;
-  bool completion_only = false, all_tokens = false;
+  std::string saved_modules;
+  bool completion_only = false, all_tokens = false, is_full = false;
   CLI::Option* resume_option = nullptr;
   bool json = false;
 };
@@ -43,6 +44,7 @@ int run(FinetuneArguments& arguments) {
   arguments.lora.exclude_modules = parse_modules(arguments.excluded);
   for (const std::string& number : split_list(arguments.layers))
     arguments.lora.layers_to_transform.push_back(std::stoll(number));
+  arguments.lora.modules_to_save = split_list(arguments.saved_modules);
   arguments.lora.validate();
   TrainingArguments& training = arguments.training;
   training.output_dir = arguments.output;
@@ -61,7 +63,8 @@ int run(FinetuneArguments& arguments) {
     print_counts("evaluation data", *evaluation);
   }
   AutoModelForCausalLM model = arguments.model.load();
-  Trainer trainer(model, arguments.lora, training, std::move(train), std::move(evaluation));
+  Trainer trainer(model, arguments.is_full ? std::nullopt : std::optional(arguments.lora), training, std::move(train),
+                  std::move(evaluation));
   const bool is_terminal = isatty(STDERR_FILENO) != 0;
   const TrainingReport report = trainer.train([&](const TrainingProgress& now) { print_progress(now, is_terminal); });
   if (arguments.json) {
@@ -96,7 +99,14 @@ void add_lora(CLI::App& command, FinetuneArguments& arguments) {
   command.add_option("--exclude-modules", arguments.excluded, "A,B or a regular expression")->group(group);
   command.add_option("--layers-to-transform", arguments.layers, "Layer numbers N,M (all)")->group(group);
   command.add_flag("--use-rslora", lora.use_rslora, "Scale by alpha / sqrt(r)")->group(group);
-  command.add_option("--init-lora-weights", lora.init_lora_weights, "default, gaussian or random")->group(group);
+  command.add_option("--init-lora-weights", lora.init_lora_weights, "default, gaussian, random or loftq")->group(group);
+  command.add_flag("--use-dora", lora.use_dora, "DoRA: rows of the updated weights have a trained length")
+      ->group(group);
+  command.add_option("--bias", lora.bias, "Biases to train: none (default), all, or lora_only: of the targets")
+      ->group(group);
+  command.add_option("--modules-to-save", arguments.saved_modules, "Modules A,B that are trained whole")->group(group);
+  command.add_flag("--full", arguments.is_full, "No adapter: train every parameter of an unquantized model")
+      ->group(group);
 }
 
 void add_training(CLI::App& command, FinetuneArguments& arguments) {
@@ -131,6 +141,7 @@ void add_training(CLI::App& command, FinetuneArguments& arguments) {
                   "Stop after so many evaluations without a better loss, keep the best (0: never)")
       ->group(group);
   command.add_option("--save-steps", training.save_steps, "Steps between checkpoints (500; 0: none)")->group(group);
+  command.add_option("--report-to", training.report_to, "tensorboard: event files in OUTPUT/runs (none)")->group(group);
   command.add_option("--seed", training.seed, "Of the adapter, the order of the data and dropout (42)")->group(group);
   arguments.resume_option = command
                                 .add_option("--resume-from-checkpoint", arguments.resume,
@@ -142,7 +153,8 @@ void add_training(CLI::App& command, FinetuneArguments& arguments) {
 }  // namespace
 
 void add_finetune(CLI::App& app, Action& action) {
-  auto* command = app.add_subcommand("finetune", "Train a LoRA adapter over a frozen model (QLoRA if it is quantized)");
+  auto* command = app.add_subcommand(
+      "finetune", "Train a LoRA adapter over a frozen model (QLoRA if it is quantized), or a whole model");
   auto arguments = std::make_shared<FinetuneArguments>();
   arguments->model.device_map = "cpu";
   arguments->model.add_to(*command);

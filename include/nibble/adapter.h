@@ -27,8 +27,12 @@ struct LoraConfig {
   std::map<std::string, double> alpha_pattern{};  // the same for lora_alpha
   std::vector<int64_t> layers_to_transform{};     // layer numbers; empty: all
   /// "default": A uniform in +-1 / sqrt(in), B zero. "gaussian": A normal with deviation 1 / r, B zero. "random": both
-  /// uniform, so that the adapter changes the model from the start (PEFT's false).
+  /// uniform, so that the adapter changes the model from the start (PEFT's false). "loftq": B A is near what
+  /// quantization took from the weights (Li et al., 2023).
   std::string init_lora_weights = "default";
+  std::string bias = "none";  // which biases are trained: "none", "all", or "lora_only": of the targets
+  std::vector<std::string> modules_to_save{};  // ends of names of modules that are trained whole, beside the targets
+  bool use_dora = false;                       // rows of the updated weight have a trained length (Liu et al., 2024)
 
   /// Errors: invalid_argument naming the field, what was found and what was expected.
   void validate() const;

@@ -1,4 +1,5 @@
-// Fine-tuning a LoRA adapter over a frozen model, in the words of transformers' Trainer and TRL's SFTTrainer.
+// Fine-tuning: a LoRA adapter over a frozen model, or a whole model, in the words of transformers' Trainer and TRL's
+// SFTTrainer.
 #pragma once
 
 #include <cstdint>
@@ -64,6 +65,7 @@ struct TrainingArguments {
   int64_t eval_steps = 0;               // 0: at the end alone
   int64_t early_stopping_patience = 0;  // > 0: stop after so many evaluations without a better loss; keep the best
   int64_t save_steps = 500;             // 0: no checkpoints
+  std::string report_to = "none";       // or "tensorboard": event files in output_dir/runs
   uint64_t seed = 42;
   std::optional<std::filesystem::path> resume_from_checkpoint{};  // a checkpoint, or output_dir: its newest
 
@@ -96,21 +98,28 @@ struct TrainingReport {
 
 /// Trains an adapter and writes it, as PEFT does, into output_dir, with checkpoints beside it from which a run goes on
 /// bit for bit. The base model's weights, quantized or not, stay as they are; afterwards the adapter is applied to it
-/// under the name "default". Same arguments, same bits. Errors: invalid_argument (options; an output_dir with another
-/// run's state), unsupported (the architecture), internal naming the step at which loss or gradient was not finite (the
-/// last checkpoint is kept), cancelled, io.
+/// under `adapter_name`. Several trainers may train adapters over one model, each from the base alone;
+/// model.set_adapter switches between them. Without a LoraConfig every parameter is trained, in float32, and output_dir
+/// becomes a model of the base's type; the model in memory then has the new weights under that name.
+/// Same arguments, same bits. Errors: invalid_argument (options; an output_dir with another run's state), unsupported
+/// (the architecture; full training of quantized weights), internal naming the step at which loss or gradient was not
+/// finite (the last checkpoint is kept), cancelled, io.
 class Trainer {
  public:
-  Trainer(AutoModelForCausalLM& model, LoraConfig lora, TrainingArguments arguments, Dataset train,
-          std::optional<Dataset> evaluation = std::nullopt);
+  Trainer(AutoModelForCausalLM& model, std::optional<LoraConfig> lora, TrainingArguments arguments, Dataset train,
+          std::optional<Dataset> evaluation = std::nullopt, std::string adapter_name = "default");
   TrainingReport train(const std::function<void(const TrainingProgress&)>& on_progress = {});
 
  private:
   AutoModelForCausalLM& model_;
-  LoraConfig lora_;
+  std::optional<LoraConfig> lora_;
   TrainingArguments arguments_;
   Dataset train_;
   std::optional<Dataset> evaluation_;
+  std::string adapter_name_;
 };
+
+/// The mean loss over the targets of `dataset`, by the model with the adapter that is applied.
+double evaluate(AutoModelForCausalLM& model, const Dataset& dataset);
 
 }  // namespace nibble

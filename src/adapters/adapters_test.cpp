@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 const fs::path kModels = fs::path(NIBBLE_TEST_DATA) / "models", kTraining = fs::path(NIBBLE_TEST_DATA) / "training";
 
 models::ModelSpec spec_of(const std::string& name) {
-  return models::build_spec(read_json(kModels / name / "config.json"), name);
+  return models::build_spec(read_json(kModels / name.substr(0, name.find('.')) / "config.json"), name);
 }
 
 /// Modules of the lora_A tensors that PEFT saved.
@@ -98,12 +98,12 @@ struct Scratch {
 };
 
 TEST(PeftFiles, WhatIsWrittenReadsBackAndNamesThePeftTensors) {
-  for (const std::string name : {"llama", "llama-bias", "gpt2"}) {
+  for (const std::string name : {"llama", "llama-bias", "gpt2", "llama.dora", "opt.bias", "gpt2.dora"}) {
     SCOPED_TRACE(name);
     Scratch scratch;
     const models::ModelSpec spec = spec_of(name);
     const Adapter adapter = read_adapter(spec, kTraining / name);
-    write_adapter(adapter, spec, name, scratch.path);
+    write_adapter(adapter, spec, name.substr(0, name.find('.')), scratch.path);
     const auto ours = Checkpoint::open(scratch.path / "adapter_model.safetensors"),
                theirs = Checkpoint::open(kTraining / name / "adapter_model.safetensors");
     ASSERT_EQ(ours->tensors().size(), theirs->tensors().size());
@@ -136,8 +136,8 @@ TEST(PeftFiles, AnAdapterForAnotherModelIsRefused) {
 
 TEST(PeftFiles, WhatIsNotSupportedIsNamed) {
   for (const char* change :
-       {R"({"use_dora": true})", R"({"bias": "all"})", R"({"modules_to_save": ["lm_head"]})", R"({"peft_type": "IA3"})",
-        R"({"r": 0})", R"({"lora_alpha": "8"})", R"({"rank_pattern": {"x": 0}})", R"({"target_modules": [1]})"}) {
+       {R"({"use_dora": 1})", R"({"bias": "some"})", R"({"lora_bias": true})", R"({"peft_type": "IA3"})", R"({"r": 0})",
+        R"({"lora_alpha": "8"})", R"({"rank_pattern": {"x": 0}})", R"({"target_modules": [1]})"}) {
     Json json = read_json(kTraining / "llama/adapter_config.json");
     const Json parsed = parse_json(change, "change");
     for (const auto& item : parsed.items()) json[item.key()] = item.value();

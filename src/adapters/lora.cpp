@@ -8,7 +8,9 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "models/layer.h"
 #include "models/module_tree.h"
+#include "nn/dora.h"
 
 namespace nibble {
 
@@ -23,8 +25,12 @@ void LoraConfig::validate() const {
   for (const auto& [pattern, alpha] : alpha_pattern)
     require(std::isfinite(alpha) && alpha > 0, "alpha_pattern: found {} for '{}', expected a positive number", alpha,
             pattern);
-  require(init_lora_weights == "default" || init_lora_weights == "gaussian" || init_lora_weights == "random",
-          "init_lora_weights: found '{}', expected default, gaussian or random", init_lora_weights);
+  require(bias == "none" || bias == "all" || bias == "lora_only", "bias: found '{}', expected none, all or lora_only",
+          bias);
+  for (const std::string& module : modules_to_save) require(!module.empty(), "modules_to_save: found an empty name");
+  require(init_lora_weights == "default" || init_lora_weights == "gaussian" || init_lora_weights == "random" ||
+              init_lora_weights == "loftq",
+          "init_lora_weights: found '{}', expected default, gaussian, random or loftq", init_lora_weights);
 }
 
 namespace adapters {
@@ -121,6 +127,40 @@ Tensor scaled(const Tensor& x, float factor) {
   return copy;
 }
 
+/// PEFT: a name that ends so, dots or not, or one inside such a module.
+bool is_saved(const std::string& module, const std::vector<std::string>& names) {
+  for (size_t end = module.find('.'); !module.empty(); end = module.find('.', end + 1)) {
+    const std::string_view path = std::string_view(module).substr(0, end);
+    for (const std::string& name : names)
+      if (path.ends_with(name)) return true;
+    if (end == std::string::npos) return false;
+  }
+  return false;
+}
+
+/// A copy in f32 in main memory of a parameter of the model.
+Tensor own_copy(const models::Decoder& model, const std::string& name) {
+  const auto* dense = std::get_if<nn::DenseWeight>(&model.weights().get(name));
+  if (!dense)
+    fail(ErrorCode::unsupported,
+         "tensor '{}' is quantized: quantized weights are not trained themselves; train an adapter beside them, or "
+         "load the model without load_in_4bit and load_in_8bit",
+         name);
+  return scaled(model.backend().to_host(dense->weight).to(DType::f32), 1);
+}
+
+nn::Linear linear_of(const models::Decoder& model, const std::string& module) {
+  return models::bind_linear(model.backend(), model.spec(), model.weights(), module);
+}
+
+/// An update where the kernels of `backend` reach it.
+nn::Lora on_device(const ops::Backend& backend, const nn::Lora& lora) {
+  nn::Lora result = lora;
+  result.a = autograd::constant(backend.to_device(lora.a->value));
+  result.b = autograd::constant(backend.to_device(lora.b->value));
+  return result;
+}
+
 std::string with_commas(int64_t value) {
   std::string text = std::to_string(value);
   for (auto at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3) text.insert(static_cast<size_t>(at), 1, ',');
@@ -135,10 +175,38 @@ const nn::Lora* Adapter::find(std::string_view module) const {
   return nullptr;
 }
 
+autograd::Var Adapter::find_parameter(std::string_view name) const {
+  for (const TrainedParameter& parameter : parameters)
+    if (parameter.name == name) return parameter.value;
+  return nullptr;
+}
+
 int64_t Adapter::parameter_count() const {
   int64_t count = 0;
-  for (const AdapterLayer& layer : layers) count += layer.lora.a->value.count() + layer.lora.b->value.count();
+  for (const NamedVariable& named : variables()) count += named.variable->value.count();
   return count;
+}
+
+std::vector<NamedVariable> Adapter::variables() const {
+  std::vector<NamedVariable> result;
+  for (const AdapterLayer& layer : layers) {
+    result.push_back({layer.module + ".lora_A.weight", layer.lora.a});
+    result.push_back({layer.module + ".lora_B.weight", layer.lora.b});
+    if (layer.lora.magnitude) result.push_back({layer.module + ".lora_magnitude_vector", layer.lora.magnitude});
+  }
+  for (const TrainedParameter& parameter : parameters) result.push_back({parameter.name, parameter.value});
+  return result;
+}
+
+std::vector<autograd::Var*> Adapter::slots() {
+  std::vector<autograd::Var*> result;
+  for (AdapterLayer& layer : layers) {
+    result.push_back(&layer.lora.a);
+    result.push_back(&layer.lora.b);
+    if (layer.lora.magnitude) result.push_back(&layer.lora.magnitude);
+  }
+  for (TrainedParameter& parameter : parameters) result.push_back(&parameter.value);
+  return result;
 }
 
 std::vector<std::string> targeted_modules(const models::ModelSpec& spec, const LoraConfig& config) {
@@ -152,6 +220,7 @@ std::vector<std::string> targeted_modules(const models::ModelSpec& spec, const L
     if (module.kind != models::ModuleKind::linear) return;
     if (is_all ? path == spec.head : !targets.matches(path)) return;
     if (!excluded.is_empty() && excluded.matches(path)) return;
+    if (is_saved(path, config.modules_to_save)) return;
     const auto number = layer_number(path);
     const auto& layers = config.layers_to_transform;
     if (!layers.empty() && (!number || std::find(layers.begin(), layers.end(), *number) == layers.end())) return;
@@ -195,21 +264,82 @@ Adapter create_adapter(const models::ModelSpec& spec, const LoraConfig& config, 
 Adapter to_device(const ops::Backend& backend, const Adapter& adapter) {
   Adapter result = adapter;
   if (!backend.cuda()) return result;
-  for (AdapterLayer& layer : result.layers)
-    for (autograd::Var* variable : {&layer.lora.a, &layer.lora.b})
-      *variable = autograd::parameter(backend.to_device((*variable)->value));
+  for (autograd::Var* variable : result.slots()) *variable = autograd::parameter(backend.to_device((*variable)->value));
   return result;
 }
 
-std::shared_ptr<const models::Updates> updates_of(const Adapter& adapter) {
+std::vector<std::pair<std::string, bool>> trained_parameters(const models::ModelSpec& spec, const LoraConfig& config) {
+  std::vector<std::pair<std::string, bool>> result;
+  const std::vector<std::string> targets = targeted_modules(spec, config);
+  std::vector<bool> used(config.modules_to_save.size());
+  models::for_each_module(spec, [&](const std::string& path, const models::ModuleSpec& module) {
+    for (size_t i = 0; i < used.size(); ++i) used[i] = used[i] || path.ends_with(config.modules_to_save[i]);
+    const bool is_copy = is_saved(path, config.modules_to_save);
+    const bool is_target = std::find(targets.begin(), targets.end(), path) != targets.end();
+    for (const models::ParameterSpec& parameter : module.parameters)
+      if (is_copy || (parameter.name == "bias" && (config.bias == "all" || (config.bias == "lora_only" && is_target))))
+        result.emplace_back(models::join(path, parameter.name), is_copy);
+  });
+  for (size_t i = 0; i < used.size(); ++i)
+    require(used[i], "modules_to_save: '{}' matches no module of the model", config.modules_to_save[i]);
+  return result;
+}
+
+void add_from_model(Adapter& adapter, const models::Decoder& model) {
+  for (const auto& [name, is_copy] : trained_parameters(model.spec(), adapter.config))
+    adapter.parameters.push_back({name, autograd::parameter(own_copy(model, name)), is_copy});
+  if (!adapter.config.use_dora) return;
+  for (AdapterLayer& layer : adapter.layers) {
+    const Tensor inverse = model.backend().to_host(
+        nn::inverse_row_norms(model.backend(), linear_of(model, layer.module), on_device(model.backend(), layer.lora)));
+    Tensor norms(DType::f32, inverse.shape());
+    for (int64_t i = 0; i < norms.count(); ++i) norms.as<float>()[i] = 1 / inverse.as<float>()[i];
+    layer.lora.magnitude = autograd::parameter(std::move(norms));
+  }
+}
+
+Adapter whole_model(const models::Decoder& model) {
+  Adapter adapter;
+  adapter.is_whole = true;
+  models::for_each_module(model.spec(), [&](const std::string& path, const models::ModuleSpec& module) {
+    for (const models::ParameterSpec& parameter : module.parameters) {
+      const std::string name = models::join(path, parameter.name);
+      if (models::resolve_tied(model.spec(), name) == name)
+        adapter.parameters.push_back({name, autograd::parameter(own_copy(model, name)), false});
+    }
+  });
+  return adapter;
+}
+
+std::shared_ptr<const models::Updates> updates_of(const Adapter& adapter, const models::Decoder& model) {
   auto updates = std::make_shared<models::Updates>();
-  for (const AdapterLayer& layer : adapter.layers)
-    (*updates)[layer.module] = {scaled(layer.lora.a->value, 1), scaled(layer.lora.b->value, layer.lora.scale)};
+  const ops::Backend& backend = model.backend();
+  for (const AdapterLayer& layer : adapter.layers) {
+    const nn::Lora& lora = layer.lora;
+    nn::LowRank update{scaled(lora.a->value, 1), scaled(lora.b->value, lora.scale), {}};
+    if (lora.magnitude) {
+      update.row_scale =
+          backend.to_host(nn::inverse_row_norms(backend, linear_of(model, layer.module), on_device(backend, lora)));
+      const int64_t rank = update.b.dim(1);
+      for (int64_t r = 0; r < update.b.dim(0); ++r) {
+        const float factor = update.row_scale.as<float>()[r] *= lora.magnitude->value.as<float>()[r];
+        for (int64_t i = 0; i < rank; ++i) update.b.as<float>()[r * rank + i] *= factor;
+      }
+    }
+    updates->layers[layer.module] = std::move(update);
+  }
+  for (const TrainedParameter& parameter : adapter.parameters)
+    updates->parameters[parameter.name] = scaled(parameter.value->value, 1);
+  if (adapter.is_whole)
+    for (const auto& [tied, original] : model.spec().tied) updates->parameters[tied] = updates->parameters[original];
   return updates;
 }
 
 std::string trainable_parameters_text(const Adapter& adapter, int64_t base) {
-  const int64_t trained = adapter.parameter_count(), all = base + trained;
+  const int64_t trained = adapter.parameter_count();
+  int64_t all = base + trained;
+  for (const TrainedParameter& parameter : adapter.parameters)
+    if (!parameter.is_copy) all -= parameter.value->value.count();
   return fmt::format("trainable params: {} || all params: {} || trainable%: {:.4f}", with_commas(trained),
                      with_commas(all), 100.0 * static_cast<double>(trained) / static_cast<double>(all));
 }

@@ -1,7 +1,7 @@
 // W + scale * B A, by the kernel that multiplies with a weight's rows.
 #include "adapters/merge.h"
 
-#include "base/error.h"
+#include <cmath>
 
 namespace nibble::adapters {
 namespace {
@@ -35,14 +35,17 @@ void add_update(const ops::Backend& backend, const nn::Lora& lora, Tensor& weigh
 }  // namespace
 
 models::ParameterEdits edits_of(const Adapter& adapter, const ops::Backend& backend) {
-  return {[&adapter](const std::string& name) { return update_of(adapter, name) != nullptr; },
+  return {[&adapter](const std::string& name) {
+            return update_of(adapter, name) != nullptr || adapter.find_parameter(name) != nullptr;
+          },
           [&adapter, &backend](const std::string& name, Tensor& value) {
+            if (const autograd::Var trained = adapter.find_parameter(name)) value = trained->value;
             if (const nn::Lora* lora = update_of(adapter, name)) add_update(backend, *lora, value);
           }};
 }
 
 models::ModelSpec untie_edited(models::ModelSpec spec, const models::ParameterEdits& edits) {
-  std::erase_if(spec.tied, [&](const auto& tie) { return edits.has(tie.first) != edits.has(tie.second); });
+  std::erase_if(spec.tied, [&](const auto& tie) { return edits.has(tie.first) || edits.has(tie.second); });
   return spec;
 }
 

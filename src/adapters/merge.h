@@ -10,7 +10,7 @@ namespace nibble::adapters {
 /// What merging `adapter` changes. Both arguments must outlive the result.
 models::ParameterEdits edits_of(const Adapter& adapter, const ops::Backend& backend);
 
-/// `spec` without the ties of parameters that only one of the two gets a change of.
+/// `spec` without the ties of parameters that change.
 models::ModelSpec untie_edited(models::ModelSpec spec, const models::ParameterEdits& edits);
 
 }  // namespace nibble::adapters

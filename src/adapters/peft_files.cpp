@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <set>
 
 #include "base/error.h"
@@ -21,10 +22,7 @@ struct Neutral {
   std::string_view key;
   std::array<std::string_view, 2> values;
 };
-constexpr std::array kNeutral{Neutral{"use_dora", {"false", "null"}},
-                              Neutral{"bias", {"\"none\"", "null"}},
-                              Neutral{"modules_to_save", {"null", "[]"}},
-                              Neutral{"lora_bias", {"false", "null"}},
+constexpr std::array kNeutral{Neutral{"lora_bias", {"false", "null"}},
                               Neutral{"layer_replication", {"null", "[]"}},
                               Neutral{"trainable_token_indices", {"null", "[]"}},
                               Neutral{"target_parameters", {"null", "[]"}},
@@ -104,18 +102,91 @@ Tensor read_side(const Checkpoint& checkpoint, const std::string& name, const Sh
   return copy;
 }
 
-/// The modules for which the file has updates, in its order.
-std::vector<std::string> stored_modules(const Checkpoint& checkpoint) {
-  constexpr std::string_view kEnd = ".lora_A.weight";
+constexpr std::string_view kSideA = ".lora_A.weight", kSideB = ".lora_B.weight", kMagnitude = ".lora_magnitude_vector";
+
+/// What a file holds: modules with updates, and names of parameters that replace the model's.
+struct Stored {
   std::vector<std::string> modules;
+  std::vector<std::pair<std::string, std::string>> parameters;  // name in the model, in the file
+};
+
+Stored list_stored(const Checkpoint& checkpoint) {
+  constexpr std::string_view kWrapped = ".base_layer.";  // a bias of a module that has an update
+  Stored stored;
   for (const TensorInfo& info : checkpoint.tensors()) {
     const std::string& name = info.name;
-    if (name.starts_with(kPrefix) && name.ends_with(kEnd))
-      modules.push_back(name.substr(kPrefix.size(), name.size() - kPrefix.size() - kEnd.size()));
-    else if (!name.ends_with(".lora_B.weight"))
-      fail(ErrorCode::unsupported, "tensor '{}': expected only lora_A and lora_B weights", name);
+    if (!name.starts_with(kPrefix))
+      fail(ErrorCode::unsupported, "tensor '{}': expected a name that starts with {}", name, kPrefix);
+    std::string inner = name.substr(kPrefix.size());
+    if (inner.ends_with(kSideA)) {
+      stored.modules.push_back(inner.substr(0, inner.size() - kSideA.size()));
+    } else if (!inner.ends_with(kSideB) && !inner.ends_with(kMagnitude)) {
+      if (const size_t at = inner.find(kWrapped); at != std::string::npos) inner.erase(at, kWrapped.size() - 1);
+      stored.parameters.emplace_back(std::move(inner), name);
+    }
   }
-  return modules;
+  return stored;
+}
+
+/// The shape of a parameter in files, and whether that is the other way round in memory.
+struct FileShape {
+  Shape shape;
+  bool is_transposed;
+};
+std::optional<FileShape> shape_of_parameter(const models::ModelSpec& spec, const std::string& name) {
+  const size_t dot = name.rfind('.');
+  const models::ModuleSpec* module = dot == std::string::npos ? nullptr : find_module(spec, name.substr(0, dot));
+  if (!module) return std::nullopt;
+  for (const models::ParameterSpec& parameter : module->parameters)
+    if (parameter.name == name.substr(dot + 1))
+      return FileShape{parameter.shape, module->is_transposed && parameter.name == "weight"};
+  return std::nullopt;
+}
+
+/// "q_proj.bias", or "q_proj.base_layer.bias" where the module has an update.
+std::string file_name_of(const Adapter& adapter, const std::string& name) {
+  const size_t dot = name.rfind('.');
+  const bool is_wrapped = adapter.find(name.substr(0, dot)) != nullptr;
+  return std::string(kPrefix) + name.substr(0, dot) + (is_wrapped ? ".base_layer" : "") + name.substr(dot);
+}
+
+/// The tensors of adapter_model.safetensors, as they lie in the file.
+std::vector<std::pair<std::string, Tensor>> file_tensors(const Adapter& adapter, const models::ModelSpec& spec) {
+  std::vector<std::pair<std::string, Tensor>> tensors;
+  for (const AdapterLayer& layer : adapter.layers) {
+    tensors.emplace_back(name_of_tensor(layer.module, 'A'), layer.lora.a->value);
+    tensors.emplace_back(name_of_tensor(layer.module, 'B'), layer.lora.b->value);
+    if (layer.lora.magnitude)
+      tensors.emplace_back(std::string(kPrefix) + layer.module + std::string(kMagnitude), layer.lora.magnitude->value);
+  }
+  for (const TrainedParameter& parameter : adapter.parameters) {
+    const auto shape = shape_of_parameter(spec, parameter.name);
+    const Tensor& value = parameter.value->value;
+    tensors.emplace_back(file_name_of(adapter, parameter.name),
+                         shape && shape->is_transposed ? value.transposed() : value);
+  }
+  return tensors;
+}
+
+/// Trained biases and modules, in the order that trained_parameters gives them.
+void read_parameters(Adapter& adapter, const models::ModelSpec& spec, const Checkpoint& checkpoint,
+                     const Stored& stored) {
+  std::vector<std::pair<std::string, bool>> expected = trained_parameters(spec, adapter.config);
+  for (const auto& [name, file_name] : stored.parameters) {
+    const bool is_known =
+        std::any_of(expected.begin(), expected.end(), [&, n = &name](const auto& entry) { return entry.first == *n; });
+    if (!is_known) expected.emplace_back(name, true);  // PEFT adds embeddings that were targeted or resized
+  }
+  for (const auto& [name, is_copy] : expected) {
+    const auto found = std::find_if(stored.parameters.begin(), stored.parameters.end(),
+                                    [&, n = &name](const auto& entry) { return entry.first == *n; });
+    const std::string file_name = found == stored.parameters.end() ? file_name_of(adapter, name) : found->second;
+    const auto shape = shape_of_parameter(spec, name);
+    if (!shape) fail(ErrorCode::invalid_argument, "tensor '{}': the model has no parameter '{}'", file_name, name);
+    Tensor value = read_side(checkpoint, file_name, shape->shape);
+    adapter.parameters.push_back(
+        {name, autograd::parameter(shape->is_transposed ? value.transposed() : std::move(value)), is_copy});
+  }
 }
 
 }  // namespace
@@ -143,6 +214,12 @@ LoraConfig parse_lora_config(const Json& json, std::string_view source) {
   config.rank_pattern = read_patterns<int64_t>(json, "rank_pattern", source);
   config.alpha_pattern = read_patterns<double>(json, "alpha_pattern", source);
   config.layers_to_transform = read_layers(json, source);
+  config.bias = find_value<std::string>(json, "bias", source).value_or("none");
+  config.use_dora = find_value<bool>(json, "use_dora", source).value_or(false);
+  const auto saved = read_names(json, "modules_to_save", source);
+  config.modules_to_save = std::holds_alternative<std::string>(saved)
+                               ? std::vector<std::string>{std::get<std::string>(saved)}
+                               : std::get<std::vector<std::string>>(saved);
   config.validate();
   return config;
 }
@@ -156,25 +233,25 @@ Json lora_config_json(const LoraConfig& config, const models::ModelSpec& spec, c
   for (const auto& [pattern, alpha] : config.alpha_pattern) json["alpha_pattern"][pattern] = number(alpha);
   json["auto_mapping"] = nullptr;
   json["base_model_name_or_path"] = base_model;
-  json["bias"] = "none";
+  json["bias"] = config.bias;
   json["exclude_modules"] = names_json(config.exclude_modules);
   json["fan_in_fan_out"] = has_conv1d;
   json["inference_mode"] = true;
   json["init_lora_weights"] =
-      config.init_lora_weights == "gaussian" ? Json("gaussian") : Json(config.init_lora_weights == "default");
+      config.init_lora_weights == "gaussian" ? Json("gaussian") : Json(config.init_lora_weights != "random");
   json["layers_pattern"] = nullptr;
   json["layers_to_transform"] = config.layers_to_transform.empty() ? Json() : Json(config.layers_to_transform);
   json["lora_alpha"] = number(config.lora_alpha);
   json["lora_bias"] = false;
   json["lora_dropout"] = config.lora_dropout;
-  json["modules_to_save"] = nullptr;
+  json["modules_to_save"] = config.modules_to_save.empty() ? Json() : Json(config.modules_to_save);
   json["peft_type"] = "LORA";
   json["r"] = config.r;
   json["rank_pattern"] = config.rank_pattern;
   json["revision"] = nullptr;
   json["target_modules"] = names_json(config.target_modules);
   json["task_type"] = "CAUSAL_LM";
-  json["use_dora"] = false;
+  json["use_dora"] = config.use_dora;
   json["use_rslora"] = config.use_rslora;
   if (json["target_modules"].is_null()) {  // PEFT's defaults go by model type: say what was chosen
     std::set<std::string> last;
@@ -188,9 +265,9 @@ Adapter read_adapter(const models::ModelSpec& spec, const std::filesystem::path&
   const std::filesystem::path config_path = directory / "adapter_config.json";
   Adapter adapter{parse_lora_config(read_json(config_path), config_path.string()), {}};
   const auto checkpoint = Checkpoint::open(directory / "adapter_model.safetensors");
-  std::vector<std::string> modules = stored_modules(*checkpoint);
+  const Stored stored = list_stored(*checkpoint);
   std::vector<AdapterLayer> found;
-  for (const std::string& module : modules) {
+  for (const std::string& module : stored.modules) {
     const models::ModuleSpec* linear = find_module(spec, module);
     if (!linear || linear->kind != models::ModuleKind::linear)
       fail(ErrorCode::invalid_argument,
@@ -201,28 +278,27 @@ Adapter read_adapter(const models::ModelSpec& spec, const std::filesystem::path&
     found.push_back({module,
                      {autograd::parameter(read_side(*checkpoint, name_of_tensor(module, 'A'), {rank, shape[1]})),
                       autograd::parameter(read_side(*checkpoint, name_of_tensor(module, 'B'), {shape[0], rank})), scale,
-                      static_cast<float>(adapter.config.lora_dropout)}});
+                      static_cast<float>(adapter.config.lora_dropout), nullptr}});
+    if (adapter.config.use_dora)
+      found.back().lora.magnitude = autograd::parameter(
+          read_side(*checkpoint, std::string(kPrefix) + module + std::string(kMagnitude), {shape[0]}));
   }
   if (found.empty()) fail(ErrorCode::corrupt_file, "{}: no update in adapter_model.safetensors", directory.string());
   models::for_each_module(spec, [&](const std::string& path, const models::ModuleSpec&) {
     for (AdapterLayer& layer : found)
       if (layer.module == path) adapter.layers.push_back(layer);
   });
+  read_parameters(adapter, spec, *checkpoint, stored);
   return adapter;
 }
 
 void write_adapter(const Adapter& adapter, const models::ModelSpec& spec, const std::string& base_model,
                    const std::filesystem::path& directory) {
+  const auto tensors = file_tensors(adapter, spec);
   std::vector<PlannedTensor> planned;
-  for (const AdapterLayer& layer : adapter.layers) {
-    planned.push_back({name_of_tensor(layer.module, 'A'), DType::f32, layer.lora.a->value.shape()});
-    planned.push_back({name_of_tensor(layer.module, 'B'), DType::f32, layer.lora.b->value.shape()});
-  }
+  for (const auto& [name, tensor] : tensors) planned.push_back({name, DType::f32, tensor.shape()});
   SafetensorsWriter writer(directory, planned, INT64_MAX, "adapter_model");
-  for (const AdapterLayer& layer : adapter.layers) {
-    writer.write(name_of_tensor(layer.module, 'A'), layer.lora.a->value.bytes());
-    writer.write(name_of_tensor(layer.module, 'B'), layer.lora.b->value.bytes());
-  }
+  for (const auto& [name, tensor] : tensors) writer.write(name, tensor.bytes());
   writer.finish();
   write_file(directory / "adapter_config.json", lora_config_json(adapter.config, spec, base_model).dump(2) + "\n");
 }

@@ -9,7 +9,7 @@ void AutoModelForCausalLM::load_adapter(const std::filesystem::path& path, const
   require(!name.empty(), "load_adapter: found an empty name");
   require(!model_->adapters.contains(name), "load_adapter: an adapter named '{}' is loaded already", name);
   const adapters::Adapter adapter = adapters::read_adapter(model_->decoder->spec(), path);
-  model_->adapters[name] = adapters::updates_of(adapter);
+  model_->adapters[name] = adapters::updates_of(adapter, *model_->decoder);
   set_adapter(name);
 }
 

@@ -22,7 +22,10 @@ AutoModelForCausalLM load_from(const fs::path& path) {
   return AutoModelForCausalLM::from_pretrained(path, options);
 }
 
-AutoModelForCausalLM load(const std::string& name) { return load_from(kModels / name); }
+/// "llama.dora" is an adapter of "llama".
+fs::path base_of(const std::string& name) { return kModels / name.substr(0, name.find('.')); }
+
+AutoModelForCausalLM load(const std::string& name) { return load_from(base_of(name)); }
 
 std::vector<int32_t> prompt_of(const Checkpoint& goldens) {
   const Tensor ids = goldens.get("ids"), lengths = goldens.get("lengths");
@@ -86,7 +89,7 @@ TEST(Merge, LogitsOfTheMergedModelAreThoseOfPeft) {
     SCOPED_TRACE(name);
     Scratch scratch;
     const auto goldens = Checkpoint::open(entry.path() / "goldens.safetensors");
-    merge_checkpoint(kModels / name, entry.path(), scratch.path / "out", {.dtype = DType::f32, .threads = 2});
+    merge_checkpoint(base_of(name), entry.path(), scratch.path / "out", {.dtype = DType::f32, .threads = 2});
     LoadOptions options;
     options.dtype = DType::f32;
     AutoModelForCausalLM model = AutoModelForCausalLM::from_pretrained(scratch.path / "out", options);

@@ -1,6 +1,10 @@
 // include/nibble/train.h over src/train.
 #include "nibble/train.h"
 
+#include <algorithm>
+#include <cmath>
+
+#include "adapters/loftq.h"
 #include "adapters/lora.h"
 #include "api/implementation.h"
 #include "base/error.h"
@@ -22,29 +26,73 @@ Dataset Dataset::from_jsonl(const std::filesystem::path& path, const AutoTokeniz
                            options);
 }
 
-Trainer::Trainer(AutoModelForCausalLM& model, LoraConfig lora, TrainingArguments arguments, Dataset train,
-                 std::optional<Dataset> evaluation)
+Trainer::Trainer(AutoModelForCausalLM& model, std::optional<LoraConfig> lora, TrainingArguments arguments,
+                 Dataset train, std::optional<Dataset> evaluation, std::string adapter_name)
     : model_(model),
       lora_(std::move(lora)),
       arguments_(std::move(arguments)),
       train_(std::move(train)),
-      evaluation_(std::move(evaluation)) {}
+      evaluation_(std::move(evaluation)),
+      adapter_name_(std::move(adapter_name)) {}
+
+namespace {
+
+void check_lengths(const Dataset& dataset, int64_t context) {
+  for (size_t i = 0; i < dataset.samples.size(); ++i)
+    require(static_cast<int64_t>(dataset.samples[i].ids.size()) <= context,
+            "train: sample {} has {} tokens, expected at most the model's context of {}", i,
+            dataset.samples[i].ids.size(), context);
+}
+
+adapters::Adapter start(const models::Decoder& decoder, const Checkpoint& original,
+                        const std::optional<LoraConfig>& lora, uint64_t seed) {
+  if (!lora) return adapters::whole_model(decoder);
+  adapters::Adapter adapter = adapters::create_adapter(decoder.spec(), *lora, seed);
+  if (lora->init_lora_weights == "loftq") adapters::start_from_quantization_error(adapter, decoder, original, seed);
+  adapters::add_from_model(adapter, decoder);
+  return adapter;
+}
+
+/// -log softmax(logits)[target].
+double loss_of(std::span<const float> logits, int32_t target) {
+  const double largest = static_cast<double>(*std::max_element(logits.begin(), logits.end()));
+  double total = 0;
+  for (const float logit : logits) total += std::exp(static_cast<double>(logit) - largest);
+  return std::log(total) + largest - static_cast<double>(logits[static_cast<size_t>(target)]);
+}
+
+}  // namespace
 
 TrainingReport Trainer::train(const std::function<void(const TrainingProgress&)>& on_progress) {
   auto& implementation = model_.implementation();
   models::Decoder& decoder = *implementation.decoder;
   require(train_.samples.size() > 0, "train: found no samples");
-  for (const Dataset* dataset : {&train_, evaluation_ ? &*evaluation_ : nullptr})
-    for (size_t i = 0; dataset && i < dataset->samples.size(); ++i)
-      require(static_cast<int64_t>(dataset->samples[i].ids.size()) <= decoder.spec().max_position_embeddings,
-              "train: sample {} has {} tokens, expected at most the model's context of {}", i,
-              dataset->samples[i].ids.size(), decoder.spec().max_position_embeddings);
-  adapters::Adapter adapter = adapters::create_adapter(decoder.spec(), lora_, arguments_.seed);
+  require(!adapter_name_.empty(), "adapter_name: found an empty name");
+  check_lengths(train_, decoder.spec().max_position_embeddings);
+  if (evaluation_) check_lengths(*evaluation_, decoder.spec().max_position_embeddings);
+  adapters::Adapter adapter = start(decoder, *implementation.source.checkpoint, lora_, arguments_.seed);
   const TrainingReport report = train::train_adapter(decoder, adapter, implementation.source.path.string(), arguments_,
                                                      train_, evaluation_ ? &*evaluation_ : nullptr, on_progress);
-  implementation.adapters["default"] = adapters::updates_of(adapter);
-  model_.set_adapter("default");
+  if (!lora_) api::copy_companions(implementation.source, arguments_.output_dir);
+  implementation.adapters[adapter_name_] = adapters::updates_of(adapter, decoder);
+  model_.set_adapter(adapter_name_);
   return report;
+}
+
+double evaluate(AutoModelForCausalLM& model, const Dataset& dataset) {
+  double loss = 0;
+  int64_t targets = 0;
+  const auto vocab = static_cast<size_t>(model.vocab_size());
+  for (const Dataset::Sample& sample : dataset.samples) {
+    const std::vector<float> logits = model.logits(sample.ids);
+    for (size_t i = 1; i < sample.ids.size(); ++i) {
+      if (!sample.is_target[i]) continue;
+      loss += loss_of(std::span(logits).subspan((i - 1) * vocab, vocab), sample.ids[i]);
+      ++targets;
+    }
+  }
+  require(targets > 0, "evaluate: found no token to predict");
+  return loss / static_cast<double>(targets);
 }
 
 }  // namespace nibble

@@ -73,6 +73,7 @@ struct LayerNormGradientArgs {
   float* dbias;    // always added to
   bool accumulate;
   DType dtype = DType::f32;
+  int64_t sets = 1;  // weight, dweight and dbias are (sets, cols), as LayerNormArgs'
 };
 
 /// Gradients of out = act(gate) * up, or of out = act(gate) where up is null. dgate and dup may be gate and up.
@@ -101,7 +102,8 @@ struct AttentionGradientSequence {
   float* dv;
 };
 
-/// Gradients of causal attention without softcap. Scores are computed anew, a block of queries at a time.
+/// Gradients of causal attention; softcap and ALiBi as AttentionArgs'. Scores are computed anew, a block of queries at
+/// a time.
 struct AttentionGradientArgs {
   const AttentionGradientSequence* sequences;
   int64_t sequence_count;
@@ -110,6 +112,9 @@ struct AttentionGradientArgs {
   int64_t window;             // > 0: only the last `window` keys
   const float* alibi_slopes;  // (heads), or null
   DType dtype = DType::f32;
+  float softcap = 0;
+  DType alibi_dtype = DType::f32;
+  float alibi_scale = 1;
 };
 
 /// Row i: loss[i] = log sum exp(logits[i]) - logits[i, target], and logits become `scale` times their gradient.
@@ -167,6 +172,25 @@ struct LowRankGradientArgs {
   float* db;
   bool accumulate_b;
   void* dx;  // (m, cols), added to; or null
+};
+
+/// out row r (=, or += if accumulate) x row r * scale + bias, column by column.
+struct ScaleColumnsArgs {
+  const float* x;      // (rows, cols)
+  const float* scale;  // (cols)
+  const float* bias;   // (cols), or null
+  int64_t rows, cols;
+  float* out;  // row r at out + r * out_stride
+  int64_t out_stride;
+  bool accumulate;
+};
+
+/// sums[c] += sum over r of x[r, c] * y[r, c], or of x[r, c] where y is null.
+struct SumColumnsArgs {
+  const float* x;  // (rows, cols)
+  const float* y;
+  int64_t rows, cols;
+  float* sums;  // (cols)
 };
 
 /// y += scale * x.

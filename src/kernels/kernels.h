@@ -471,6 +471,8 @@ struct Kernels {
   Entry<AddScaledArgs> add_scaled = nullptr;
   Entry<LowRankArgs> low_rank_update = nullptr;            // a backend may lack it
   Entry<LowRankGradientArgs> low_rank_gradient = nullptr;  // likewise
+  Entry<ScaleColumnsArgs> scale_columns = nullptr;         // a backend may lack it and the next
+  Entry<SumColumnsArgs> sum_columns = nullptr;
   // Training (optimizer_step.h).
   Entry<OptimizerStep32BitArgs> optimizer_step_32bit = nullptr;
   Entry<OptimizerStep8BitArgs> optimizer_step_8bit = nullptr;

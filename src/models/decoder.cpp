@@ -21,15 +21,10 @@ Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> back
   for (const RelativeBiasSpec& bias : spec_.relative_biases)
     relative_biases_.emplace_back(backend_->to_host(weights_->dense(bias.embed + ".weight")), bias.max_distance,
                                   bias.is_bidirectional);
-  bind_linears();
-  if (spec_.encoder) encoder_norm_ = bind_norm(*backend_, *weights_, "", spec_.encoder->final_norm);
-  embed_ = weights_->dense(spec_.embed + ".weight");
+  bind();
   Tensor scale(DType::f32, {1});
   *scale.as<float>() = spec_.embed_scale;
   spec_.embed_scale = *scale.to(weights_->dtype()).to(DType::f32).as<float>();
-  if (!spec_.positions.embed.empty()) positions_ = weights_->dense(spec_.positions.embed + ".weight");
-  embed_norm_ = bind_norm(*backend_, *weights_, "", spec_.embed_norm);
-  final_norm_ = bind_norm(*backend_, *weights_, "", spec_.final_norm);
   if (!spec_.alibi.slopes.empty()) {
     alibi_ = backend_->empty(DType::f32, {static_cast<int64_t>(spec_.alibi.slopes.size())});
     backend_->upload(alibi_.data(), spec_.alibi.slopes.data(), alibi_.size_bytes());
@@ -38,7 +33,7 @@ Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> back
 
 Decoder::~Decoder() = default;
 
-void Decoder::bind_linears() {
+void Decoder::bind() {
   const auto bind_layers = [&](const std::vector<LayerSpec>& layers, const std::string& prefix) {
     std::vector<Layer> result;
     for (size_t i = 0; i < layers.size(); ++i)
@@ -54,20 +49,29 @@ void Decoder::bind_linears() {
   project_in_ = linear(spec_.project_in);
   project_out_ = linear(spec_.project_out);
   head_ = linear(spec_.head);
+  const auto norm = [&](const NormSpec& spec) { return bind_norm(*backend_, *weights_, "", spec, updates_.get()); };
+  if (spec_.encoder) encoder_norm_ = norm(spec_.encoder->final_norm);
+  embed_norm_ = norm(spec_.embed_norm);
+  final_norm_ = norm(spec_.final_norm);
+  embed_ = parameter_of(*weights_, updates_.get(), spec_.embed + ".weight");
+  if (!spec_.positions.embed.empty())
+    positions_ = parameter_of(*weights_, updates_.get(), spec_.positions.embed + ".weight");
 }
 
 void Decoder::set_updates(std::shared_ptr<const Updates> updates) {
   if (updates && backend_->cuda()) {
     auto there = std::make_shared<Updates>();
     int64_t rank = 0;
-    for (const auto& [module, update] : *updates) rank = std::max(rank, update.a.dim(0));
+    for (const auto& [module, update] : updates->layers) rank = std::max(rank, update.a.dim(0));
     const Tensor room = backend_->empty(DType::f32, {nn::LowRank::kRoomRows * rank});
-    for (const auto& [module, update] : *updates)
-      (*there)[module] = {backend_->to_device(update.a), backend_->to_device(update.b), room};
+    for (const auto& [module, update] : updates->layers)
+      there->layers[module] = {backend_->to_device(update.a), backend_->to_device(update.b),
+                               backend_->to_device(update.row_scale), room};
+    for (const auto& [name, value] : updates->parameters) there->parameters[name] = backend_->to_device(value);
     updates = std::move(there);
   }
   updates_ = std::move(updates);
-  bind_linears();
+  bind();
 }
 
 DType Decoder::activations() const {

@@ -34,8 +34,12 @@ struct SequenceTokens {
 struct Layer;
 struct Pass;
 
-/// Updates of linear layers by an adapter, by module name.
-using Updates = std::unordered_map<std::string, nn::LowRank>;
+/// What an adapter changes: updates of linear layers by module name, and whole parameters in f32 by name, a linear
+/// layer's weight as (out, in).
+struct Updates {
+  std::unordered_map<std::string, nn::LowRank> layers;
+  std::unordered_map<std::string, Tensor> parameters;
+};
 
 /// A model in memory. Immutable after loading, except that passes share its threads: one at a time.
 class Decoder {
@@ -58,7 +62,7 @@ class Decoder {
   void set_cache_dtype(DType dtype) { cache_dtype_ = dtype; }
   nn::KvCache make_cache() const;
 
-  /// From the next pass on, the linear layers have these updates and no others; null: none. Not during a pass.
+  /// From the next pass on, the model has these updates and no others; null: none. Not during a pass.
   void set_updates(std::shared_ptr<const Updates> updates);
 
   /// Encoder-decoder: runs the encoder on one source and returns SequenceTokens::source. `encoded`, unless it is null,
@@ -82,7 +86,7 @@ class Decoder {
   void run(Pass& pass, float* logits, bool all_logits) const;
 
  private:
-  void bind_linears();
+  void bind();
   void embed(Pass& pass) const;
   void run_head(Pass& pass, float* logits, bool all_logits) const;
 

@@ -31,7 +31,7 @@ Tensor as_float(const ops::Backend& backend, const Tensor& x, float factor = 1) 
 
 AttentionWeights bind_attention(const ops::Backend& backend, const ModelSpec& model, const AttentionSpec& spec,
                                 const std::string& prefix, const Weights& weights, const Updates* updates) {
-  const auto norm = [&](const NormSpec& n) { return bind_norm(backend, weights, prefix, n); };
+  const auto norm = [&](const NormSpec& n) { return bind_norm(backend, weights, prefix, n, updates); };
   const auto linear = [&](const std::string& name) {
     return name.empty() ? nn::Linear{} : bind_linear(backend, model, weights, prefix + name, updates);
   };
@@ -69,10 +69,11 @@ void add_block(Pass& pass, const std::optional<nn::Norm>& out_norm, const std::o
 
 /// (count, size): the parameters of modules PATH.0, PATH.1, ...
 Tensor stacked(const ops::Backend& backend, const Weights& weights, const std::string& path, const char* parameter,
-               int64_t count) {
+               int64_t count, const Updates* updates) {
   Tensor all;
   for (int64_t i = 0; i < count; ++i) {
-    const Tensor one = backend.to_host(weights.dense(path + "." + std::to_string(i) + parameter)).to(DType::f32);
+    const Tensor one =
+        backend.to_host(parameter_of(weights, updates, path + "." + std::to_string(i) + parameter)).to(DType::f32);
     if (!all) all = Tensor(DType::f32, {count, one.count()});
     std::copy_n(one.as<float>(), one.count(), all.as<float>() + i * one.count());
   }
@@ -81,8 +82,14 @@ Tensor stacked(const ops::Backend& backend, const Weights& weights, const std::s
 
 }  // namespace
 
+const Tensor& parameter_of(const Weights& weights, const Updates* updates, const std::string& name) {
+  if (updates)
+    if (const auto found = updates->parameters.find(name); found != updates->parameters.end()) return found->second;
+  return weights.dense(name);
+}
+
 std::optional<nn::Norm> bind_norm(const ops::Backend& backend, const Weights& weights, const std::string& prefix,
-                                  const NormSpec& spec) {
+                                  const NormSpec& spec, const Updates* updates) {
   if (!spec) return std::nullopt;
   const std::string path = prefix + spec.module;
   nn::Norm norm;
@@ -90,18 +97,19 @@ std::optional<nn::Norm> bind_norm(const ops::Backend& backend, const Weights& we
   norm.eps = static_cast<float>(spec.eps);
   norm.weight_offset = spec.weight_offset * spec.scale;
   if (spec.count > 0) {
-    norm.weight = stacked(backend, weights, path, ".weight", spec.count);
-    if (weights.contains(path + ".0.bias")) norm.bias = stacked(backend, weights, path, ".bias", spec.count);
+    norm.weight = stacked(backend, weights, path, ".weight", spec.count, updates);
+    if (weights.contains(path + ".0.bias")) norm.bias = stacked(backend, weights, path, ".bias", spec.count, updates);
     return norm;
   }
   if (weights.contains(path + ".weight")) {
-    norm.weight = as_float(backend, weights.dense(path + ".weight"), spec.scale);
+    norm.weight = as_float(backend, parameter_of(weights, updates, path + ".weight"), spec.scale);
   } else {
     norm.weight = Tensor(DType::f32, {spec.size});
     std::fill_n(norm.weight.as<float>(), spec.size, spec.scale);
     norm.weight = backend.to_device(norm.weight);
   }
-  if (weights.contains(path + ".bias")) norm.bias = as_float(backend, weights.dense(path + ".bias"), spec.scale);
+  if (weights.contains(path + ".bias"))
+    norm.bias = as_float(backend, parameter_of(weights, updates, path + ".bias"), spec.scale);
   return norm;
 }
 
@@ -110,19 +118,21 @@ nn::Linear bind_linear(const ops::Backend& backend, const ModelSpec& model, cons
   const ModuleSpec* module = find_module(model, path);
   if (!module || module->kind != ModuleKind::linear) fail(ErrorCode::internal, "no linear module '{}'", path);
   nn::Linear layer;
-  layer.weight = weights.get(path + ".weight");
-  if (weights.contains(path + ".bias")) layer.bias = as_float(backend, weights.dense(path + ".bias"));
+  const bool is_replaced = updates && updates->parameters.contains(path + ".weight");
+  layer.weight = is_replaced ? nn::Weight(nn::DenseWeight{parameter_of(weights, updates, path + ".weight")})
+                             : weights.get(path + ".weight");
+  if (weights.contains(path + ".bias")) layer.bias = as_float(backend, parameter_of(weights, updates, path + ".bias"));
   const Shape shape = weight_shape(*module);
   layer.rows = shape[0];
   layer.cols = shape[1];
   if (!updates) return layer;
-  if (const auto found = updates->find(path); found != updates->end()) layer.update = &found->second;
+  if (const auto found = updates->layers.find(path); found != updates->layers.end()) layer.update = &found->second;
   return layer;
 }
 
 Layer bind_layer(const ops::Backend& backend, const ModelSpec& model, const LayerSpec& spec, const std::string& prefix,
                  const Weights& weights, const Updates* updates) {
-  const auto norm = [&](const NormSpec& n) { return bind_norm(backend, weights, prefix, n); };
+  const auto norm = [&](const NormSpec& n) { return bind_norm(backend, weights, prefix, n, updates); };
   const std::string& router = spec.mlp.experts.router;
   Layer layer{.spec = &spec,
               .attention_norm = norm(spec.attention_norm),

@@ -41,7 +41,9 @@ Layer bind_layer(const ops::Backend& backend, const ModelSpec& model, const Laye
                  const Weights& weights, const Updates* updates = nullptr);
 /// The norm at `prefix` + spec.module, or nothing if the spec names none.
 std::optional<nn::Norm> bind_norm(const ops::Backend& backend, const Weights& weights, const std::string& prefix,
-                                  const NormSpec& spec);
+                                  const NormSpec& spec, const Updates* updates = nullptr);
+/// A parameter that is not quantized, or what `updates` put in its place.
+const Tensor& parameter_of(const Weights& weights, const Updates* updates, const std::string& name);
 nn::Linear bind_linear(const ops::Backend& backend, const ModelSpec& model, const Weights& weights,
                        const std::string& path, const Updates* updates = nullptr);
 

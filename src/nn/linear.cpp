@@ -36,6 +36,8 @@ kernels::Matmul4BitJob job_of(const Weight4Bit& w, const LinearCall& call) {
           output_of(call)};
 }
 
+bool is_scaled(const Linear& layer) { return layer.update && layer.update->row_scale; }
+
 /// One kernel call per kind of weight; each returns how many of the first calls it took.
 struct Runner {
   Input input;
@@ -47,7 +49,7 @@ struct Runner {
     size_t count = 0;
     while (count < calls.size() && count < kMaxJobs) {
       const auto* weight = std::get_if<Kind>(&calls[count].layer->weight);
-      if (!weight || !fits(*weight)) break;
+      if (!weight || !fits(*weight) || is_scaled(*calls[count].layer)) break;
       jobs[count] = make(*weight, calls[count]);
       ++count;
     }
@@ -106,6 +108,23 @@ void add_update(const ops::Backend& backend, ConstValues x, int64_t m, const Lin
   multiply({low.data(), DType::f32}, update.b, {call.y.data, call.y_stride, nullptr, true, call.y.dtype});
 }
 
+/// The product by itself, then its columns scaled; the update is added later.
+void run_scaled(const ops::Backend& backend, ConstValues x, int64_t m, const LinearCall& call, bool batch_invariant) {
+  const Linear& layer = *call.layer;
+  const auto scale_columns = require_entry(backend, backend.kernels().scale_columns, "scale_columns");
+  if (call.y.dtype != DType::f32) fail(ErrorCode::unsupported, "DoRA over activations in {}", name_of(call.y.dtype));
+  Linear bare = layer;
+  bare.bias = {};
+  bare.update = nullptr;
+  Tensor product = backend.empty(DType::f32, {m, layer.rows});
+  const std::array calls{LinearCall{&bare, {product.data(), DType::f32}, layer.rows}};
+  run_linear(backend, x, m, calls, batch_invariant);
+  scale_columns(
+      backend.context_for(product.count()),
+      {product.as<float>(), layer.update->row_scale.as<float>(), layer.bias ? layer.bias.as<float>() : nullptr, m,
+       layer.rows, static_cast<float*>(call.y.data), call.y_stride, call.accumulate});
+}
+
 }  // namespace
 
 Weight to_device(const ops::Backend& backend, const Weight& weight) {
@@ -129,6 +148,11 @@ void run_linear(const ops::Backend& backend, ConstValues x, int64_t m, std::span
   const std::span<const LinearCall> all = calls;
   while (!calls.empty()) {
     const Linear& first = *calls.front().layer;
+    if (is_scaled(first)) {
+      run_scaled(backend, x, m, calls.front(), batch_invariant);
+      calls = calls.subspan(1);
+      continue;
+    }
     Runner runner{{backend, {x.data, m, first.cols, DType::f32, batch_invariant, x.dtype}}, calls};
     calls = calls.subspan(std::visit(runner, first.weight));
   }

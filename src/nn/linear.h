@@ -32,8 +32,9 @@ Weight to_host(const ops::Backend& backend, const Weight& weight);
 
 /// An adapter's update of a linear layer: y += (x a^T) b^T.
 struct LowRank {
-  Tensor a;  // f32 (r, cols)
-  Tensor b;  // f32 (rows, r), with the adapter's scale
+  Tensor a;               // f32 (r, cols)
+  Tensor b;               // f32 (rows, r), with the adapter's scale
+  Tensor row_scale = {};  // f32 (rows), or empty: factors of the weight's rows (DoRA)
   /// On a GPU: space for x a^T of up to kRoomRows rows, so that a recorded step allocates nothing. Updates share it.
   Tensor room = {};
   static constexpr int64_t kRoomRows = 1024;

@@ -13,6 +13,7 @@ struct Lora {
   autograd::Var b;  // (rows, r)
   float scale = 1;
   float dropout = 0;
+  autograd::Var magnitude = nullptr;  // DoRA (dora.h): (rows); else null
 };
 
 /// y (m, rows) = x w^T + bias, and `lora` of it unless null. The gradient goes to x and to the lora's a and b; that of

@@ -58,8 +58,11 @@ void run_forward(const Backend& backend, const Var& q, const Var& k, const Var& 
                                                           .q_stride = width,
                                                           .kv_dtype = keys.dtype(),
                                                           .scale = shape.scale,
+                                                          .softcap = shape.softcap,
                                                           .window = shape.window,
                                                           .alibi_slopes = shape.alibi_slopes,
+                                                          .alibi_dtype = shape.alibi_dtype,
+                                                          .alibi_scale = shape.alibi_scale,
                                                           .q_dtype = q->value.dtype()});
 }
 
@@ -77,7 +80,8 @@ void run_backward(const Backend& backend, const Var& q, const Var& k, const Var&
   }
   backend.kernels().attention_gradient(
       backend.context(), {sequences.data(), static_cast<int64_t>(sequences.size()), shape.heads, shape.kv_heads,
-                          shape.head_dim, shape.scale, shape.window, shape.alibi_slopes, q->value.dtype()});
+                          shape.head_dim, shape.scale, shape.window, shape.alibi_slopes, q->value.dtype(),
+                          shape.softcap, shape.alibi_dtype, shape.alibi_scale});
   add_gradient(backend, q, std::move(dq));
   add_gradient(backend, k, std::move(dk));
   add_gradient(backend, v, std::move(dv));

@@ -26,9 +26,12 @@ struct AttentionShape {
   float scale;
   int64_t window = 0;
   const float* alibi_slopes = nullptr;
+  float softcap = 0;
+  DType alibi_dtype = DType::f32;
+  float alibi_scale = 1;
 };
 /// q (tokens, heads, head_dim), k and v (tokens, kv_heads, head_dim) of sequences of `lengths`, one after the other,
-/// which do not see each other. Gives (tokens, heads, head_dim). Contract: kernels::AttentionArgs, without softcap.
+/// which do not see each other. Gives (tokens, heads, head_dim). Contract: kernels::AttentionArgs.
 autograd::Var attention(autograd::Tape& tape, const Backend& backend, const autograd::Var& q, const autograd::Var& k,
                         const autograd::Var& v, std::span<const int64_t> lengths, const AttentionShape& shape);
 

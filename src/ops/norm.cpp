@@ -15,7 +15,7 @@ struct Rows {
 };
 
 Rows rows_of(const Var& x, const Var& weight, const char* op) {
-  const int64_t cols = weight->value.count();
+  const int64_t cols = weight->value.shape().back();
   require(cols > 0 && x->value.count() % cols == 0, "{}: found {} values, expected rows of {}", op, x->value.count(),
           cols);
   return {x->value.count() / cols, cols};
@@ -55,7 +55,7 @@ Var layer_norm(Tape& tape, const Backend& backend, const Var& x, const Var& weig
   backend.kernels().layer_norm(
       backend.context_for(x->value.count()),
       {x->value.as<float>(), weight->value.as<float>(), bias ? bias->value.as<float>() : nullptr, n.rows, n.cols, eps,
-       y->value.data(), 1, x->value.dtype(), x->value.dtype()});
+       y->value.data(), weight->value.count() / n.cols, x->value.dtype(), x->value.dtype()});
   if (y->requires_grad)
     tape.record([&backend, x, weight, bias, y, n, eps] {
       Tensor unwanted;
@@ -63,7 +63,8 @@ Var layer_norm(Tape& tape, const Backend& backend, const Var& x, const Var& weig
       backend.kernels().layer_norm_gradient(
           backend.context_for(x->value.count()),
           {x->value.as<float>(), weight->value.as<float>(), y->grad.as<float>(), n.rows, n.cols, eps, dx.data,
-           gradient_sum_of(backend, weight), gradient_sum_of(backend, bias), dx.accumulate, x->value.dtype()});
+           gradient_sum_of(backend, weight), gradient_sum_of(backend, bias), dx.accumulate, x->value.dtype(),
+           weight->value.count() / n.cols});
       y->grad = {};
     });
   return y;

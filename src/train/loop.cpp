@@ -6,12 +6,14 @@
 #include <cstring>
 
 #include "adapters/peft_files.h"
+#include "adapters/whole_files.h"
 #include "base/cancel.h"
 #include "base/error.h"
 #include "base/json.h"
 #include "base/output.h"
 #include "device/cpu.h"
 #include "nibble/optim.h"
+#include "train/event_log.h"
 #include "train/model.h"
 #include "train/schedule.h"
 
@@ -35,6 +37,8 @@ void TrainingArguments::validate() const {
   require(save_steps >= 0, "save_steps: found {}, expected 0 or more", save_steps);
   require(early_stopping_patience >= 0, "early_stopping_patience: found {}, expected 0 or more",
           early_stopping_patience);
+  require(report_to == "none" || report_to == "tensorboard", "report_to: found '{}', expected none or tensorboard",
+          report_to);
   require(!packing || packing_length >= 2, "packing_length: found {}, expected at least 2", packing_length);
 }
 
@@ -42,13 +46,10 @@ namespace train {
 namespace fs = std::filesystem;
 namespace {
 
-std::vector<ParameterGroup> parameters_of(adapters::Adapter& adapter) {
+std::vector<ParameterGroup> parameters_of(const adapters::Adapter& adapter) {
   ParameterGroup group;
-  for (adapters::AdapterLayer& layer : adapter.layers)
-    for (auto& [side, variable] :
-         {std::pair{".lora_A.weight", layer.lora.a}, std::pair{".lora_B.weight", layer.lora.b}})
-      group.params.push_back(
-          {.name = layer.module + side, .shape = variable->value.shape(), .data = variable->value.data()});
+  for (const auto& [name, variable] : adapter.variables())
+    group.params.push_back({.name = name, .shape = variable->value.shape(), .data = variable->value.data()});
   return {std::move(group)};
 }
 
@@ -93,6 +94,7 @@ class Loop {
   TrainingReport run() {
     open_output();
     if (arguments_.resume_from_checkpoint) resume(find_checkpoint(*arguments_.resume_from_checkpoint));
+    if (arguments_.report_to == "tensorboard") events_.emplace(arguments_.output_dir / "runs");
     report_.trainable_parameters = trainable_parameters_text(adapter_, base_.summary().num_parameters);
     begin_ = since_report_ = Clock::now();
     while (step_ < plan_.total_steps() && !report_.stopped_early) {
@@ -148,9 +150,9 @@ class Loop {
     if (base_.backend().cuda()) base_.backend().cuda()->synchronize();  // the optimizer has a stream of its own
     auto& parameters = optimizer_.groups()[0].params;
     size_t i = 0;
-    for (adapters::AdapterLayer& layer : working_.layers)
-      for (const auto& variable : {layer.lora.a, layer.lora.b})
-        parameters[i++].grad = variable->grad ? variable->grad.data() : nullptr;
+    const auto variables = working_.variables();
+    for (const auto& [name, variable] : variables)
+      parameters[i++].grad = variable->grad ? variable->grad.data() : nullptr;
     grad_norm_ = optimizer_.gradient_norm();
     if (!std::isfinite(loss) || !std::isfinite(grad_norm_))
       fail(ErrorCode::internal, "step {}: the loss is {} and the gradient's norm {}, expected finite numbers{}",
@@ -159,16 +161,15 @@ class Loop {
     optimizer_.set_lr(learning_rate_);
     optimizer_.step(arguments_.max_grad_norm > 0 ? optimizer_.clip_scale(arguments_.max_grad_norm) : 1);
     optimizer_.synchronize();
-    for (adapters::AdapterLayer& layer : working_.layers) layer.lora.a->grad = layer.lora.b->grad = {};
+    for (const auto& [name, variable] : variables) variable->grad = {};
   }
 
   /// Calls body(working variable, host variable) for those of a GPU.
   template <typename Body>
   void for_each_copy(const Body& body) {
-    for (size_t i = 0; base_.backend().cuda() && i < working_.layers.size(); ++i) {
-      body(working_.layers[i].lora.a, adapter_.layers[i].lora.a);
-      body(working_.layers[i].lora.b, adapter_.layers[i].lora.b);
-    }
+    if (!base_.backend().cuda()) return;
+    const auto working = working_.variables(), host = adapter_.variables();
+    for (size_t i = 0; i < host.size(); ++i) body(working[i].variable, host[i].variable);
   }
 
   /// Before the adapter is read: it is as old as the last call where a GPU trains a copy of it.
@@ -185,12 +186,11 @@ class Loop {
   }
 
   std::string first_bad_tensor() const {
-    for (const adapters::AdapterLayer& layer : working_.layers)
-      for (const auto& variable : {layer.lora.a, layer.lora.b}) {
-        const Tensor grad = base_.backend().to_host(variable->grad);
-        for (int64_t i = 0; grad && i < grad.count(); ++i)
-          if (!std::isfinite(grad.as<float>()[i])) return "; first in the gradient of " + layer.module;
-      }
+    for (const auto& [name, variable] : working_.variables()) {
+      const Tensor grad = base_.backend().to_host(variable->grad);
+      for (int64_t i = 0; grad && i < grad.count(); ++i)
+        if (!std::isfinite(grad.as<float>()[i])) return "; first in the gradient of " + name;
+    }
     return "";
   }
 
@@ -222,6 +222,13 @@ class Loop {
                     {"loss", now.loss},
                     {"learning_rate", now.learning_rate},
                     {"grad_norm", now.grad_norm}});
+    if (events_) {
+      events_->scalar("train/loss", now.step, now.loss);
+      events_->scalar("train/learning_rate", now.step, now.learning_rate);
+      events_->scalar("train/grad_norm", now.step, now.grad_norm);
+      events_->scalar("train/epoch", now.step, now.epoch);
+      events_->scalar("train/tokens_per_second", now.step, now.tokens_per_second);
+    }
     if (on_progress_) on_progress_(now);
     losses_ = 0;
     targets_ = tokens_ = 0;
@@ -243,6 +250,7 @@ class Loop {
     report_.eval_loss = loss / static_cast<double>(targets);
     evaluated_ = step_;
     log_.push_back({{"step", step_}, {"epoch", plan_.epoch_of(step_)}, {"eval_loss", *report_.eval_loss}});
+    if (events_) events_->scalar("eval/loss", step_, *report_.eval_loss);
     TrainingProgress now = progress();
     now.eval_loss = report_.eval_loss;
     if (on_progress_) on_progress_(now);
@@ -253,9 +261,8 @@ class Loop {
       worse_ = 0;
       best_.clear();
       fetch_parameters();
-      for (const adapters::AdapterLayer& layer : adapter_.layers)
-        for (const auto& variable : {layer.lora.a, layer.lora.b})
-          best_.emplace_back(variable->value.as<float>(), variable->value.as<float>() + variable->value.count());
+      for (const auto& [name, variable] : adapter_.variables())
+        best_.emplace_back(variable->value.as<float>(), variable->value.as<float>() + variable->value.count());
     } else if (++worse_ >= arguments_.early_stopping_patience) {
       report_.stopped_early = true;
     }
@@ -263,20 +270,27 @@ class Loop {
 
   void restore_best() {
     size_t i = 0;
-    for (adapters::AdapterLayer& layer : adapter_.layers)
-      for (const auto& variable : {layer.lora.a, layer.lora.b}) {
-        std::memcpy(variable->value.data(), best_[i].data(), best_[i].size() * sizeof(float));
-        ++i;
-      }
+    for (const auto& [name, variable] : adapter_.variables()) {
+      std::memcpy(variable->value.data(), best_[i].data(), best_[i].size() * sizeof(float));
+      ++i;
+    }
     send_parameters();
     report_.eval_loss = best_loss_;
+  }
+
+  /// The adapter, or the whole model in `dtype`.
+  void write_trained(const fs::path& directory, DType dtype) const {
+    if (adapter_.is_whole)
+      adapters::write_whole(adapter_, base_, dtype, directory);
+    else
+      write_adapter(adapter_, base_.spec(), base_model_, directory);
   }
 
   /// checkpoint-N appears whole or not at all.
   void save_checkpoint() {
     fetch_parameters();
     AtomicDirectory directory(arguments_.output_dir / ("checkpoint-" + std::to_string(step_)));
-    write_adapter(adapter_, base_.spec(), base_model_, directory.path());
+    write_trained(directory.path(), DType::f32);
     optimizer_.save(directory.path() / "optimizer.safetensors");
     write_file(directory.path() / "trainer_state.json", state().dump(1) + "\n");
     directory.commit();
@@ -313,17 +327,16 @@ class Loop {
       losses_ = find_value<double>(*pending, "losses", path.string()).value_or(0);
       targets_ = find_value<int64_t>(*pending, "targets", path.string()).value_or(0);
     }
-    const adapters::Adapter stored = adapters::read_adapter(base_.spec(), checkpoint);
-    require(stored.layers.size() == adapter_.layers.size(), "{}: found {} layers with an update, expected {}",
-            checkpoint.string(), stored.layers.size(), adapter_.layers.size());
-    for (size_t i = 0; i < stored.layers.size(); ++i) {
-      const auto take = [&](const autograd::Var& from, const autograd::Var& to) {
-        require(stored.layers[i].module == adapter_.layers[i].module && from->value.shape() == to->value.shape(),
-                "{}: the update of '{}' is another than this run's", checkpoint.string(), stored.layers[i].module);
-        std::memcpy(to->value.data(), from->value.data(), static_cast<size_t>(to->value.size_bytes()));
-      };
-      take(stored.layers[i].lora.a, adapter_.layers[i].lora.a);
-      take(stored.layers[i].lora.b, adapter_.layers[i].lora.b);
+    const adapters::Adapter stored = adapter_.is_whole ? adapters::read_whole(base_.spec(), checkpoint)
+                                                       : adapters::read_adapter(base_.spec(), checkpoint);
+    const auto theirs_all = stored.variables(), ours = adapter_.variables();
+    require(theirs_all.size() == ours.size(), "{}: found {} trained tensors, expected {}", checkpoint.string(),
+            theirs_all.size(), ours.size());
+    for (size_t i = 0; i < ours.size(); ++i) {
+      const Tensor& from = theirs_all[i].variable->value;
+      require(theirs_all[i].name == ours[i].name && from.shape() == ours[i].variable->value.shape(),
+              "{}: '{}' is another than this run's", checkpoint.string(), theirs_all[i].name);
+      std::memcpy(ours[i].variable->value.data(), from.data(), static_cast<size_t>(from.size_bytes()));
     }
     send_parameters();
     optimizer_.load(checkpoint / "optimizer.safetensors");
@@ -337,9 +350,12 @@ class Loop {
     std::error_code error;
     fs::remove_all(staging, error);
     fs::create_directories(staging, error);
-    write_adapter(adapter_, base_.spec(), base_model_, staging);
+    write_trained(staging, base_.weights().dtype());
+    std::vector<fs::path> names;
+    for (const auto& entry : fs::directory_iterator(staging)) names.push_back(entry.path().filename());
     write_file(staging / "trainer_state.json", state().dump(1) + "\n");
-    for (const char* name : {"adapter_model.safetensors", "adapter_config.json", "trainer_state.json"}) {
+    names.emplace_back("trainer_state.json");
+    for (const fs::path& name : names) {
       fs::rename(staging / name, out / name, error);
       if (error) fail(ErrorCode::io, "{}: cannot be written: {}", (out / name).string(), error.message());
     }
@@ -368,6 +384,7 @@ class Loop {
   int64_t targets_ = 0, tokens_ = 0;
   double grad_norm_ = 0, learning_rate_ = 0;
   Json log_ = Json::array();
+  std::optional<EventLog> events_;
   std::vector<std::vector<float>> best_;
   double best_loss_ = 0;
   int64_t worse_ = 0;

@@ -26,9 +26,43 @@ Tensor uploaded(const ops::Backend& backend, DType dtype, const std::vector<T>& 
   return tensor;
 }
 
+/// cap * tanh(logits / cap) in memory of its own, and its gradient; without a cap the logits themselves.
+class Capped {
+ public:
+  Capped(const ops::Backend& backend, Tensor& logits, int64_t count, float cap)
+      : backend_(backend), inner_(logits.as<float>()), count_(count), outer_(inner_) {
+    if (cap <= 0) return;
+    scale(inner_, 1 / cap);
+    turned_ = backend.empty(DType::f32, {count});
+    outer_ = turned_.as<float>();
+    backend.kernels().activate(backend.context(),
+                               {inner_, nullptr, count, 1, count, kernels::Activation::tanh_, outer_});
+    scale(outer_, cap);
+  }
+  /// Where the loss reads, and writes its gradient.
+  float* logits() const { return outer_; }
+  /// The gradient in the logits before the cap, in their place: the cap and its inverse cancel.
+  void backward() const {
+    if (outer_ == inner_) return;
+    backend_.kernels().activate_gradient(
+        backend_.context(), {inner_, nullptr, count_, outer_, 1, count_, kernels::Activation::tanh_, inner_, nullptr});
+  }
+
+ private:
+  void scale(float* x, float factor) const {
+    backend_.kernels().add_scaled(backend_.context(), {x, count_, factor - 1, x});
+  }
+
+  const ops::Backend& backend_;
+  float* inner_;
+  int64_t count_;
+  Tensor turned_;
+  float* outer_;
+};
+
 }  // namespace
 
-double head_loss(autograd::Tape& tape, const ops::Backend& backend, const autograd::Var& x, const nn::Linear& head,
+double head_loss(autograd::Tape& tape, const ops::Backend& backend, const autograd::Var& x, const Head& head,
                  std::span<const int32_t> targets, float scale) {
   std::vector<int32_t> rows, wanted;
   for (size_t i = 0; i < targets.size(); ++i) {
@@ -37,7 +71,8 @@ double head_loss(autograd::Tape& tape, const ops::Backend& backend, const autogr
     wanted.push_back(targets[i]);
   }
   const auto count = static_cast<int64_t>(rows.size());
-  const int64_t width = head.cols, vocab = head.rows;
+  const nn::Linear& layer = head.layer;
+  const int64_t width = layer.cols, vocab = layer.rows;
   const bool is_training = tape.is_recording() && x->requires_grad;
   const int64_t chunk = std::max<int64_t>(1, (backend.cuda() ? kGpuChunkLogits : kChunkLogits) / vocab);
   const DType dtype = x->value.dtype();
@@ -53,13 +88,23 @@ double head_loss(autograd::Tape& tape, const ops::Backend& backend, const autogr
     const int64_t m = std::min(chunk, count - first);
     kernels.embed(backend.context(), {x->value.data(), dtype, device_rows.as<int32_t>() + first, m, width, 1,
                                       picked.data(), false, dtype});
-    const std::array calls{nn::LinearCall{&head, {logits.data(), dtype}, vocab}};
+    const std::array calls{nn::LinearCall{&layer, {logits.data(), dtype}, vocab}};
     nn::run_linear(backend, {picked.data(), dtype}, m, calls, false);
-    kernels.cross_entropy(backend.context(), {logits.as<float>(), device_wanted.as<int32_t>() + first, m, vocab, scale,
+    const Capped capped(backend, logits, m * vocab, head.softcap);
+    kernels.cross_entropy(backend.context(), {capped.logits(), device_wanted.as<int32_t>() + first, m, vocab, scale,
                                               device_losses.as<float>() + first, dtype});
     if (!is_training) continue;
+    capped.backward();
+    if (head.weight) {
+      const auto dw = ops::gradient_of(backend, *head.weight);
+      kernels.weight_gradient(backend.context(),
+                              {logits.as<float>(), picked.as<float>(), m, vocab, width, dw.data, dw.accumulate});
+    }
+    if (head.bias)
+      kernels.sum_columns(backend.context(),
+                          {logits.as<float>(), nullptr, m, vocab, ops::gradient_sum_of(backend, head.bias)});
     kernels::Absmax absmax;
-    kernels.input_gradient(backend.context(), {logits.as<float>(), vocab, m, vocab, width, nn::view_of(head, absmax),
+    kernels.input_gradient(backend.context(), {logits.as<float>(), vocab, m, vocab, width, nn::view_of(layer, absmax),
                                                part_of(dx, first), false, dtype});
   }
   if (is_training)

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
+#include "ops/gradient.h"
 #include "ops/norm.h"
 #include "ops/rows.h"
 #include "train/loss.h"
@@ -52,56 +53,125 @@ DType activation_dtype(const models::Decoder& base) {
 
 TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& adapter, bool has_gradient_checkpointing)
     : base_(base), has_gradient_checkpointing_(has_gradient_checkpointing), dtype_(activation_dtype(base)) {
-  const models::ModelSpec& spec = base.spec();
-  const models::Weights& weights = base.weights();
-  if (spec.alibi.dtype != DType::f32)
-    fail(ErrorCode::unsupported, "training a model with ALiBi in {} is not supported ({})", name_of(spec.alibi.dtype),
-         spec.architecture);
-  for (const nn::RopeSpec& rope : spec.ropes) ropes_.emplace_back(rope);
+  refuse_unsupported(adapter);
+  for (const nn::RopeSpec& rope : base.spec().ropes) ropes_.emplace_back(rope);
+  if (!base.spec().alibi.slopes.empty()) {
+    alibi_ = base.backend().empty(DType::f32, {static_cast<int64_t>(base.spec().alibi.slopes.size())});
+    base.backend().upload(alibi_.data(), base.spec().alibi.slopes.data(), alibi_.size_bytes());
+  }
+  bind(adapter);
+}
+
+void TrainableModel::refuse_unsupported(const adapters::Adapter& adapter) const {
+  const models::ModelSpec& spec = base_.spec();
   if (spec.encoder || !spec.relative_biases.empty())
     fail(ErrorCode::unsupported, "training an encoder-decoder is not supported ({})", spec.architecture);
+  bool is_capped = spec.alibi.dtype != DType::f32 || spec.logit_softcap > 0;
+  for (const models::LayerSpec& layer : spec.layers) {
+    if (layer.mlp.experts.count > 0)
+      fail(ErrorCode::unsupported, "training a model with experts is not supported ({})", spec.architecture);
+    is_capped = is_capped || layer.attention.softcap > 0 || layer.attention.q_norm.count > 0;
+  }
+  const kernels::Kernels& kernels = base_.backend().kernels();
+  if (base_.backend().cuda() && (is_capped || (!adapter.parameters.empty() && !kernels.sum_columns)))
+    fail(
+        ErrorCode::unsupported,
+        "{}: soft caps, ALiBi in bfloat16, norms for each head, biases and whole modules are trained on the CPU alone: "
+        "load the model with device_map 'cpu'",
+        spec.architecture);
+}
+
+Var TrainableModel::trained(const adapters::Adapter& adapter, const std::string& name) const {
+  const Var found = adapter.find_parameter(name);
+  return found || !adapter.is_whole ? found : adapter.find_parameter(models::resolve_tied(base_.spec(), name));
+}
+
+TrainableModel::Attached TrainableModel::attach(adapters::Adapter& adapter, nn::Linear& linear,
+                                                const std::string& path) {
+  Attached result{&linear};
+  if (linear.rows == 0) return result;
+  result.lora = adapter.find(path);
+  result.weight = trained(adapter, path + ".weight");
+  result.bias = trained(adapter, path + ".bias");
+  if (result.weight) linear.weight = nn::DenseWeight{result.weight->value};  // one storage: steps are seen at once
+  if (result.bias) linear.bias = result.bias->value;
+  if (result.lora && result.lora->magnitude) {
+    parts_.push_back(nn::dora_parts(linear, *result.lora));
+    result.parts = &parts_.back();
+  }
+  return result;
+}
+
+void TrainableModel::attach_norm(const adapters::Adapter& adapter, std::optional<nn::Norm>& norm,
+                                 const std::string& prefix, const models::NormSpec& spec) {
+  if (!norm) return;
+  const NormVariables variables{trained(adapter, prefix + spec.module + ".weight"),
+                                trained(adapter, prefix + spec.module + ".bias")};
+  const bool is_part = spec.count > 0 && trained(adapter, prefix + spec.module + ".0.weight");
+  if (is_part || ((variables.weight || variables.bias) && spec.scale != 1))
+    fail(ErrorCode::unsupported, "training the norm '{}' is not supported", prefix + spec.module);
+  if (!variables.weight && !variables.bias) return;
+  if (variables.weight) norm->weight = variables.weight->value;
+  if (variables.bias) norm->bias = variables.bias->value;
+  norms_[&*norm] = variables;
+}
+
+void TrainableModel::bind(adapters::Adapter& adapter) {
+  const models::ModelSpec& spec = base_.spec();
+  const models::Weights& weights = base_.weights();
+  const ops::Backend& backend = base_.backend();
   uint64_t number = 0;
   layers_.reserve(spec.layers.size());
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     const models::LayerSpec& layer = spec.layers[i];
-    if (layer.mlp.experts.count > 0)
-      fail(ErrorCode::unsupported, "training a model with experts is not supported ({})", spec.architecture);
-    if (layer.attention.softcap > 0)
-      fail(ErrorCode::unsupported, "training a model with soft caps is not supported ({})", spec.architecture);
-    if (layer.attention.q_norm.count > 0)
-      fail(ErrorCode::unsupported, "training a model with a norm for each head is not supported ({})",
-           spec.architecture);
     const std::string prefix = spec.layers_prefix + std::to_string(i) + ".";
-    layers_.push_back(models::bind_layer(base.backend(), spec, layer, prefix, weights));
-    const models::Layer& bound = layers_.back();
-    const auto attach = [&](const nn::Linear& linear, const std::string& name) {
-      return Attached{&linear, name.empty() ? nullptr : adapter.find(prefix + name), ++number};
+    layers_.push_back(models::bind_layer(backend, spec, layer, prefix, weights));
+    models::Layer& bound = layers_.back();
+    const auto with_number = [&](nn::Linear& linear, const std::string& name) {
+      Attached attached = attach(adapter, linear, prefix + name);
+      attached.number = ++number;
+      return attached;
     };
-    const models::MlpWeights& mlp = bound.mlps[0];
-    linears_.push_back({attach(bound.attention.q, layer.attention.q), attach(bound.attention.k, layer.attention.k),
-                        attach(bound.attention.v, layer.attention.v), attach(bound.attention.qkv, layer.attention.qkv),
-                        attach(bound.attention.out, layer.attention.out), attach(mlp.gate, layer.mlp.gate),
-                        attach(mlp.up, layer.mlp.up), attach(mlp.gate_up, layer.mlp.gate_up),
-                        attach(mlp.down, layer.mlp.down)});
+    models::AttentionWeights& attention = bound.attention;
+    models::MlpWeights& mlp = bound.mlps[0];
+    linears_.push_back({with_number(attention.q, layer.attention.q), with_number(attention.k, layer.attention.k),
+                        with_number(attention.v, layer.attention.v), with_number(attention.qkv, layer.attention.qkv),
+                        with_number(attention.out, layer.attention.out), with_number(mlp.gate, layer.mlp.gate),
+                        with_number(mlp.up, layer.mlp.up), with_number(mlp.gate_up, layer.mlp.gate_up),
+                        with_number(mlp.down, layer.mlp.down)});
+    const std::pair<std::optional<nn::Norm>*, const models::NormSpec*> norms[] = {
+        {&bound.attention_norm, &layer.attention_norm},
+        {&bound.attention_out_norm, &layer.attention_out_norm},
+        {&bound.attention_sum_norm, &layer.attention_sum_norm},
+        {&bound.mlp_norm, &layer.mlp_norm},
+        {&bound.mlp_out_norm, &layer.mlp_out_norm},
+        {&bound.mlp_sum_norm, &layer.mlp_sum_norm},
+        {&attention.q_norm, &layer.attention.q_norm},
+        {&attention.k_norm, &layer.attention.k_norm}};
+    for (const auto& [norm, norm_spec] : norms) attach_norm(adapter, *norm, prefix, *norm_spec);
   }
-  const auto linear = [&](const std::string& path) {
-    if (!path.empty() && adapter.find(path))
+  const auto linear = [&](nn::Linear& target, const std::string& path) {
+    if (path.empty()) return Attached{&target};
+    if (adapter.find(path))
       fail(ErrorCode::unsupported, "an adapter on '{}' is not supported: only those of layers are trained", path);
-    return path.empty() ? nn::Linear{} : models::bind_linear(base.backend(), spec, weights, path);
+    target = models::bind_linear(backend, spec, weights, path);
+    return attach(adapter, target, path);
   };
-  if (spec.logit_softcap > 0)
-    fail(ErrorCode::unsupported, "training a model with soft caps is not supported ({})", spec.architecture);
-  if (!spec.alibi.slopes.empty()) {
-    alibi_ = base.backend().empty(DType::f32, {static_cast<int64_t>(spec.alibi.slopes.size())});
-    base.backend().upload(alibi_.data(), spec.alibi.slopes.data(), alibi_.size_bytes());
-  }
-  embed_ = weights.dense(spec.embed + ".weight");
-  if (!spec.positions.embed.empty()) positions_ = weights.dense(spec.positions.embed + ".weight");
-  project_in_ = linear(spec.project_in);
-  project_out_ = linear(spec.project_out);
-  head_ = linear(spec.head);
-  embed_norm_ = models::bind_norm(base.backend(), weights, "", spec.embed_norm);
-  final_norm_ = models::bind_norm(base.backend(), weights, "", spec.final_norm);
+  into_ = linear(project_in_, spec.project_in);
+  out_of_ = linear(project_out_, spec.project_out);
+  const Attached head = linear(head_.layer, spec.head);
+  head_.weight = head.weight;
+  head_.bias = head.bias;
+  head_.softcap = spec.logit_softcap;
+  embed_norm_ = models::bind_norm(backend, weights, "", spec.embed_norm);
+  final_norm_ = models::bind_norm(backend, weights, "", spec.final_norm);
+  attach_norm(adapter, embed_norm_, "", spec.embed_norm);
+  attach_norm(adapter, final_norm_, "", spec.final_norm);
+  embed_variable_ = trained(adapter, spec.embed + ".weight");
+  embed_ = embed_variable_ ? embed_variable_->value : weights.dense(spec.embed + ".weight");
+  if (spec.positions.embed.empty()) return;
+  positions_variable_ = trained(adapter, spec.positions.embed + ".weight");
+  positions_ = positions_variable_ ? positions_variable_->value : weights.dense(spec.positions.embed + ".weight");
 }
 
 TrainableModel::Pass TrainableModel::make_pass(const Batch& batch, bool is_training, uint64_t seed, float scale) const {
@@ -131,22 +201,89 @@ TrainableModel::Pass TrainableModel::make_pass(const Batch& batch, bool is_train
 
 Var TrainableModel::run_norm(Tape& tape, const std::optional<nn::Norm>& norm, const Var& x) const {
   if (!norm) return x;
-  const Var weight = autograd::constant(norm->weight);
+  const auto found = norms_.find(&*norm);
+  const NormVariables variables = found == norms_.end() ? NormVariables{} : found->second;
+  const Var weight = variables.weight ? variables.weight : autograd::constant(norm->weight);
   if (norm->kind == nn::NormKind::rms)
     return ops::rms_norm(tape, base_.backend(), x, weight, norm->eps, norm->weight_offset);
-  return ops::layer_norm(tape, base_.backend(), x, weight, norm->bias ? autograd::constant(norm->bias) : nullptr,
-                         norm->eps);
+  Var bias = variables.bias;
+  if (!bias && norm->bias) bias = autograd::constant(norm->bias);
+  return ops::layer_norm(tape, base_.backend(), x, weight, bias, norm->eps);
 }
 
 Var TrainableModel::run_linear(Tape& tape, const Pass& pass, const Attached& linear, const Var& x, uint64_t salt,
                                bool needs_value) const {
-  if (!pass.is_training && linear.lora && linear.lora->dropout > 0) {
+  const ops::Backend& backend = base_.backend();
+  const uint64_t seed = pass.seed + linear.number * 0x9e3779b97f4a7c15u + salt * 0xd1342543de82ef95u;
+  Var y;
+  if (linear.parts) {
+    y = nn::dora_linear(tape, backend, x, *linear.layer, *linear.parts, pass.is_training ? linear.lora->dropout : 0,
+                        seed);
+  } else if (!pass.is_training && linear.lora && linear.lora->dropout > 0) {
     nn::Lora whole = *linear.lora;
     whole.dropout = 0;
-    return nn::linear(tape, base_.backend(), x, *linear.layer, &whole);  // an evaluation keeps nothing of it
+    y = nn::linear(tape, backend, x, *linear.layer, &whole);  // an evaluation keeps nothing of it
+  } else {
+    y = nn::linear(tape, backend, x, *linear.layer, linear.lora, seed, needs_value);
   }
-  return nn::linear(tape, base_.backend(), x, *linear.layer, linear.lora,
-                    pass.seed + linear.number * 0x9e3779b97f4a7c15u + salt * 0xd1342543de82ef95u, needs_value);
+  if (linear.weight || linear.bias) record_own(tape, linear, x, y);
+  return y;
+}
+
+/// The gradients of the layer's own weight and bias, taken before the layer's step passes y's gradient on.
+void TrainableModel::record_own(Tape& tape, const Attached& linear, const Var& x, const Var& y) const {
+  const bool is_passed_on = y->requires_grad;
+  y->requires_grad = tape.is_recording();
+  tape.record([this, x, y, is_passed_on, weight = linear.weight, bias = linear.bias, rows = linear.layer->rows,
+               cols = linear.layer->cols] {
+    const ops::Backend& backend = base_.backend();
+    const int64_t m = y->grad.count() / rows;
+    if (weight) {
+      const auto dw = ops::gradient_of(backend, *weight);
+      backend.kernels().weight_gradient(
+          backend.context(), {y->grad.as<float>(), x->value.as<float>(), m, rows, cols, dw.data, dw.accumulate});
+    }
+    if (bias)
+      backend.kernels().sum_columns(backend.context_for(m * rows),
+                                    {y->grad.as<float>(), nullptr, m, rows, ops::gradient_sum_of(backend, bias)});
+    if (!is_passed_on) y->grad = {};
+  });
+}
+
+/// x's gradient into the rows of a table that it was looked up from: a row's n-th use in the n-th call, since one call
+/// takes no row twice.
+void TrainableModel::record_rows(Tape& tape, const Var& x, const Var& table, const std::vector<int32_t>& ids,
+                                 float scale) const {
+  if (!table) return;
+  x->requires_grad = tape.is_recording();
+  tape.record([this, x, table, ids, scale] {
+    const ops::Backend& backend = base_.backend();
+    const int64_t width = table->value.dim(1);
+    float* target = ops::gradient_sum_of(backend, table);
+    std::unordered_map<int32_t, size_t> uses;
+    std::vector<std::vector<int32_t>> rows, sources;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const size_t use = uses[ids[i]]++;
+      if (use == rows.size()) {
+        rows.emplace_back();
+        sources.emplace_back();
+      }
+      rows[use].push_back(ids[i]);
+      sources[use].push_back(static_cast<int32_t>(i));
+    }
+    for (size_t use = 0; use < rows.size(); ++use) {
+      const auto count = static_cast<int64_t>(rows[use].size());
+      const Tensor from = uploaded(backend, sources[use]), to = uploaded(backend, rows[use]);
+      const std::vector<float> scales(rows[use].size(), scale);
+      Tensor weights = backend.empty(DType::f32, {count}), picked = backend.empty(DType::f32, {count, width});
+      backend.upload(weights.data(), scales.data(), weights.size_bytes());
+      backend.kernels().embed(backend.context_for(count * width),
+                              {x->grad.data(), DType::f32, from.as<int32_t>(), count, width, 1, picked.as<float>()});
+      backend.kernels().scatter_add_rows(
+          backend.context_for(count * width),
+          {picked.as<float>(), to.as<int32_t>(), weights.as<float>(), count, width, target});
+    }
+  });
 }
 
 Var TrainableModel::run_attention(Tape& tape, const Pass& pass, size_t index, const Var& x) const {
@@ -169,9 +306,10 @@ Var TrainableModel::run_attention(Tape& tape, const Pass& pass, size_t index, co
     heads.q = ops::rope(tape, base_.backend(), heads.q, spec.heads, spec.head_dim, angles);
     heads.k = ops::rope(tape, base_.backend(), heads.k, spec.kv_heads, spec.head_dim, angles);
   }
-  const Var attended = ops::attention(tape, base_.backend(), heads.q, heads.k, heads.v, pass.batch.lengths,
-                                      {spec.heads, spec.kv_heads, spec.head_dim, spec.scale, spec.window,
-                                       spec.has_alibi ? alibi_.as<float>() : nullptr});
+  const Var attended = ops::attention(
+      tape, base_.backend(), heads.q, heads.k, heads.v, pass.batch.lengths,
+      {spec.heads, spec.kv_heads, spec.head_dim, spec.scale, spec.window, spec.has_alibi ? alibi_.as<float>() : nullptr,
+       spec.softcap, base_.spec().alibi.dtype, base_.spec().alibi.scale});
   return run_linear(tape, pass, linears.out, attended);
 }
 
@@ -230,7 +368,8 @@ Var TrainableModel::run(Pass& pass) const {
   const Tensor ids = uploaded(backend, pass.batch.ids);
   backend.kernels().embed(backend.context(), {embed_.data(), embed_.dtype(), ids.as<int32_t>(), tokens, embed_.dim(1),
                                               spec.embed_scale, x->value.data(), false, dtype_});
-  if (project_in_.rows > 0) x = nn::linear(pass.tape, backend, x, project_in_);
+  record_rows(pass.tape, x, embed_variable_, pass.batch.ids, spec.embed_scale);
+  if (project_in_.rows > 0) x = run_linear(pass.tape, pass, into_, x);
   if (positions_) {
     std::vector<int32_t> positions;
     for (const int64_t length : pass.batch.lengths)
@@ -238,6 +377,7 @@ Var TrainableModel::run(Pass& pass) const {
     const Tensor rows = uploaded(backend, positions);
     backend.kernels().embed(backend.context(), {positions_.data(), positions_.dtype(), rows.as<int32_t>(), tokens,
                                                 spec.hidden_size, 1, x->value.data(), true, dtype_});
+    record_rows(pass.tape, x, positions_variable_, positions, 1);
   }
   x = run_norm(pass.tape, embed_norm_, x);
   for (size_t i = 0; i < layers_.size(); ++i) {
@@ -252,7 +392,7 @@ Var TrainableModel::run(Pass& pass) const {
 
 double TrainableModel::run_loss(Pass& pass, const Var& x) const {
   Var out = run_norm(pass.tape, final_norm_, x);
-  if (project_out_.rows > 0) out = nn::linear(pass.tape, base_.backend(), out, project_out_);
+  if (project_out_.rows > 0) out = run_linear(pass.tape, pass, out_of_, out);
   return head_loss(pass.tape, base_.backend(), out, head_, pass.batch.targets, pass.scale);
 }
 

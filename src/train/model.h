@@ -2,15 +2,20 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <span>
+#include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "adapters/lora.h"
 #include "autograd/tape.h"
 #include "models/decoder.h"
 #include "models/layer.h"
+#include "nn/dora.h"
 #include "nn/rope.h"
+#include "train/loss.h"
 
 namespace nibble::train {
 
@@ -26,7 +31,7 @@ struct Batch {
 /// Borrows the decoder and the adapter, whose gradients it fills. One call at a time.
 class TrainableModel {
  public:
-  /// Errors: unsupported for what has no gradient yet (experts, softcaps, encoders), named.
+  /// Errors: unsupported for what has no gradient yet (experts, encoders), named.
   TrainableModel(const models::Decoder& base, adapters::Adapter& adapter, bool has_gradient_checkpointing);
 
   /// The sum of the targets' losses. Their gradient, times `scale`, is added to the adapter's; `seed` draws dropout.
@@ -49,13 +54,27 @@ class TrainableModel {
                            uint64_t salt = 0, bool needs_value = true) const;
   autograd::Var run_norm(autograd::Tape& tape, const std::optional<nn::Norm>& norm, const autograd::Var& x) const;
   double run_loss(Pass& pass, const autograd::Var& x) const;
+  void bind(adapters::Adapter& adapter);
+  void refuse_unsupported(const adapters::Adapter& adapter) const;
+  Attached attach(adapters::Adapter& adapter, nn::Linear& linear, const std::string& path);
+  void attach_norm(const adapters::Adapter& adapter, std::optional<nn::Norm>& norm, const std::string& prefix,
+                   const models::NormSpec& spec);
+  autograd::Var trained(const adapters::Adapter& adapter, const std::string& name) const;
+  void record_own(autograd::Tape& tape, const Attached& linear, const autograd::Var& x, const autograd::Var& y) const;
+  void record_rows(autograd::Tape& tape, const autograd::Var& x, const autograd::Var& table,
+                   const std::vector<int32_t>& ids, float scale) const;
   Pass make_pass(const Batch& batch, bool is_training, uint64_t seed, float scale) const;
 
-  /// A linear layer with its update, if it has one.
+  /// A linear layer with its update, if it has one, and what is trained of itself.
   struct Attached {
-    const nn::Linear* layer;
-    const nn::Lora* lora;
-    uint64_t number;  // for its own dropout
+    const nn::Linear* layer = nullptr;
+    const nn::Lora* lora = nullptr;
+    uint64_t number = 0;                   // for its own dropout
+    const nn::DoraParts* parts = nullptr;  // if the update is DoRA's
+    autograd::Var weight = nullptr, bias = nullptr;
+  };
+  struct NormVariables {
+    autograd::Var weight, bias;
   };
   struct LayerLinears {
     Attached q, k, v, qkv, out, gate, up, gate_up, down;
@@ -68,8 +87,13 @@ class TrainableModel {
   std::vector<models::Layer> layers_;
   std::vector<LayerLinears> linears_;
   Tensor embed_, positions_;
-  Tensor alibi_;  // f32 (heads), or empty
-  nn::Linear project_in_, project_out_, head_;
+  Tensor alibi_;                                       // f32 (heads), or empty
+  autograd::Var embed_variable_, positions_variable_;  // null where they are not trained
+  nn::Linear project_in_, project_out_;
+  Attached into_, out_of_;  // the projections
+  Head head_;
+  std::deque<nn::DoraParts> parts_;
+  std::unordered_map<const nn::Norm*, NormVariables> norms_;  // those that are trained
   std::optional<nn::Norm> embed_norm_, final_norm_;
 };
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Adapters of the tiny models, with the loss and gradients that torch + PEFT give, for tests/data/training.
 
-    python tests/parity/make_training_goldens.py tests/data/models tests/data/training
+    python tests/parity/make_training_goldens.py tests/data/models tests/data/training tests/data/full_training [CASE ...]
 
 Each NAME/ is an adapter that PEFT saved (A and B random), with goldens.safetensors: two sequences whose first targets are
-left out, the summed loss, the gradients of every lora_A and lora_B, and logits with the adapter applied.
+left out, the summed loss, the gradients of everything trained, and logits with the adapter applied. BASE.MORE is another
+adapter of BASE. full_training holds the same of models that are trained whole.
 """
 import pathlib
 import shutil
@@ -26,42 +27,75 @@ CASES = {
     "gpt-neox": dict(r=4, lora_alpha=8, target_modules="all-linear"),
     "bloom-odd": dict(r=4, lora_alpha=8, target_modules=["query_key_value", "dense_4h_to_h"]),
     "opt-350m": dict(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]),
+    "llama.dora": dict(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], use_dora=True,
+                       modules_to_save=["lm_head", "embed_tokens", "model.norm"]),
+    "gpt2.dora": dict(r=4, lora_alpha=8, target_modules=["c_attn"], use_dora=True, bias="lora_only", fan_in_fan_out=True),
+    "opt.bias": dict(r=4, lora_alpha=8, target_modules=["q_proj", "fc2"], bias="all"),
+    "gemma2": dict(r=4, lora_alpha=8, target_modules="all-linear"),
+    "falcon-rw": dict(r=4, lora_alpha=8, target_modules="all-linear"),
+    "stablelm-12b": dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]),
 }
+FULL = ("llama", "opt-350m", "gpt2", "gemma2")  # trained whole
 LENGTHS, SKIPPED = (30, 13), (4, 1)  # tokens of the sequences, and how many of each predict nothing
 
 
 def make(models, out, name, options):
     torch.manual_seed(len(name))
-    model = AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(models / name.split(".")[0], dtype=torch.float32)
     peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
     with torch.no_grad():
         for key, parameter in peft.named_parameters():
-            if "lora_" in key:
+            if "lora_magnitude" in key:
+                parameter.mul_(1 + 0.2 * torch.rand_like(parameter))
+            elif "lora_" in key:
                 parameter.copy_(0.2 * torch.randn_like(parameter))
+            elif parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
     folder = out / name
     shutil.rmtree(folder, ignore_errors=True)
     peft.save_pretrained(folder)
     (folder / "README.md").unlink()
+    peft.eval()  # GPT-2 has dropouts of its own
+    tensors = gradients(models, name.split(".")[0], peft)
+    with torch.no_grad():
+        tensors["logits"] = peft(tensors["ids"][None, :LENGTHS[0]].long()).logits[0].contiguous()
+    save_file(tensors, folder / "goldens.safetensors")
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(models / name.split(".")[0]), name.split(".")[0]))
+
+
+def gradients(models, name, model):
+    """The batch, its summed loss, and the gradient of every trained parameter."""
     prompt = load_file(models / name / "goldens.safetensors")["prompt"].long()
     sequences = [prompt[:LENGTHS[0]], prompt[LENGTHS[0]:LENGTHS[0] + LENGTHS[1]]]
-    peft.eval()  # GPT-2 has dropouts of its own
     total = 0
     for ids, skipped in zip(sequences, SKIPPED):
-        logits = peft(ids[None]).logits[0]
+        logits = model(ids[None]).logits[0]
         total = total + torch.nn.functional.cross_entropy(logits[skipped:-1], ids[skipped + 1:], reduction="sum")
     total.backward()
     tensors = {"ids": torch.cat(sequences).int(), "lengths": torch.tensor(LENGTHS).int(), "skipped": torch.tensor(SKIPPED).int(),
                "loss": total.detach()[None]}
-    for key, parameter in peft.named_parameters():
+    for key, parameter in model.named_parameters():
         if parameter.requires_grad:
-            tensors[key.replace(".default", "").removeprefix("base_model.model.")] = parameter.grad
-    with torch.no_grad():
-        tensors["logits"] = peft(sequences[0][None]).logits[0].contiguous()
-    save_file(tensors, folder / "goldens.safetensors")
-    config = folder / "adapter_config.json"
-    config.write_text(config.read_text().replace(str(models / name), name))
+            for infix in (".modules_to_save.default", ".default.weight" if "magnitude" in key else ".default", ".base_layer"):
+                key = key.replace(infix, "")
+            tensors[key.removeprefix("base_model.model.")] = parameter.grad
+    return tensors
+
+
+def make_full(models, out, name):
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32).eval()
+    save_file(gradients(models, name, model), out / f"{name}.safetensors")
 
 
 if __name__ == "__main__":
+    models, out, full = map(pathlib.Path, sys.argv[1:4])
+    only = sys.argv[4:]
     for case, case_options in CASES.items():
-        make(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), case, case_options)
+        if not only or case in only:
+            make(models, out, case, case_options)
+    full.mkdir(exist_ok=True)
+    for name in FULL:
+        if not only or name in only:
+            make_full(models, full, name)

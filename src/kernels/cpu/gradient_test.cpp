@@ -128,6 +128,9 @@ struct AttentionShape {
   std::vector<int64_t> tokens;
   int64_t heads, kv_heads, head_dim, window;
   bool has_alibi;
+  float softcap = 0;
+  DType alibi_dtype = DType::f32;
+  float alibi_scale = 1;
 };
 
 /// q, k, v, dout of some sequences, one after the other.
@@ -171,6 +174,9 @@ struct AttentionInputs {
       args.scale = 0.2f;
       args.window = shape.window;
       args.alibi_slopes = shape.has_alibi ? slopes.data() : nullptr;
+      args.softcap = shape.softcap;
+      args.alibi_dtype = shape.alibi_dtype;
+      args.alibi_scale = shape.alibi_scale;
       kernels.attention({}, args);
       first += tokens;
     }
@@ -191,7 +197,8 @@ struct AttentionInputs {
     }
     kernels.attention_gradient(
         context, {sequences.data(), static_cast<int64_t>(sequences.size()), shape.heads, shape.kv_heads, shape.head_dim,
-                  0.2f, shape.window, shape.has_alibi ? slopes.data() : nullptr});
+                  0.2f, shape.window, shape.has_alibi ? slopes.data() : nullptr, DType::f32, shape.softcap,
+                  shape.alibi_dtype, shape.alibi_scale});
     return result;
   }
 };
@@ -201,7 +208,8 @@ TEST(Gradient, AttentionGradientAgrees) {
   for (const AttentionShape& shape :
        {AttentionShape{{1}, 2, 1, 8, 0, false}, AttentionShape{{17, 3}, 4, 2, 20, 0, false},
         AttentionShape{{100}, 3, 3, 64, 0, true}, AttentionShape{{130, 1, 49}, 6, 2, 32, 0, false},
-        AttentionShape{{150}, 4, 2, 16, 33, false}, AttentionShape{{90}, 4, 1, 16, 5, true}}) {
+        AttentionShape{{150}, 4, 2, 16, 33, false}, AttentionShape{{90}, 4, 1, 16, 5, true},
+        AttentionShape{{70}, 4, 2, 16, 0, false, 3}, AttentionShape{{300}, 2, 2, 16, 0, true, 0, DType::bf16, 0.25f}}) {
     const AttentionInputs inputs(shape, random);
     check({label("attention_gradient", shape.tokens[0], shape.heads, shape.head_dim),
            [&](const Kernels& k, const Context& c) { return inputs.gradient(k, c); }, 5e-5});
@@ -243,6 +251,26 @@ TEST(Gradient, DropoutAndAddScaledAgree) {
            },
            kTolerance});
   }
+}
+
+TEST(Gradient, ColumnsAgree) {
+  Random random(8);
+  for (const int64_t rows : {1, 40})
+    for (const int64_t cols : {1, 16, 300}) {
+      const Buffer x = random_buffer(random, DType::f32, rows * cols),
+                   y = random_buffer(random, DType::f32, rows * cols), scale = random_buffer(random, DType::f32, cols),
+                   sum = random_buffer(random, DType::f32, rows * (cols + 2));
+      for (const bool is_plain : {false, true})
+        check({label("columns", rows, cols),
+               [&](const Kernels& k, const Context& c) {
+                 Outputs out{sum, scale};
+                 k.scale_columns(c, {x.as<float>(), scale.as<float>(), is_plain ? nullptr : y.as<float>(), rows, cols,
+                                     out[0].as<float>(), cols + 2, is_plain});
+                 k.sum_columns(c, {x.as<float>(), is_plain ? nullptr : y.as<float>(), rows, cols, out[1].as<float>()});
+                 return out;
+               },
+               kTolerance});
+    }
 }
 
 TEST(Gradient, DropoutKeepsItsShare) {
@@ -292,7 +320,7 @@ std::vector<float> values_of(const Buffer& buffer) { return {buffer.as<float>(),
 
 TEST(Reference, AttentionGradientIsTheSlope) {
   Random random(8);
-  const AttentionInputs inputs({{13}, 4, 2, 6, 7, true}, random);
+  const AttentionInputs inputs({{13}, 4, 2, 6, 7, true, 1.5f}, random);
   const Outputs gradient = inputs.gradient(reference::table(), {});
   const float* dout = inputs.dout.as<float>();
   check_difference("q", random, values_of(inputs.q), values_of(gradient[0]), [&](const std::vector<float>& q) {

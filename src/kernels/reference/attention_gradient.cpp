@@ -17,15 +17,30 @@ double dot(const float* a, const float* b, int64_t count) {
   return sum;
 }
 
-/// Probabilities of the keys [begin, position] for one query head.
+double alibi(const AttentionGradientArgs& args, int64_t head, int64_t key) {
+  const float position = round_to(args.alibi_dtype, static_cast<float>(key));
+  if (args.alibi_dtype != DType::f32)
+    return static_cast<double>(round_to(args.alibi_dtype, args.alibi_slopes[head] * position));
+  return static_cast<double>(args.alibi_slopes[head]) * static_cast<double>(position);
+}
+
+/// Probabilities of the keys [begin, position] for one query head; `slopes`: those of the soft cap at each score.
 Rows probabilities(const AttentionGradientArgs& args, const AttentionGradientSequence& s, int64_t position,
-                   int64_t head, int64_t begin) {
+                   int64_t head, int64_t begin, Rows& slopes) {
   const int64_t kv_head = head / (args.heads / args.kv_heads), dim = args.head_dim;
   Rows p;
   for (int64_t key = begin; key <= position; ++key) {
     double score = static_cast<double>(args.scale) *
                    dot(s.q + (position * args.heads + head) * dim, s.k + (key * args.kv_heads + kv_head) * dim, dim);
-    if (args.alibi_slopes) score += static_cast<double>(args.alibi_slopes[head]) * static_cast<double>(key);
+    double slope = 1;
+    if (args.softcap > 0) {
+      const auto cap = static_cast<double>(args.softcap);
+      const double turned = std::tanh(score / cap);
+      score = cap * turned;
+      slope = 1 - turned * turned;
+    }
+    slopes.push_back(slope);
+    if (args.alibi_slopes) score += static_cast<double>(args.alibi_scale) * alibi(args, head, key);
     p.push_back(score);
   }
   const double largest = *std::max_element(p.begin(), p.end());
@@ -42,14 +57,16 @@ void sequence_gradient(const AttentionGradientArgs& args, const AttentionGradien
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
     for (int64_t position = 0; position < s.tokens; ++position) {
       const int64_t begin = args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
-      const Rows p = probabilities(args, s, position, head, begin);
+      Rows slopes;
+      const Rows p = probabilities(args, s, position, head, begin, slopes);
       const int64_t row = (position * args.heads + head) * dim;
       const double mean = dot(s.out + row, s.dout + row, dim);
       Rows dq(static_cast<size_t>(dim));
       for (int64_t key = begin; key <= position; ++key) {
         const int64_t at = (key * args.kv_heads + kv_head) * dim;
         const double probability = p[static_cast<size_t>(key - begin)];
-        const double ds = probability * (dot(s.dout + row, s.v + at, dim) - mean) * static_cast<double>(args.scale);
+        const double ds = probability * (dot(s.dout + row, s.v + at, dim) - mean) *
+                          slopes[static_cast<size_t>(key - begin)] * static_cast<double>(args.scale);
         for (int64_t d = 0; d < dim; ++d) {
           dq[static_cast<size_t>(d)] += ds * static_cast<double>(s.k[at + d]);
           dk[static_cast<size_t>(key * dim + d)] += ds * static_cast<double>(s.q[row + d]);

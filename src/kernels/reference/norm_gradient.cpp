@@ -34,6 +34,8 @@ void layer_norm_gradient(const Context&, const LayerNormGradientArgs& args) {
   const auto cols = static_cast<double>(args.cols);
   for (int64_t r = 0; r < args.rows; ++r) {
     const float *x = args.x + r * args.cols, *dy = args.dy + r * args.cols;
+    const int64_t set = r % args.sets * args.cols;
+    const float* weight = args.weight + set;
     double sum = 0, squares = 0, total = 0, product = 0;
     for (int64_t c = 0; c < args.cols; ++c) sum += static_cast<double>(x[c]);
     const double mean = sum / cols;
@@ -41,16 +43,16 @@ void layer_norm_gradient(const Context&, const LayerNormGradientArgs& args) {
       squares += (static_cast<double>(x[c]) - mean) * (static_cast<double>(x[c]) - mean);
     const double scale = 1 / std::sqrt(squares / cols + static_cast<double>(args.eps));
     for (int64_t c = 0; c < args.cols; ++c) {
-      const double g = static_cast<double>(args.weight[c]) * static_cast<double>(dy[c]);
+      const double g = static_cast<double>(weight[c]) * static_cast<double>(dy[c]);
       total += g;
       product += g * (static_cast<double>(x[c]) - mean) * scale;
     }
     for (int64_t c = 0; c < args.cols; ++c) {
       const double normed = (static_cast<double>(x[c]) - mean) * scale;
-      const double g = static_cast<double>(args.weight[c]) * static_cast<double>(dy[c]);
+      const double g = static_cast<double>(weight[c]) * static_cast<double>(dy[c]);
       put(args.dx[r * args.cols + c], scale * (g - total / cols - normed * product / cols), args.accumulate);
-      if (args.dweight) args.dweight[c] += static_cast<float>(normed * static_cast<double>(dy[c]));
-      if (args.dbias) args.dbias[c] += dy[c];
+      if (args.dweight) args.dweight[set + c] += static_cast<float>(normed * static_cast<double>(dy[c]));
+      if (args.dbias) args.dbias[set + c] += dy[c];
     }
   }
 }

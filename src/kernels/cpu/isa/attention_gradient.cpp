@@ -65,23 +65,33 @@ void load_keys(const AttentionGradientArgs& args, const AttentionGradientSequenc
 /// Scores to probabilities, and their gradients to those of the scores: row i is the query at `position` + i.
 void softmax_rows(const AttentionGradientArgs& args, const Work& w, int64_t head, int64_t position, int64_t count,
                   int64_t low, int64_t width) {
+  AttentionArgs biases{};
+  biases.softcap = args.softcap;
+  biases.alibi_slopes = args.alibi_slopes;
+  biases.alibi_dtype = args.alibi_dtype;
+  biases.alibi_scale = args.alibi_scale;
   for (int64_t i = 0; i < count; ++i) {
     float *p = w.p + i * w.tokens, *ds = w.ds + i * w.tokens;
     for (int64_t j = 0; j < width; j += kLanes) {
-      F32 score = load(p + j) * set1(args.scale);
-      if (args.alibi_slopes)
-        score = fma(set1(args.alibi_slopes[head]), lane_numbers() + set1(static_cast<float>(low + j)), score);
+      const F32 score = load(p + j) * set1(args.scale);
+      F32 slope = load(ds + j) - set1(w.mean[i]);
+      if (args.softcap > 0) {
+        const F32 turned = tanh(score / set1(args.softcap));
+        slope = slope * (set1(1) - turned * turned);
+      }
       store(p + j, score);
+      store(ds + j, slope);
     }
+    adjust_scores(p, width, biases, head, position + i, low);
     const int64_t first = args.window > 0 ? max_of(0, position + i + 1 - args.window) : 0;
     for (int64_t j = 0; j < first - low; ++j) p[j] = -__builtin_inff();
     for (int64_t j = position + i + 1 - low; j < width; ++j) p[j] = -__builtin_inff();
     const float total = exponentiate(p, width, largest_score(p, width));
-    const F32 share = set1(1.0f / total), mean = set1(w.mean[i]), scale = set1(args.scale);
+    const F32 share = set1(1.0f / total), scale = set1(args.scale);
     for (int64_t j = 0; j < width; j += kLanes) {
       const F32 probability = load(p + j) * share;
       store(p + j, probability);
-      store(ds + j, probability * (load(ds + j) - mean) * scale);
+      store(ds + j, probability * load(ds + j) * scale);
     }
   }
 }

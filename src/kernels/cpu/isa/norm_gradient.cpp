@@ -70,7 +70,8 @@ void rms_norm_row(const RmsNormGradientArgs& args, int64_t r, float scale) {
 
 void layer_norm_row(const LayerNormGradientArgs& args, int64_t r, Moments m) {
   const float *x = args.x + r * args.cols, *dy = args.dy + r * args.cols;
-  const auto weighted = [&](int64_t c, int64_t n) { return load_first(args.weight + c, n) * load_first(dy + c, n); };
+  const float* weight = args.weight + r % args.sets * args.cols;
+  const auto weighted = [&](int64_t c, int64_t n) { return load_first(weight + c, n) * load_first(dy + c, n); };
   const auto normed = [&](int64_t c, int64_t n) { return (load_first(x + c, n) - set1(m.mean)) * set1(m.scale); };
   const auto cols = static_cast<float>(args.cols);
   const F32 mean = set1(sum_columns(args.cols, weighted) / cols);
@@ -114,8 +115,9 @@ void layer_norm_gradient(const Context& context, const LayerNormGradientArgs& ar
     for (int64_t r = 0; r < args.rows; ++r) {
       const float *x = args.x + r * args.cols, *dy = args.dy + r * args.cols;
       for (int64_t c = begin; c < end; ++c) {
-        if (args.dweight) args.dweight[c] += (x[c] - all[r].mean) * all[r].scale * dy[c];
-        if (args.dbias) args.dbias[c] += dy[c];
+        const int64_t at = r % args.sets * args.cols + c;
+        if (args.dweight) args.dweight[at] += (x[c] - all[r].mean) * all[r].scale * dy[c];
+        if (args.dbias) args.dbias[at] += dy[c];
       }
     }
   });

@@ -40,6 +40,8 @@ const Kernels& table() {
     k.cross_entropy = cross_entropy;
     k.dropout = dropout;
     k.add_scaled = add_scaled;
+    k.scale_columns = scale_columns;
+    k.sum_columns = sum_columns;
     k.optimizer_step_32bit = optimizer_step_32bit;
     k.optimizer_step_8bit = optimizer_step_8bit;
     k.sum_squares = sum_squares;
