@@ -55,7 +55,7 @@ struct Problem {
         cache->push_back(random_array(random, a.kv_dtype, a.kv_heads * capacity.back() * a.head_dim, size, a.offset));
         Array scales(DType::f32, a.kv_heads * capacity.back());
         for (int64_t i = 0; i < scales.count(); ++i)
-          scales.set(i, i % capacity.back() < keys ? static_cast<float>(1 + i % 7) / 160 : NAN);
+          scales.set(i, i % capacity.back() < keys ? static_cast<float>(1 + i % 7) / 280 : NAN);
         (cache == &k ? k_scales : v_scales).push_back(scales);
         if (a.kv_dtype == DType::i8) continue;
         for (int64_t head = 0; head < a.kv_heads; ++head)  // keys past the last must not be touched
@@ -178,6 +178,7 @@ TEST_F(AttentionTest, NarrowQueriesAgree) {
   check(many, 22);
 }
 
+// Prompts run over a bf16 copy of the codes: values are rounded once more.
 TEST_F(AttentionTest, CachesOfCodesAgree) {
   for (const DType q_dtype : {DType::f32, DType::bf16})
     for (const int64_t dim : {20, 64, 80, 128, 256})
@@ -187,7 +188,7 @@ TEST_F(AttentionTest, CachesOfCodesAgree) {
                .kv_heads = 2,
                .head_dim = dim,
                .kv_dtype = DType::i8,
-               .tolerance = 2e-2,
+               .tolerance = 4e-2,
                .q_dtype = q_dtype},
               23);
 }
