@@ -18,6 +18,18 @@ Tensor scaled(const Tensor& x, float factor) {
   return copy;
 }
 
+/// Brings the rows of `weight` to DoRA's lengths.
+void set_row_lengths(const Tensor& lengths, Tensor& weight) {
+  const int64_t cols = weight.dim(1);
+  for (int64_t r = 0; r < weight.dim(0); ++r) {
+    float* row = weight.as<float>() + r * cols;
+    double squares = 0;
+    for (int64_t c = 0; c < cols; ++c) squares += static_cast<double>(row[c]) * static_cast<double>(row[c]);
+    const auto factor = static_cast<float>(static_cast<double>(lengths.as<float>()[r]) / std::sqrt(squares));
+    for (int64_t c = 0; c < cols; ++c) row[c] *= factor;
+  }
+}
+
 void add_update(const ops::Backend& backend, const nn::Lora& lora, Tensor& weight) {
   const int64_t rank = lora.a->value.dim(0), rows = weight.dim(0), cols = weight.dim(1);
   const Tensor b = scaled(lora.b->value, lora.scale);
@@ -30,6 +42,7 @@ void add_update(const ops::Backend& backend, const nn::Lora& lora, Tensor& weigh
                                     {kernels::WeightView::Kind::dense, lora.a->value.data(), DType::f32},
                                     weight.as<float>(),
                                     true});
+  if (lora.magnitude) set_row_lengths(lora.magnitude->value, weight);
 }
 
 }  // namespace
