@@ -8,6 +8,8 @@
 #include "kernels/cuda/device/wgmma_shared.cuh"
 #include "kernels/cuda/tensor_map.h"
 
+#pragma nv_diag_suppress 177  // elsewhere the kernel is empty, and what it is made of not referenced
+
 namespace nibble::kernels::cuda {
 namespace {
 

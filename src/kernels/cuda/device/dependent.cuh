@@ -25,10 +25,10 @@ void launch_dependent(const Context& context, void (*kernel)(Parameters...), dim
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(context.stream);
+#ifdef NIBBLE_HAS_SM90
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-#ifdef NIBBLE_HAS_SM90
   config.attrs = &attribute;
   config.numAttrs = context.capability == 90 ? 1 : 0;
 #endif
