@@ -44,7 +44,7 @@ foreach(architecture ${NIBBLE_CUDA_ARCHITECTURES})
   endif()
 endforeach()
 # Kernels that start before the one before them has ended need code that waits for it, which only sm_90 has.
-if(NIBBLE_CUDA_ARCHITECTURES MATCHES "(^|;)90a?(;|$)")
+if(NIBBLE_CUDA_ARCHITECTURES MATCHES "(^|;)90a(;|$)")
   target_compile_definitions(nibble_cuda_options INTERFACE NIBBLE_HAS_SM90)
 endif()
 target_compile_options(nibble_cuda_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_flags}>")

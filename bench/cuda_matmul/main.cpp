@@ -55,7 +55,7 @@ struct Gpu {
                stream->handle(),
                &scratch,
                static_cast<uint32_t*>(counters.get()),
-               stream->description().capability,
+               kernels::cuda::usable_capability(stream->description().capability),
                stream->description().multiprocessors};
   }
 

@@ -37,7 +37,7 @@ struct Context {
   Scratch* scratch = nullptr;  // CUDA: never null
   /// CUDA: kCounters zeros in device memory, for blocks that count each other; every launch leaves them zero.
   uint32_t* counters = nullptr;
-  int capability = 0;       // CUDA: 75 for compute capability 7.5, ... 90
+  int capability = 0;       // CUDA: 75 for compute capability 7.5, ... 90: cuda::usable_capability()
   int multiprocessors = 0;  // CUDA
 };
 

@@ -70,7 +70,11 @@ Backend::Backend(int threads, device::Device device)
   context_.stream = cuda_->handle();
   context_.scratch = scratch_.get();
   context_.counters = static_cast<uint32_t*>(counters_.get());
-  context_.capability = cuda_->description().capability;
+  const int capability = cuda_->description().capability;
+  context_.capability = kernels::cuda::usable_capability(capability);
+  if (context_.capability == 0)
+    fail(ErrorCode::device, "{}: this program holds no kernels for {}, compute capability {}.{}", to_string(device),
+         cuda_->description().name, capability / 10, capability % 10);
   context_.multiprocessors = cuda_->description().multiprocessors;
   serial_ = context_;
 }

@@ -354,13 +354,9 @@ bool launch(const Context& context, const AttentionArgs& args, const Sequences& 
 }  // namespace
 
 bool suits_wide(const Context& context, const AttentionArgs& args, const AttentionSequence& sequence) {
-#ifdef NIBBLE_HAS_SM90
   return context.capability == 90 && args.q_dtype == DType::bf16 && (args.head_dim == 64 || args.head_dim == 128) &&
          args.q_stride % 8 == 0 && is_packed(sequence.q) && is_packed(sequence.out) && !sequence.past_at &&
          args.softcap == 0 && !args.alibi_slopes && args.scale > 0 && sequence.tokens < int64_t{65535} * kQueries;
-#else
-  return false;
-#endif
 }
 
 void attention_wide(const Context& context, const AttentionArgs& args, const Sequences& sequences) {

@@ -124,7 +124,7 @@ void GpuTest::SetUp() {
   context.stream = stream_->handle();
   context.scratch = scratch_.get();
   context.counters = static_cast<uint32_t*>(counters_.get());
-  context.capability = stream_->description().capability;
+  context.capability = usable_capability(stream_->description().capability);
   context.multiprocessors = stream_->description().multiprocessors;
 }
 

@@ -59,4 +59,8 @@ const Kernels* table() {
 #endif
 }
 
+#ifndef NIBBLE_HAS_CUDA
+int usable_capability(int) { return 0; }
+#endif
+
 }  // namespace nibble::kernels::cuda
