@@ -10,30 +10,12 @@
 #include "base/output.h"
 #include "base/random.h"
 #include "bench/harness.h"
+#include "bench/lora_sizes.h"
 #include "device/cuda.h"
 #include "nibble/optim.h"
 
 namespace nibble::bench {
 namespace {
-
-using Sizes = std::vector<int64_t>;
-
-/// LoRA of rank 16 on the seven linear layers of each of 32 layers: hidden 4096, intermediate 11008.
-Sizes lora_sizes() {
-  Sizes sizes;
-  for (int layer = 0; layer < 32; ++layer)
-    for (const auto& [in, out] : {std::pair<int64_t, int64_t>{4096, 4096},
-                                  {4096, 4096},
-                                  {4096, 4096},
-                                  {4096, 4096},
-                                  {4096, 11008},
-                                  {4096, 11008},
-                                  {11008, 4096}}) {
-      sizes.push_back(16 * in);
-      sizes.push_back(16 * out);
-    }
-  return sizes;
-}
 
 /// Parameters and gradients of one type in device memory.
 struct Arrays {

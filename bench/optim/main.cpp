@@ -8,6 +8,7 @@
 #include "base/output.h"
 #include "base/random.h"
 #include "bench/harness.h"
+#include "bench/lora_sizes.h"
 #include "bench/machine/peaks.h"
 #include "nibble/optim.h"
 
@@ -19,26 +20,6 @@ struct Entry {
   Contender contender;
   double bytes;
 };
-
-/// Elements of each array.
-using Sizes = std::vector<int64_t>;
-
-/// LoRA of rank 16 on the seven linear layers of each of 32 layers: hidden 4096, intermediate 11008.
-Sizes lora_sizes() {
-  Sizes sizes;
-  for (int layer = 0; layer < 32; ++layer)
-    for (const auto& [in, out] : {std::pair<int64_t, int64_t>{4096, 4096},
-                                  {4096, 4096},
-                                  {4096, 4096},
-                                  {4096, 4096},
-                                  {4096, 11008},
-                                  {4096, 11008},
-                                  {11008, 4096}}) {
-      sizes.push_back(16 * in);
-      sizes.push_back(16 * out);
-    }
-  return sizes;
-}
 
 /// Parameters and gradients of one type, made once.
 template <typename T>

@@ -109,12 +109,6 @@ __device__ __forceinline__ void store_rows(float* tensor, const HeadRows& like, 
   }
 }
 
-__device__ __forceinline__ float power_of_two(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
 /// The score in units of log 2; minus infinity where the query does not see the key.
 __device__ __forceinline__ float score2(const GradientCall& call, float product, float slope, int64_t query,
                                         int64_t key) {

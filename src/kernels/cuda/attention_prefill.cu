@@ -57,12 +57,6 @@ struct Rows {
   float maximum[2], total[2];
 };
 
-__device__ __forceinline__ float power_of_two(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
 /// Scores of one tile into probabilities 2^(unit * score), less the maximum; sums so far shrink where a maximum rises.
 template <int kDim>
 __device__ __forceinline__ void soften(Rows<kDim>& rows, float (&scores)[kKeys / 8][4], float unit) {
