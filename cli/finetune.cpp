@@ -99,7 +99,10 @@ void add_lora(CLI::App& command, FinetuneArguments& arguments) {
   command.add_option("--exclude-modules", arguments.excluded, "A,B or a regular expression")->group(group);
   command.add_option("--layers-to-transform", arguments.layers, "Layer numbers N,M (all)")->group(group);
   command.add_flag("--use-rslora", lora.use_rslora, "Scale by alpha / sqrt(r)")->group(group);
-  command.add_option("--init-lora-weights", lora.init_lora_weights, "default, gaussian, random or loftq")->group(group);
+  command
+      .add_option("--init-lora-weights", lora.init_lora_weights,
+                  "default, gaussian, random, loftq, pissa or pissa_niter_N")
+      ->group(group);
   command.add_flag("--use-dora", lora.use_dora, "DoRA: rows of the updated weights have a trained length")
       ->group(group);
   command.add_option("--bias", lora.bias, "Biases to train: none (default), all, or lora_only: of the targets")

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "adapters/factorize.h"
 #include "base/error.h"
 #include "base/random.h"
 #include "models/layer.h"
@@ -49,6 +50,23 @@ TEST(Factorize, LeavesWhatTheBestProductLeaves) {
     for (int64_t k = rank; k < kCols; ++k) left += 1.0 / std::pow(double(k + 1), 2);
     EXPECT_NEAR(distance(m, factorize(backend, m, rank, 1)), std::sqrt(left), 1e-3 * std::sqrt(left) + 1e-5) << rank;
   }
+}
+
+TEST(Factorize, SettlesWhereValuesAreClose) {
+  const ops::Backend backend(1);
+  Random random(5);
+  Tensor m(DType::f32, {90, 120});  // a random matrix's values are some percents apart
+  for (int64_t i = 0; i < m.count(); ++i) m.as<float>()[i] = static_cast<float>(random.normal());
+  const Factors one = factorize_settled(backend, m, 8, 1), other = factorize_settled(backend, m, 8, 2);
+  EXPECT_LT(std::abs(distance(m, one) - distance(m, other)), 1e-4);
+  Tensor product(DType::f32, m.shape());
+  for (int64_t r = 0; r < 90; ++r)
+    for (int64_t c = 0; c < 120; ++c) {
+      float value = 0;
+      for (int64_t k = 0; k < 8; ++k) value += one.left.as<float>()[r * 8 + k] * one.right.as<float>()[k * 120 + c];
+      product.as<float>()[r * 120 + c] = value;
+    }
+  EXPECT_LT(distance(product, other), 1e-2);  // of about 50
 }
 
 TEST(Factorize, AMatrixOfLowRankIsItsProduct) {

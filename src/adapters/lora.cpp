@@ -6,6 +6,7 @@
 #include <optional>
 #include <regex>
 
+#include "adapters/pissa.h"
 #include "base/error.h"
 #include "base/random.h"
 #include "models/layer.h"
@@ -28,9 +29,13 @@ void LoraConfig::validate() const {
   require(bias == "none" || bias == "all" || bias == "lora_only", "bias: found '{}', expected none, all or lora_only",
           bias);
   for (const std::string& module : modules_to_save) require(!module.empty(), "modules_to_save: found an empty name");
-  require(init_lora_weights == "default" || init_lora_weights == "gaussian" || init_lora_weights == "random" ||
-              init_lora_weights == "loftq",
-          "init_lora_weights: found '{}', expected default, gaussian, random or loftq", init_lora_weights);
+  if (adapters::is_pissa(init_lora_weights))
+    adapters::pissa_rounds(init_lora_weights);
+  else
+    require(init_lora_weights == "default" || init_lora_weights == "gaussian" || init_lora_weights == "random" ||
+                init_lora_weights == "loftq",
+            "init_lora_weights: found '{}', expected default, gaussian, random, loftq, pissa or pissa_niter_N",
+            init_lora_weights);
 }
 
 namespace adapters {
@@ -149,8 +154,10 @@ Tensor own_copy(const models::Decoder& model, const std::string& name) {
   return scaled(model.backend().to_host(dense->weight).to(DType::f32), 1);
 }
 
-nn::Linear linear_of(const models::Decoder& model, const std::string& module) {
-  return models::bind_linear(model.backend(), model.spec(), model.weights(), module);
+nn::Linear linear_of(const models::Decoder& model, const AdapterLayer& layer) {
+  nn::Linear linear = models::bind_linear(model.backend(), model.spec(), model.weights(), layer.module);
+  if (layer.residual) linear.weight = *layer.residual;
+  return linear;
 }
 
 /// An update where the kernels of `backend` reach it.
@@ -169,10 +176,15 @@ std::string with_commas(int64_t value) {
 
 }  // namespace
 
-const nn::Lora* Adapter::find(std::string_view module) const {
+const AdapterLayer* Adapter::find_layer(std::string_view module) const {
   for (const AdapterLayer& layer : layers)
-    if (layer.module == module) return &layer.lora;
+    if (layer.module == module) return &layer;
   return nullptr;
+}
+
+const nn::Lora* Adapter::find(std::string_view module) const {
+  const AdapterLayer* layer = find_layer(module);
+  return layer ? &layer->lora : nullptr;
 }
 
 autograd::Var Adapter::find_parameter(std::string_view name) const {
@@ -291,7 +303,7 @@ void add_from_model(Adapter& adapter, const models::Decoder& model) {
   if (!adapter.config.use_dora) return;
   for (AdapterLayer& layer : adapter.layers) {
     const Tensor inverse = model.backend().to_host(
-        nn::inverse_row_norms(model.backend(), linear_of(model, layer.module), on_device(model.backend(), layer.lora)));
+        nn::inverse_row_norms(model.backend(), linear_of(model, layer), on_device(model.backend(), layer.lora)));
     Tensor norms(DType::f32, inverse.shape());
     for (int64_t i = 0; i < norms.count(); ++i) norms.as<float>()[i] = 1 / inverse.as<float>()[i];
     layer.lora.magnitude = autograd::parameter(std::move(norms));
@@ -319,7 +331,7 @@ std::shared_ptr<const models::Updates> updates_of(const Adapter& adapter, const 
     nn::LowRank update{scaled(lora.a->value, 1), scaled(lora.b->value, lora.scale), {}};
     if (lora.magnitude) {
       update.row_scale =
-          backend.to_host(nn::inverse_row_norms(backend, linear_of(model, layer.module), on_device(backend, lora)));
+          backend.to_host(nn::inverse_row_norms(backend, linear_of(model, layer), on_device(backend, lora)));
       const int64_t rank = update.b.dim(1);
       for (int64_t r = 0; r < update.b.dim(0); ++r) {
         const float factor = update.row_scale.as<float>()[r] *= lora.magnitude->value.as<float>()[r];
@@ -327,6 +339,7 @@ std::shared_ptr<const models::Updates> updates_of(const Adapter& adapter, const 
       }
     }
     updates->layers[layer.module] = std::move(update);
+    if (layer.residual) updates->weights[layer.module] = *layer.residual;
   }
   for (const TrainedParameter& parameter : adapter.parameters)
     updates->parameters[parameter.name] = scaled(parameter.value->value, 1);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,6 +17,9 @@ namespace nibble::adapters {
 struct AdapterLayer {
   std::string module;  // "model.layers.0.self_attn.q_proj"
   nn::Lora lora;       // a (r, in) and b (out, r), both f32
+  /// PiSSA: the weight that the update stands beside, in place of the model's, where kernels reach it.
+  std::optional<nn::Weight> residual = {};
+  Tensor start_a = {}, start_b = {};  // and what a and b were then, if the original weight is that and the residual
 };
 
 /// A parameter of the model that is trained itself, in f32; the weight of a linear layer as (out, in).
@@ -37,6 +41,8 @@ struct Adapter {
   std::vector<TrainedParameter> parameters = {};  // in the same order
   bool is_whole = false;                          // no adapter: every parameter of the model is trained
 
+  /// The layer of a module, or nullptr.
+  const AdapterLayer* find_layer(std::string_view module) const;
   /// The update of a module, or nullptr.
   const nn::Lora* find(std::string_view module) const;
   /// The trained parameter, or null.

@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 
+#include "adapters/pissa.h"
 #include "base/error.h"
 #include "base/output.h"
 #include "checkpoint/checkpoint.h"
@@ -216,6 +217,14 @@ LoraConfig parse_lora_config(const Json& json, std::string_view source) {
   config.layers_to_transform = read_layers(json, source);
   config.bias = find_value<std::string>(json, "bias", source).value_or("none");
   config.use_dora = find_value<bool>(json, "use_dora", source).value_or(false);
+  const auto found_start = json.find("init_lora_weights");
+  const std::string start = found_start != json.end() && found_start->is_string() ? *found_start : "default";
+  if (is_pissa(start)) config.init_lora_weights = start;
+  if (start == "olora" || start == "corda" || start == "lora_ga")
+    fail(ErrorCode::unsupported,
+         "{}: key 'init_lora_weights': found '{}', whose adapters stand beside changed weights: save it in PEFT with "
+         "path_initial_model_for_weight_conversion",
+         source, start);
   const auto saved = read_names(json, "modules_to_save", source);
   config.modules_to_save = std::holds_alternative<std::string>(saved)
                                ? std::vector<std::string>{std::get<std::string>(saved)}

@@ -75,6 +75,17 @@ TEST(AdapterApi, SwitchedAndTakenOff) {
   EXPECT_EQ(model.logits(prompt), adapted);
 }
 
+TEST(Adapters, APissaAdapterOfPeftTakesItsStartOff) {
+  const fs::path path = fs::path(NIBBLE_TEST_DATA) / "pissa";
+  const auto goldens = Checkpoint::open(path / "goldens.safetensors");
+  const Tensor ids = goldens->get("ids");
+  AutoModelForCausalLM model = load("llama");
+  model.load_adapter(path);
+  EXPECT_LT(relative_error(model.logits({ids.as<int32_t>(), ids.as<int32_t>() + ids.count()}), goldens->get("logits")),
+            1e-3);
+  EXPECT_THROW(load_from(kModels / "llama-nf4-dq").load_adapter(path), Error);
+}
+
 /// A folder that goes when the test ends.
 struct Scratch {
   fs::path path = fs::temp_directory_path() / ("nibble-merge-" + std::to_string(::getpid()));

@@ -5,6 +5,7 @@
 
 #include "adapters/merge.h"
 #include "adapters/peft_files.h"
+#include "adapters/pissa.h"
 #include "api/model_source.h"
 #include "base/error.h"
 #include "base/output.h"
@@ -14,6 +15,7 @@
 #include "device/device.h"
 #include "models/convert_weights.h"
 #include "models/foreign_model.h"
+#include "models/module_tree.h"
 #include "models/registry.h"
 
 namespace nibble {
@@ -40,6 +42,20 @@ DType dtype_or_config(const api::ModelSource& source, std::optional<DType> dtype
   if (dtype) return *dtype;
   if (const auto found = models::config_dtype(source.config, source.config_name)) return *found;
   return DType::f32;
+}
+
+/// A linear layer's weight (out, in) in f32, as a model of `dtype` has it. Errors: unsupported if it is quantized.
+Tensor plain_weight(const api::ModelSource& source, const models::ModelSpec& spec, const std::string& path,
+                    DType dtype) {
+  const models::ModuleSpec& module = *find_module(spec, path);
+  const auto stored =
+      models::find_stored(*source.checkpoint, spec, path + ".weight", module.parameters[0].shape, module.is_transposed);
+  if (stored.is_quantized())
+    fail(ErrorCode::unsupported,
+         "{}: an adapter that started as 'pissa' fits unquantized weights, but '{}' is quantized", source.config_name,
+         stored.name);
+  const Tensor weight = source.checkpoint->get(stored.name).to(dtype).to(DType::f32);
+  return module.is_transposed ? weight.transposed() : weight;
 }
 
 void require_float(DType dtype) {
@@ -136,11 +152,13 @@ CheckpointReport merge_checkpoint(const fs::path& model, const fs::path& adapter
   require(!options.requantize || quantization, "requantize: {}: the model is not quantized", source.config_name);
   models::ModelSpec stored = models::build_spec(source.config, source.config_name);
   models::untie_different(stored, *source.checkpoint);
-  const adapters::Adapter adapter = adapters::read_adapter(stored, adapter_path);
+  adapters::Adapter adapter = adapters::read_adapter(stored, adapter_path);
   const ops::Backend backend(options.threads);
+  const DType dtype = dtype_or_config(source, options.dtype);
+  adapters::take_principal_part_off(
+      adapter, backend, [&](const std::string& module) { return plain_weight(source, stored, module, dtype); });
   const models::ParameterEdits edits = adapters::edits_of(adapter, backend);
   const models::ModelSpec spec = adapters::untie_edited(stored, edits);
-  const DType dtype = dtype_or_config(source, options.dtype);
   AtomicDirectory directory(out);
   const auto plan = options.requantize ? models::plan_of_stored(stored, *source.checkpoint, *quantization)
                                        : models::QuantizationPlan{};

@@ -21,6 +21,8 @@ struct AutoModelForCausalLM::Implementation {
 
   /// Errors: invalid_argument for an id outside the vocabulary.
   void check_ids(std::span<const int32_t> ids) const;
+  /// save_pretrained, with `weights` in the place of the decoder's own.
+  void save(const models::Weights& weights, const std::filesystem::path& path, int64_t max_shard_size_bytes) const;
 };
 
 }  // namespace nibble

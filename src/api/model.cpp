@@ -104,14 +104,17 @@ std::map<std::string, std::string> AutoModelForCausalLM::hf_device_map() const {
 const GenerationConfig& AutoModelForCausalLM::generation_config() const { return model_->generation_config; }
 
 void AutoModelForCausalLM::save_pretrained(const std::filesystem::path& path, int64_t max_shard_size_bytes) const {
+  model_->save(model_->decoder->weights(), path, max_shard_size_bytes);
+}
+
+void AutoModelForCausalLM::Implementation::save(const models::Weights& weights, const std::filesystem::path& path,
+                                                int64_t max_shard_size_bytes) const {
   AtomicDirectory directory(path);
-  const auto& decoder = *model_->decoder;
-  SafetensorsWriter writer(directory.path(), models::plan_saved(decoder.spec(), decoder.weights()),
-                           max_shard_size_bytes);
-  models::write_saved(decoder.spec(), decoder.weights(), decoder.backend(), writer);
+  SafetensorsWriter writer(directory.path(), models::plan_saved(decoder->spec(), weights), max_shard_size_bytes);
+  models::write_saved(decoder->spec(), weights, decoder->backend(), writer);
   writer.finish();
-  api::write_config(decoder.config(), directory.path());
-  api::copy_companions(model_->source, directory.path());
+  api::write_config(decoder->config(), directory.path());
+  api::copy_companions(source, directory.path());
   directory.commit();
 }
 

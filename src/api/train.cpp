@@ -6,6 +6,7 @@
 
 #include "adapters/loftq.h"
 #include "adapters/lora.h"
+#include "adapters/pissa.h"
 #include "api/implementation.h"
 #include "base/error.h"
 #include "train/dataset.h"
@@ -48,9 +49,21 @@ adapters::Adapter start(const models::Decoder& decoder, const Checkpoint& origin
                         const std::optional<LoraConfig>& lora, uint64_t seed) {
   if (!lora) return adapters::whole_model(decoder);
   adapters::Adapter adapter = adapters::create_adapter(decoder.spec(), *lora, seed);
+  if (adapters::is_pissa(lora->init_lora_weights))
+    adapters::start_from_principal_part(adapter, decoder, original, seed);
   if (lora->init_lora_weights == "loftq") adapters::start_from_quantization_error(adapter, decoder, original, seed);
   adapters::add_from_model(adapter, decoder);
   return adapter;
+}
+
+/// What PiSSA's adapter stands beside where the original weights are quantized.
+constexpr const char* kResidual = "residual_model";
+
+void save_residual(const AutoModelForCausalLM::Implementation& implementation, const adapters::Adapter& adapter,
+                   const std::filesystem::path& directory) {
+  std::unordered_map<std::string, nn::Weight> residuals;
+  for (const adapters::AdapterLayer& layer : adapter.layers) residuals[layer.module] = *layer.residual;
+  implementation.save(implementation.decoder->weights().with(residuals), directory, int64_t{5} << 30);
 }
 
 /// -log softmax(logits)[target].
@@ -71,8 +84,11 @@ TrainingReport Trainer::train(const std::function<void(const TrainingProgress&)>
   check_lengths(train_, decoder.spec().max_position_embeddings);
   if (evaluation_) check_lengths(*evaluation_, decoder.spec().max_position_embeddings);
   adapters::Adapter adapter = start(decoder, *implementation.source.checkpoint, lora_, arguments_.seed);
-  const TrainingReport report = train::train_adapter(decoder, adapter, implementation.source.path.string(), arguments_,
-                                                     train_, evaluation_ ? &*evaluation_ : nullptr, on_progress);
+  const bool has_new_base = !adapter.layers.empty() && adapter.layers[0].residual && !adapter.layers[0].start_a;
+  const std::filesystem::path base = has_new_base ? arguments_.output_dir / kResidual : implementation.source.path;
+  const TrainingReport report = train::train_adapter(decoder, adapter, base.string(), arguments_, train_,
+                                                     evaluation_ ? &*evaluation_ : nullptr, on_progress);
+  if (has_new_base && !std::filesystem::exists(base)) save_residual(implementation, adapter, base);
   if (!lora_) api::copy_companions(implementation.source, arguments_.output_dir);
   implementation.adapters[adapter_name_] = adapters::updates_of(adapter, decoder);
   model_.set_adapter(adapter_name_);

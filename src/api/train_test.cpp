@@ -82,6 +82,37 @@ TEST(Trainer, AdaptersOverOneQuantizedModelAreSwitched) {
   EXPECT_EQ(again.logits(kPrompt), policy);
 }
 
+TEST(Trainer, PissaAdaptersFitWhatTheyAreWrittenFor) {
+  for (const bool is_4bit : {false, true}) {
+    Scratch scratch;
+    AutoModelForCausalLM model = load(kModels / "llama", is_4bit);
+    const auto base = model.logits(kPrompt);
+    const Dataset data = counting(0, 1);
+    const double before = evaluate(model, data);
+    LoraConfig lora = kLora;
+    lora.init_lora_weights = "pissa";
+    TrainingArguments arguments = arguments_for(scratch.path / "whole", 6);
+    arguments.lr_scheduler_type = "constant";
+    Trainer(model, lora, arguments, data).train();
+    EXPECT_LT(evaluate(model, data), before - 0.1);
+    const auto trained = model.logits(kPrompt);
+    AutoModelForCausalLM again = load(is_4bit ? scratch.path / "whole/residual_model" : kModels / "llama");
+    again.load_adapter(scratch.path / "whole");
+    const auto loaded = again.logits(kPrompt);
+    for (size_t i = 0; i < trained.size(); ++i) EXPECT_NEAR(loaded[i], trained[i], is_4bit ? 0 : 1e-3);
+    model.disable_adapter();
+    EXPECT_EQ(model.logits(kPrompt), base);
+    arguments.output_dir = scratch.path / "parts";
+    arguments.max_steps = arguments.save_steps = 3;
+    Trainer(model, lora, arguments, data, std::nullopt, "first").train();
+    arguments.max_steps = 6;
+    arguments.resume_from_checkpoint = arguments.output_dir;
+    Trainer(model, lora, arguments, data, std::nullopt, "second").train();
+    EXPECT_TRUE(read_file(scratch.path / "whole/adapter_model.safetensors") ==
+                read_file(scratch.path / "parts/adapter_model.safetensors"));
+  }
+}
+
 TEST(Trainer, WholeModelsAreModels) {
   Scratch scratch;
   AutoModelForCausalLM model = load(kModels / "llama");

@@ -68,6 +68,7 @@ void Decoder::set_updates(std::shared_ptr<const Updates> updates) {
       there->layers[module] = {backend_->to_device(update.a), backend_->to_device(update.b),
                                backend_->to_device(update.row_scale), room};
     for (const auto& [name, value] : updates->parameters) there->parameters[name] = backend_->to_device(value);
+    there->weights = updates->weights;
     updates = std::move(there);
   }
   updates_ = std::move(updates);

@@ -34,10 +34,11 @@ struct SequenceTokens {
 struct Layer;
 struct Pass;
 
-/// What an adapter changes: updates of linear layers by module name, and whole parameters in f32 by name, a linear
-/// layer's weight as (out, in).
+/// What an adapter changes: updates of linear layers by module name, weights of linear layers by module name, where
+/// kernels reach them, and whole parameters in f32 by name, a linear layer's weight as (out, in).
 struct Updates {
   std::unordered_map<std::string, nn::LowRank> layers;
+  std::unordered_map<std::string, nn::Weight> weights = {};
   std::unordered_map<std::string, Tensor> parameters;
 };
 

@@ -126,6 +126,7 @@ nn::Linear bind_linear(const ops::Backend& backend, const ModelSpec& model, cons
   layer.rows = shape[0];
   layer.cols = shape[1];
   if (!updates) return layer;
+  if (const auto found = updates->weights.find(path); found != updates->weights.end()) layer.weight = found->second;
   if (const auto found = updates->layers.find(path); found != updates->layers.end()) layer.update = &found->second;
   return layer;
 }

@@ -218,6 +218,12 @@ class WeightLoader {
   uint64_t total_ = 0;
 };
 
+Weights Weights::with(const std::unordered_map<std::string, nn::Weight>& modules) const {
+  Weights result = *this;
+  for (const auto& [module, weight] : modules) result.parameters_.at(module + ".weight") = weight;
+  return result;
+}
+
 std::unique_ptr<Weights> load_weights(const ModelSpec& spec, std::shared_ptr<const Checkpoint> checkpoint,
                                       QuantizationPlan plan, const ops::Backend& backend,
                                       const WeightOptions& options) {

@@ -60,6 +60,8 @@ class Weights {
   const std::vector<std::string>& names() const { return names_; }
   DType dtype() const { return dtype_; }
   const QuantizationPlan& plan() const { return plan_; }
+  /// The same with other weights in the place of those of some modules; the rest is shared.
+  Weights with(const std::unordered_map<std::string, nn::Weight>& modules) const;
 
  private:
   friend class WeightLoader;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "adapters/peft_files.h"
+#include "adapters/pissa.h"
 #include "adapters/whole_files.h"
 #include "base/cancel.h"
 #include "base/error.h"
@@ -283,7 +284,7 @@ class Loop {
     if (adapter_.is_whole)
       adapters::write_whole(adapter_, base_, dtype, directory);
     else
-      write_adapter(adapter_, base_.spec(), base_model_, directory);
+      write_adapter(adapters::onto_original(adapter_), base_.spec(), base_model_, directory);
   }
 
   /// checkpoint-N appears whole or not at all.
@@ -327,8 +328,10 @@ class Loop {
       losses_ = find_value<double>(*pending, "losses", path.string()).value_or(0);
       targets_ = find_value<int64_t>(*pending, "targets", path.string()).value_or(0);
     }
-    const adapters::Adapter stored = adapter_.is_whole ? adapters::read_whole(base_.spec(), checkpoint)
-                                                       : adapters::read_adapter(base_.spec(), checkpoint);
+    adapters::Adapter stored = adapter_.is_whole ? adapters::read_whole(base_.spec(), checkpoint)
+                                                 : adapters::read_adapter(base_.spec(), checkpoint);
+    const bool has_start = !adapter_.layers.empty() && adapter_.layers[0].start_a;
+    if (has_start) stored = adapters::trained_half(stored);
     const auto theirs_all = stored.variables(), ours = adapter_.variables();
     require(theirs_all.size() == ours.size(), "{}: found {} trained tensors, expected {}", checkpoint.string(),
             theirs_all.size(), ours.size());

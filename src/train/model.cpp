@@ -90,7 +90,10 @@ TrainableModel::Attached TrainableModel::attach(adapters::Adapter& adapter, nn::
                                                 const std::string& path) {
   Attached result{&linear};
   if (linear.rows == 0) return result;
-  result.lora = adapter.find(path);
+  if (const adapters::AdapterLayer* layer = adapter.find_layer(path)) {
+    result.lora = &layer->lora;
+    if (layer->residual) linear.weight = *layer->residual;
+  }
   result.weight = trained(adapter, path + ".weight");
   result.bias = trained(adapter, path + ".bias");
   if (result.weight) linear.weight = nn::DenseWeight{result.weight->value};  // one storage: steps are seen at once

@@ -5,7 +5,7 @@
 
 Each NAME/ is an adapter that PEFT saved (A and B random), with goldens.safetensors: two sequences whose first targets are
 left out, the summed loss, the gradients of everything trained, and logits with the adapter applied. BASE.MORE is another
-adapter of BASE. full_training holds the same of models that are trained whole.
+adapter of BASE. full_training holds the same of models that are trained whole, pissa beside it an adapter that started so.
 """
 import pathlib
 import shutil
@@ -35,6 +35,7 @@ CASES = {
     "falcon-rw": dict(r=4, lora_alpha=8, target_modules="all-linear"),
     "stablelm-12b": dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]),
 }
+PISSA = dict(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa")
 FULL = ("llama", "opt-350m", "gpt2", "gemma2")  # trained whole
 LENGTHS, SKIPPED = (30, 13), (4, 1)  # tokens of the sequences, and how many of each predict nothing
 
@@ -89,6 +90,28 @@ def make_full(models, out, name):
     save_file(gradients(models, name, model), out / f"{name}.safetensors")
 
 
+def make_pissa(models, out):
+    """An adapter of llama as PEFT saves it after training (A and B moved), what it stands beside, and its logits."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_pretrained(models / "llama", dtype=torch.float32)
+    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **PISSA))
+    tensors = {key.replace("base_model.model.", "").replace(".base_layer", ""): parameter.detach().clone()
+               for key, parameter in peft.named_parameters() if "layers.0" in key and "base_layer" in key}
+    with torch.no_grad():
+        for key, parameter in peft.named_parameters():
+            if "lora_" in key:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    shutil.rmtree(out, ignore_errors=True)
+    peft.save_pretrained(out)
+    (out / "README.md").unlink()
+    tensors["ids"] = load_file(models / "llama" / "goldens.safetensors")["prompt"][:20].int()
+    with torch.no_grad():
+        tensors["logits"] = peft(tensors["ids"][None].long()).logits[0].contiguous()
+    save_file(tensors, out / "goldens.safetensors")
+    config = out / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(models / "llama"), "llama"))
+
+
 if __name__ == "__main__":
     models, out, full = map(pathlib.Path, sys.argv[1:4])
     only = sys.argv[4:]
@@ -99,3 +122,5 @@ if __name__ == "__main__":
     for name in FULL:
         if not only or name in only:
             make_full(models, full, name)
+    if not only or "pissa" in only:
+        make_pissa(models, full.parent / "pissa")
