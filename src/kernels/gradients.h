@@ -35,6 +35,9 @@ struct InputGradientArgs {
   float* dx;  // (m, cols)
   bool accumulate;
   DType dtype = DType::f32;
+  /// bf16: dy and the decoded weight are rounded to it before they are multiplied, and summed in fp32. The CPU and the
+  /// reference alone heed it.
+  DType compute = DType::f32;
 };
 
 /// dw (rows, cols) = dy (m, rows)^T . x (m, cols): the gradient of y = x w^T in w.
@@ -140,9 +143,10 @@ struct DropoutArgs {
   DType dtype = DType::f32;
 };
 
-/// The update of a linear layer by a low-rank adapter: low = scale * dropout(x) a^T, y += low b^T. x, y and low are
-/// bf16, products are summed in fp32; a and b are rounded to bf16. Dropout is DropoutArgs', from position 0 on. A
-/// backend may lack this entry and the next; they need rank <= kMaxLowRank, and cols and rows that are multiples of 8.
+/// The update of a linear layer by a low-rank adapter: low = scale * dropout(x) a^T, y += low b^T. x, y and low are of
+/// `dtype`: on CUDA bf16, on the CPU f32; products are summed in fp32; a and b are rounded to `dtype`. Dropout is
+/// DropoutArgs', from position 0 on. A backend may lack this entry and the next; they need rank <= kMaxLowRank, and
+/// CUDA needs cols and rows that are multiples of 8.
 struct LowRankArgs {
   const void* x;  // (m, cols)
   int64_t m, cols, rows, rank;
@@ -152,6 +156,7 @@ struct LowRankArgs {
   uint64_t seed;
   void* low_transposed;  // (padded_rank(rank), m rounded up to a multiple of 8): written
   void* y;               // (m, rows); null: only low is wanted
+  DType dtype = DType::bf16;
 };
 
 inline constexpr int64_t kMaxLowRank = 64;
@@ -172,6 +177,7 @@ struct LowRankGradientArgs {
   float* db;
   bool accumulate_b;
   void* dx;  // (m, cols), added to; or null
+  DType dtype = DType::bf16;
 };
 
 /// out row r (=, or += if accumulate) x row r * scale + bias, column by column.

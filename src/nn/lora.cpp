@@ -37,8 +37,10 @@ Tensor dropped(const ops::Backend& backend, const Tensor& x, float p, uint64_t s
 
 /// True if the backend has entries that do all of it in one.
 bool is_fused(const ops::Backend& backend, const Tensor& x, const Lora& lora) {
-  return backend.kernels().low_rank_update && backend.context().capability >= 80 && x.dtype() == DType::bf16 &&
-         lora.a->value.dim(0) <= kernels::kMaxLowRank && lora.a->value.dim(1) % 8 == 0 && lora.b->value.dim(0) % 8 == 0;
+  if (!backend.kernels().low_rank_update || lora.a->value.dim(0) > kernels::kMaxLowRank) return false;
+  if (!backend.cuda()) return x.dtype() == DType::f32;
+  return backend.context().capability >= 80 && x.dtype() == DType::bf16 && lora.a->value.dim(1) % 8 == 0 &&
+         lora.b->value.dim(0) % 8 == 0;
 }
 
 /// Adds the update to y, unless it is null; gives what the way back needs beside x: the low-rank part, scale * A
@@ -47,10 +49,10 @@ Tensor add_update(const ops::Backend& backend, const Tensor& x, const Lora& lora
   const int64_t rank = lora.a->value.dim(0), cols = lora.a->value.dim(1), rows = lora.b->value.dim(0);
   const int64_t m = x.count() / cols;
   if (is_fused(backend, x, lora)) {
-    Tensor low = backend.empty(DType::bf16, {kernels::padded_rank(rank), (m + 7) / 8 * 8});
+    Tensor low = backend.empty(x.dtype(), {kernels::padded_rank(rank), (m + 7) / 8 * 8});
     backend.kernels().low_rank_update(
         backend.context(), {x.data(), m, cols, rows, rank, lora.a->value.as<float>(), lora.b->value.as<float>(),
-                            lora.scale, lora.dropout, seed, low.data(), y ? y->data() : nullptr});
+                            lora.scale, lora.dropout, seed, low.data(), y ? y->data() : nullptr, x.dtype()});
     return low;
   }
   Tensor low = backend.empty(x.dtype(), {m, rank});
@@ -87,6 +89,7 @@ void fused_backward(const ops::Backend& backend, const Var& x, const Lora& lora,
     args.accumulate_b = db.accumulate;
   }
   if (x->requires_grad) args.dx = x->grad.data();  // the frozen weight's share is there
+  args.dtype = dy.dtype();
   backend.kernels().low_rank_gradient(backend.context(), args);
 }
 
@@ -147,6 +150,13 @@ kernels::WeightView view_of(const Linear& layer, kernels::Absmax& absmax) {
   return {.kind = Kind::int8, .data = rows.values.data(), .row_absmax = rows.absmax.as<float>()};
 }
 
+DType gradient_compute_of(const Linear& layer) {
+  DType compute = DType::f32;
+  if (const auto* dense = std::get_if<DenseWeight>(&layer.weight)) compute = dense->weight.dtype();
+  if (const auto* packed = std::get_if<Weight4Bit>(&layer.weight)) compute = packed->compute;
+  return compute == DType::bf16 ? DType::bf16 : DType::f32;
+}
+
 Var linear(Tape& tape, const ops::Backend& backend, const Var& x, const Linear& layer, const Lora* lora, uint64_t seed,
            bool needs_value) {
   const int64_t m = x->value.count() / layer.cols;
@@ -166,7 +176,7 @@ Var linear(Tape& tape, const ops::Backend& backend, const Var& x, const Linear& 
         kernels::Absmax absmax;
         backend.kernels().input_gradient(
             backend.context(), {y->grad.as<float>(), layer.rows, m, layer.rows, layer.cols, view_of(layer, absmax),
-                                dx.data, dx.accumulate, y->grad.dtype()});
+                                dx.data, dx.accumulate, y->grad.dtype(), gradient_compute_of(layer)});
       }
       if (lora) lora_backward(backend, x, *lora, low, y->grad, seed);
       y->grad = {};

@@ -26,4 +26,7 @@ autograd::Var linear(autograd::Tape& tape, const ops::Backend& backend, const au
 /// The weight as the gradient kernels take it; valid as long as `layer` and `absmax`, which 4-bit weights point to.
 kernels::WeightView view_of(const Linear& layer, kernels::Absmax& absmax);
 
+/// What the way back through the weight rounds to before it multiplies: bf16 if the way forward does, else f32.
+DType gradient_compute_of(const Linear& layer);
+
 }  // namespace nibble::nn

@@ -105,7 +105,7 @@ double head_loss(autograd::Tape& tape, const ops::Backend& backend, const autogr
                           {logits.as<float>(), nullptr, m, vocab, ops::gradient_sum_of(backend, head.bias)});
     kernels::Absmax absmax;
     kernels.input_gradient(backend.context(), {logits.as<float>(), vocab, m, vocab, width, nn::view_of(layer, absmax),
-                                               part_of(dx, first), false, dtype});
+                                               part_of(dx, first), false, dtype, nn::gradient_compute_of(layer)});
   }
   if (is_training)
     tape.record([&backend, x, rows = device_rows, ones, dx, count, width] {

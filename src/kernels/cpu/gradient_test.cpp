@@ -18,7 +18,7 @@ TEST(Gradient, InputGradientAgrees) {
   const quant::Format& nf4 = *quant::find_format("nf4");
   for (const int64_t m : {1, 7, 50})
     for (const int64_t rows : {1, 33, 300})
-      for (const int64_t cols : {1, 64, 100, 577}) {
+      for (const int64_t cols : {1, 64, 100, 577, 1184}) {
         const Buffer w = random_buffer(random, DType::bf16, rows * cols);
         const Buffer dy = random_buffer(random, DType::f32, m * (rows + 3)),
                      sum = random_buffer(random, DType::f32, m * cols);
@@ -40,14 +40,15 @@ TEST(Gradient, InputGradientAgrees) {
                                     {.kind = WeightView::Kind::int8, .data = q.data(), .row_absmax = scales.data()}};
         for (const WeightView& view : views)
           for (const bool accumulate : {false, true})
-            check(
-                {label("input_gradient", m, rows, cols) + std::to_string(int(view.kind)),
-                 [&](const Kernels& k, const Context& c) {
-                   Outputs out{sum};
-                   k.input_gradient(c, {dy.as<float>(), rows + 3, m, rows, cols, view, out[0].as<float>(), accumulate});
-                   return out;
-                 },
-                 5e-5});
+            for (const DType compute : {DType::f32, DType::bf16})
+              check({label("input_gradient", m, rows, cols) + std::to_string(int(view.kind)) + name_of(compute).data(),
+                     [&](const Kernels& k, const Context& c) {
+                       Outputs out{sum};
+                       k.input_gradient(c, {dy.as<float>(), rows + 3, m, rows, cols, view, out[0].as<float>(),
+                                            accumulate, DType::f32, compute});
+                       return out;
+                     },
+                     5e-5});
       }
 }
 
@@ -238,11 +239,13 @@ TEST(Gradient, DropoutAndAddScaledAgree) {
   Random random(7);
   for (const int64_t count : {1, 17, 50000}) {
     const Buffer x = random_buffer(random, DType::f32, count), y = random_buffer(random, DType::f32, count);
-    check({label("dropout", count, 0), [&](const Kernels& k, const Context& c) {
-             Outputs out{Buffer(DType::f32, count)};
-             k.dropout(c, {x.as<float>(), count, 0.3f, 42, 1000, out[0].as<float>()});
-             return out;
-           }});
+    for (const int64_t first : {1000, 1001, 1003})
+      for (const float p : {0.0f, 0.05f, 0.3f, 0.6f, 0.999999f})
+        check({label("dropout", count, first), [&](const Kernels& k, const Context& c) {
+                 Outputs out{Buffer(DType::f32, count)};
+                 k.dropout(c, {x.as<float>(), count, p, 42, first, out[0].as<float>()});
+                 return out;
+               }});
     check({label("add_scaled", count, 0),
            [&](const Kernels& k, const Context& c) {
              Outputs out{y};
@@ -251,6 +254,38 @@ TEST(Gradient, DropoutAndAddScaledAgree) {
            },
            kTolerance});
   }
+}
+
+TEST(Gradient, LowRankAgrees) {
+  Random random(12);
+  struct Shape {
+    int64_t m, cols, rows, rank;
+  };
+  for (const Shape& s : {Shape{1, 5, 3, 1},
+                         {7, 64, 96, 8},
+                         {50, 100, 33, 4},
+                         {131, 300, 200, 16},
+                         {97, 72, 130, 24},
+                         {65, 256, 320, 64}})
+    for (const float p : {0.0f, 0.25f}) {
+      const DType f32 = DType::f32;
+      const Buffer x = random_buffer(random, f32, s.m * s.cols), a = random_buffer(random, f32, s.rank * s.cols, 0.1f),
+                   b = random_buffer(random, f32, s.rows * s.rank, 0.1f), y = random_buffer(random, f32, s.m * s.rows),
+                   dy = random_buffer(random, f32, s.m * s.rows), dx = random_buffer(random, f32, s.m * s.cols);
+      for (const bool accumulate : {false, true})
+        check({label("low_rank", s.m, s.cols, s.rank) + " dropout " + std::to_string(p),
+               [&](const Kernels& k, const Context& c) {
+                 Outputs out{y, a, b, dx};  // da and db start as a and b
+                 Buffer low(f32, padded_rank(s.rank) * ((s.m + 7) / 8 * 8));
+                 k.low_rank_update(c, {x.data(), s.m, s.cols, s.rows, s.rank, a.as<float>(), b.as<float>(), 0.5f, p, 9,
+                                       low.data(), out[0].data(), f32});
+                 k.low_rank_gradient(c, {x.data(), s.m, s.cols, s.rows, s.rank, a.as<float>(), b.as<float>(), 0.5f, p,
+                                         9, low.data(), dy.data(), out[1].as<float>(), accumulate, out[2].as<float>(),
+                                         accumulate, out[3].data(), f32});
+                 return out;
+               },
+               1e-4});
+    }
 }
 
 TEST(Gradient, ColumnsAgree) {

@@ -39,6 +39,8 @@ void attention_gradient(const Context&, const AttentionGradientArgs&);
 void cross_entropy(const Context&, const CrossEntropyArgs&);
 void dropout(const Context&, const DropoutArgs&);
 void add_scaled(const Context&, const AddScaledArgs&);
+void low_rank_update(const Context&, const LowRankArgs&);
+void low_rank_gradient(const Context&, const LowRankGradientArgs&);
 void scale_columns(const Context&, const ScaleColumnsArgs&);
 void sum_columns(const Context&, const SumColumnsArgs&);
 void optimizer_step_32bit(const Context&, const OptimizerStep32BitArgs&);

@@ -7,17 +7,15 @@
 namespace nibble::kernels::reference {
 namespace {
 
-double weight_at(const WeightView& w, int64_t row, int64_t col, int64_t cols) {
+float weight_at(const WeightView& w, int64_t row, int64_t col, int64_t cols) {
   const int64_t i = row * cols + col;
   switch (w.kind) {
     case WeightView::Kind::dense:
-      return static_cast<double>(load(w.data, w.dtype, i));
+      return load(w.data, w.dtype, i);
     case WeightView::Kind::four_bit:
-      return static_cast<double>(w.code_book[code_4bit(static_cast<const uint8_t*>(w.data), i)] *
-                                 absmax_of(*w.absmax, i / w.block));
+      return w.code_book[code_4bit(static_cast<const uint8_t*>(w.data), i)] * absmax_of(*w.absmax, i / w.block);
     case WeightView::Kind::int8:
-      return static_cast<double>(static_cast<float>(static_cast<const int8_t*>(w.data)[i]) * w.row_absmax[row] *
-                                 (1.0f / 127.0f));
+      return static_cast<float>(static_cast<const int8_t*>(w.data)[i]) * w.row_absmax[row] * (1.0f / 127.0f);
   }
   return 0;
 }
@@ -27,11 +25,15 @@ double weight_at(const WeightView& w, int64_t row, int64_t col, int64_t cols) {
 void input_gradient(const Context& context, const InputGradientArgs& args) {
   for_each(context, args.cols, 1, [&](int64_t c) {
     std::vector<double> column(static_cast<size_t>(args.rows));
-    for (int64_t r = 0; r < args.rows; ++r) column[static_cast<size_t>(r)] = weight_at(args.w, r, c, args.cols);
+    const auto rounded = [&](float value) {
+      return static_cast<double>(args.compute == DType::bf16 ? round_to(DType::bf16, value) : value);
+    };
+    for (int64_t r = 0; r < args.rows; ++r)
+      column[static_cast<size_t>(r)] = rounded(weight_at(args.w, r, c, args.cols));
     for (int64_t i = 0; i < args.m; ++i) {
       double sum = 0;
       for (int64_t r = 0; r < args.rows; ++r)
-        sum += static_cast<double>(args.dy[i * args.dy_stride + r]) * column[static_cast<size_t>(r)];
+        sum += rounded(args.dy[i * args.dy_stride + r]) * column[static_cast<size_t>(r)];
       put(args.dx[i * args.cols + c], sum, args.accumulate);
     }
   });

@@ -1,6 +1,6 @@
 // cross_entropy, dropout and add_scaled.
+#include "kernels/cpu/isa/dropout_lanes.h"
 #include "kernels/cpu/isa/math.h"
-#include "kernels/dropout_rule.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 namespace {
@@ -55,10 +55,9 @@ void cross_entropy(const Context& context, const CrossEntropyArgs& args) {
 }
 
 void dropout(const Context& context, const DropoutArgs& args) {
-  const float scale = 1 / (1 - args.p);
+  const DropoutRun run{args.seed, args.p};
   for_ranges(context, args.count, 16384, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      args.out[i] = dropout_keeps(args.seed, static_cast<uint64_t>(args.first + i), args.p) ? args.x[i] * scale : 0;
+    drop_run(run, static_cast<uint64_t>(args.first + begin), args.x + begin, end - begin, args.out + begin);
   });
 }
 

@@ -167,6 +167,7 @@ struct PackX {
   static constexpr int64_t kPiece = 256;  // dwords
 
   const MatmulInput* input;
+  int64_t stride;  // of rows of x
   Rounding rounding;
   int64_t first, m, depth;
   uint32_t* out;
@@ -176,7 +177,7 @@ struct PackX {
     const int64_t begin = tile_begin(p.m, tile), rows = tile_begin(p.m, tile + 1) - begin;
     Element row[kPiece * Step::kPerDword];
     for (int64_t r = 0; r < rows; ++r) {
-      const float* x = p.input->x_f32() + (p.first + begin + r) * p.input->cols;
+      const float* x = p.input->x_f32() + (p.first + begin + r) * p.stride;
       for (int64_t k = 0; k < p.depth; k += kPiece) {
         const int64_t column = k * Step::kPerDword;
         const int64_t count = smaller(kPiece * Step::kPerDword, p.input->cols - column);
@@ -196,7 +197,7 @@ static void run_float_gemm(const Context& context, const MatmulInput& input, Rou
   for (int64_t first = 0; first < input.m; first += kSlabRows) {
     PanelGemm<Source> gemm{&source, jobs, input.cols, nullptr, first, smaller(kSlabRows, input.m - first)};
     auto* x = static_cast<uint32_t*>(scratch(Scratch::shared_input, gemm.m * gemm.depth() * 4));
-    PackX<Step> pack{&input, rounding, first, gemm.m, gemm.depth(), x};
+    PackX<Step> pack{&input, input.cols, rounding, first, gemm.m, gemm.depth(), x};
     run(context, tile_count(gemm.m), PackX<Step>::task, &pack);
     gemm.x = x;
     run(context, gemm.panel_count(), PanelGemm<Source>::task, &gemm);

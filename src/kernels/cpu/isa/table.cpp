@@ -40,6 +40,8 @@ const Kernels& table() {
     k.cross_entropy = cross_entropy;
     k.dropout = dropout;
     k.add_scaled = add_scaled;
+    k.low_rank_update = low_rank_update;
+    k.low_rank_gradient = low_rank_gradient;
     k.scale_columns = scale_columns;
     k.sum_columns = sum_columns;
     k.optimizer_step_32bit = optimizer_step_32bit;
