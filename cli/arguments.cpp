@@ -70,6 +70,7 @@ void ModelArguments::add_to(CLI::App& app) {
       ->group("Placement");
   app.add_option("--kv-cache-dtype", kv_cache_dtype, "Keys and values: auto (as the model), or int8 on a GPU")
       ->group("Placement");
+  app.add_option("--max-memory", max_memory, "Most that may be taken from the GPU, such as 16GB")->group("Placement");
   app.add_option("--threads", threads, "CPU threads (0: all)")->group("Placement");
   app.add_flag("--verbose", verbose, "Say on standard error what auto chose, and why")->group("Placement");
   app.add_option("--adapter", adapter, "Directory of a LoRA adapter, by PEFT or `nibble finetune`, to apply");
@@ -81,6 +82,7 @@ LoadOptions ModelArguments::load_options() const {
   options.dtype = quantization.parsed_dtype();
   options.device_map = device_map;
   options.kv_cache_dtype = kv_cache_dtype;
+  if (!max_memory.empty()) options.max_memory = parse_size(max_memory, "--max-memory");
   options.threads = threads;
   options.progress = progress_bar();
   options.warning = print_warning;

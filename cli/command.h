@@ -58,6 +58,7 @@ struct ModelArguments {
   QuantizationArguments quantization;
   std::string device_map = "auto";
   std::string kv_cache_dtype = "auto";
+  std::string max_memory;
   std::string adapter;
   int threads = 0;
   bool verbose = false;

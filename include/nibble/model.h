@@ -42,6 +42,7 @@ struct LoadOptions {
   std::optional<DType> dtype{};                     // of what is not quantized; nullopt ("auto"): the checkpoint's
   std::string device_map = "auto";                  // "cpu", "cuda", "cuda:N", or "auto": a GPU with room, else the CPU
   std::string kv_cache_dtype = "auto";              // the model's type, or "int8" with a scale for each key: on a GPU
+  int64_t max_memory = 0;                           // bytes that may be taken from the GPU; 0: all that it has
   bool random_weights = false;                      // of config.json's shapes, no file is read: for measurements
   int threads = 0;                                  // 0: one per CPU this process may use
   Progress progress{};                              // may be empty

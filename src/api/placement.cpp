@@ -1,6 +1,8 @@
 // Asks the GPUs one by one until one has room.
 #include "api/placement.h"
 
+#include <algorithm>
+
 #include "base/environment.h"
 #include "device/device.h"
 
@@ -44,7 +46,10 @@ LoadOptions with_device(const ModelSource& source, const LoadOptions& options) {
   if (environment().backend.empty()) {
     const device::CudaSupport support = device::describe_cuda();
     const int64_t needed = support.missing.empty() ? needed_device_bytes(source, options) : 0;
-    placement = choose_device(support, needed, [&](int index) { return ask_free_bytes(support, index); });
+    placement = choose_device(support, needed, [&](int index) {
+      const int64_t free = ask_free_bytes(support, index);
+      return options.max_memory > 0 ? std::min(free, options.max_memory) : free;
+    });
   }
   result.device_map = placement.device;
   const std::string text = fmt::format("device auto: {}: {}", placement.device, placement.reason);

@@ -62,6 +62,8 @@ class CudaStream {
   virtual std::shared_ptr<void> allocate(int64_t size_bytes) = 0;
   /// Main memory that the GPU copies from and to by itself. Errors: out_of_memory.
   virtual std::shared_ptr<void> allocate_pinned(int64_t size_bytes) = 0;
+  /// What all streams of this process may take from the GPU; 0: as much as there is. Beyond it allocate() fails.
+  virtual void limit_memory(int64_t most_bytes) = 0;
   /// Taken from the GPU, now and at most so far.
   virtual int64_t reserved_bytes() const = 0;
   virtual int64_t peak_bytes() const = 0;

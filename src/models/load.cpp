@@ -46,6 +46,8 @@ std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source,
   if (!dtype) dtype = checkpoint_dtype(*checkpoint);
   const bool is_narrow = has_narrow_cache(options, spec, device);
   auto backend = std::make_shared<ops::Backend>(options.threads, device);
+  require(options.max_memory == 0 || backend->cuda(), "max_memory: counts a GPU's memory, found a model on the CPU");
+  if (backend->cuda()) backend->cuda()->limit_memory(options.max_memory);
   QuantizationPlan plan = plan_quantization(spec, stored ? *stored : options.quantization_config);
   auto weights = load_weights(spec, std::move(checkpoint), std::move(plan), *backend,
                               {.dtype = *dtype,

@@ -2,6 +2,8 @@
 #include "device/cuda/memory.h"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 
 #include "base/error.h"
 #include "device/cuda/status.h"
@@ -17,7 +19,29 @@ int64_t rounded(int64_t size_bytes) {
   return (std::max<int64_t>(size_bytes, 1) + unit - 1) / unit * unit;
 }
 
+/// What the streams of this process have taken from a GPU together, and may take (0: anything).
+struct DeviceTotal {
+  std::atomic<int64_t> reserved_bytes = 0, limit_bytes = 0;
+};
+
+DeviceTotal& total_of(int index) {
+  static std::array<DeviceTotal, 64> totals;
+  return totals[static_cast<size_t>(index) % totals.size()];
+}
+
 }  // namespace
+
+void CudaMemory::limit(int64_t most_bytes) { total_of(index_).limit_bytes = most_bytes; }
+
+bool CudaMemory::is_within_limit(int64_t size_bytes) const {
+  const DeviceTotal& total = total_of(index_);
+  return total.limit_bytes == 0 || total.reserved_bytes + size_bytes <= total.limit_bytes;
+}
+
+void CudaMemory::count(int64_t size_bytes) {
+  reserved_bytes_ += size_bytes;
+  total_of(index_).reserved_bytes += size_bytes;
+}
 
 CudaMemory::~CudaMemory() {
   if (cudaSetDevice(index_) == cudaSuccess) release_cached();
@@ -50,6 +74,11 @@ void* CudaMemory::take_cached(int64_t size_bytes, int64_t& block_bytes) {
 void* CudaMemory::take_new(int64_t size_bytes) {
   check_cuda(cudaSetDevice(index_), "choosing the GPU");
   void* block = nullptr;
+  if (!is_within_limit(size_bytes)) release_cached();
+  if (!is_within_limit(size_bytes))
+    fail(ErrorCode::out_of_memory,
+         "cuda:{}: out of memory: {} bytes were asked for, {} of the {} of max_memory are in use", index_, size_bytes,
+         total_of(index_).reserved_bytes.load(), total_of(index_).limit_bytes.load());
   cudaError_t status = cudaMalloc(&block, static_cast<size_t>(size_bytes));
   if (status == cudaErrorMemoryAllocation && !cached_.empty()) {
     cudaGetLastError();
@@ -65,7 +94,7 @@ void* CudaMemory::take_new(int64_t size_bytes) {
          free_bytes, total_bytes, reserved_bytes_ - cached_bytes_);
   }
   check_cuda(status, "allocating device memory");
-  reserved_bytes_ += size_bytes;
+  count(size_bytes);
   peak_bytes_ = std::max(peak_bytes_, reserved_bytes_);
   return block;
 }
@@ -74,7 +103,7 @@ void* CudaMemory::take_new(int64_t size_bytes) {
 void CudaMemory::release_cached() {
   for (const auto& [size, block] : cached_) {
     cudaFree(block);
-    reserved_bytes_ -= size;
+    count(-size);
   }
   cached_.clear();
   cached_bytes_ = 0;

@@ -16,10 +16,14 @@ class CudaMemory : public std::enable_shared_from_this<CudaMemory> {
 
   /// Errors: out_of_memory with the numbers.
   std::shared_ptr<void> allocate(int64_t size_bytes);
+  /// Of all of this process on the GPU; 0: none.
+  void limit(int64_t most_bytes);
   int64_t reserved_bytes() const;
   int64_t peak_bytes() const;
 
  private:
+  bool is_within_limit(int64_t size_bytes) const;
+  void count(int64_t size_bytes);
   void* take_cached(int64_t size_bytes, int64_t& block_bytes);
   void* take_new(int64_t size_bytes);
   void release_cached();

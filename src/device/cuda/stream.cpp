@@ -80,6 +80,7 @@ class RuntimeStream final : public CudaStream {
     check_cuda(status, "allocating pinned memory");
     return {data, [](void* pointer) { cudaFreeHost(pointer); }};
   }
+  void limit_memory(int64_t most_bytes) override { memory_->limit(most_bytes); }
   int64_t reserved_bytes() const override { return memory_->reserved_bytes(); }
   int64_t peak_bytes() const override { return memory_->peak_bytes(); }
 
