@@ -135,6 +135,10 @@ void add_training(CLI::App& command, FinetuneArguments& arguments) {
       ->group(group);
   command.add_flag("--gradient-checkpointing", training.gradient_checkpointing, "Less memory, a third more work")
       ->group(group);
+  command
+      .add_flag("--activation-offloading", training.activation_offloading,
+                "With --gradient-checkpointing on a GPU: what is kept of each layer waits in main memory")
+      ->group(group);
   command.add_flag("--packing", training.packing, "Fill rows of --max-length tokens with several samples")
       ->group(group);
   command.add_option("--logging-steps", training.logging_steps, "Steps between reports (10)")->group(group);

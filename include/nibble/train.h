@@ -59,6 +59,7 @@ struct TrainingArguments {
   double weight_decay = 0;
   std::string optim = "adamw_torch";  // any of optim_names()
   bool gradient_checkpointing = false;
+  bool activation_offloading = false;  // with checkpointing on a GPU: layers' inputs wait in main memory
   bool packing = false;  // rows of up to max_length tokens from several samples, which do not see each other
   int64_t packing_length = 1024;
   int64_t logging_steps = 10;

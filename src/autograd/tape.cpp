@@ -36,14 +36,15 @@ Var result_of(const Tape& tape, Tensor value, std::initializer_list<const Variab
   return result;
 }
 
-Var checkpoint(Tape& tape, const Var& x, std::function<Var(Tape&, const Var&)> f) {
+Var checkpoint(Tape& tape, const Var& x, std::function<Var(Tape&, const Var&)> f, Store* store) {
   Tape silent(false);
   Var y = constant(f(silent, x)->value);
   y->requires_grad = tape.is_recording();
-  tape.record([x, y, f = std::move(f)] {
+  if (store && tape.is_recording()) store->put(std::exchange(x->value, {}));
+  tape.record([x, y, store, f = std::move(f)] {
+    Var input = constant(store ? store->take() : x->value);
     if (!y->grad) return;
     Tape again;
-    Var input = constant(x->value);
     input->requires_grad = x->requires_grad;
     input->grad = std::move(x->grad);  // what flows in is added to it
     Var output = f(again, input);

@@ -42,8 +42,17 @@ class Tape {
 /// A new variable for an op's result: it requires a gradient if the tape records and any input does.
 Var result_of(const Tape& tape, Tensor value, std::initializer_list<const Variable*> inputs);
 
+/// Keeps values between the way there and the way back, which takes them in reverse order, each once.
+class Store {
+ public:
+  virtual ~Store() = default;
+  virtual void put(Tensor value) = 0;
+  virtual Tensor take() = 0;
+};
+
 /// y = f(tape, x), keeping x alone: backward runs f again. f must give the same result each time; `parameters` of it
-/// may collect gradients. (Chen et al., 2016, https://arxiv.org/abs/1604.06174)
-Var checkpoint(Tape& tape, const Var& x, std::function<Var(Tape&, const Var&)> f);
+/// may collect gradients. (Chen et al., 2016, https://arxiv.org/abs/1604.06174) `store`: x's value goes there if it is
+/// not null; then no step before may need it on the way back.
+Var checkpoint(Tape& tape, const Var& x, std::function<Var(Tape&, const Var&)> f, Store* store = nullptr);
 
 }  // namespace nibble::autograd

@@ -180,7 +180,7 @@ struct LowRankGradientArgs {
   DType dtype = DType::bf16;
 };
 
-/// out row r (=, or += if accumulate) x row r * scale + bias, column by column.
+/// out row r (=, or += if accumulate) x row r * scale + bias, column by column. On a GPU x and out may be bf16.
 struct ScaleColumnsArgs {
   const float* x;      // (rows, cols)
   const float* scale;  // (cols)
@@ -189,6 +189,7 @@ struct ScaleColumnsArgs {
   float* out;  // row r at out + r * out_stride
   int64_t out_stride;
   bool accumulate;
+  DType x_dtype = DType::f32, out_dtype = DType::f32;
 };
 
 /// sums[c] += sum over r of x[r, c] * y[r, c], or of x[r, c] where y is null.
@@ -196,7 +197,8 @@ struct SumColumnsArgs {
   const float* x;  // (rows, cols)
   const float* y;
   int64_t rows, cols;
-  float* sums;  // (cols)
+  float* sums;               // (cols)
+  DType dtype = DType::f32;  // of x and y
 };
 
 /// y += scale * x.

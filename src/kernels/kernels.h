@@ -471,7 +471,7 @@ struct Kernels {
   Entry<AddScaledArgs> add_scaled = nullptr;
   Entry<LowRankArgs> low_rank_update = nullptr;            // a backend may lack it
   Entry<LowRankGradientArgs> low_rank_gradient = nullptr;  // likewise
-  Entry<ScaleColumnsArgs> scale_columns = nullptr;         // a backend may lack it and the next
+  Entry<ScaleColumnsArgs> scale_columns = nullptr;
   Entry<SumColumnsArgs> sum_columns = nullptr;
   // Training (optimizer_step.h).
   Entry<OptimizerStep32BitArgs> optimizer_step_32bit = nullptr;

@@ -15,12 +15,6 @@ namespace {
 using autograd::Tape;
 using autograd::Var;
 
-void require_columns(const ops::Backend& backend) {
-  const kernels::Kernels& kernels = backend.kernels();
-  if (!kernels.scale_columns || !kernels.sum_columns || !kernels.sum_squares)
-    fail(ErrorCode::unsupported, "{} has no kernels for DoRA: load the model with device_map 'cpu'", kernels.name);
-}
-
 Tensor copy_of(const ops::Backend& backend, const Tensor& x) {
   Tensor copy = ops::empty_like(backend, x);
   backend.copy_rows(copy.data(), x.size_bytes(), x.data(), x.size_bytes(), x.size_bytes(), 1);
@@ -31,13 +25,15 @@ Tensor copy_of(const ops::Backend& backend, const Tensor& x) {
 Var difference(Tape& tape, const ops::Backend& backend, const Var& a, const Var& b) {
   const int64_t count = a->value.count();
   Tensor value = copy_of(backend, a->value);
-  backend.kernels().add_scaled(backend.context_for(count), {b->value.as<float>(), count, -1, value.as<float>()});
+  backend.kernels().add_scaled(backend.context_for(count),
+                               {b->value.as<float>(), count, -1, value.as<float>(), value.dtype()});
   Var y = result_of(tape, std::move(value), {a.get(), b.get()});
   if (y->requires_grad)
     tape.record([&backend, a, b, y, count] {
       Tensor negative = ops::empty_like(backend, y->grad);
       backend.fill_zero(negative.data(), negative.size_bytes());
-      backend.kernels().add_scaled(backend.context_for(count), {y->grad.as<float>(), count, -1, negative.as<float>()});
+      backend.kernels().add_scaled(backend.context_for(count),
+                                   {y->grad.as<float>(), count, -1, negative.as<float>(), negative.dtype()});
       add_gradient(backend, b, std::move(negative));
       add_gradient(backend, a, std::move(y->grad));
       y->grad = {};
@@ -56,7 +52,7 @@ Var scaled(Tape& tape, const ops::Backend& backend, const Var& u, const Var& mag
   Var y = result_of(tape, ops::empty_like(backend, u->value), {u.get(), magnitude.get()});
   kernels.scale_columns(backend.context_for(rows * cols),
                         {u->value.as<float>(), factor.as<float>(), bias ? bias.as<float>() : nullptr, rows, cols,
-                         y->value.as<float>(), cols, false});
+                         y->value.as<float>(), cols, false, u->value.dtype(), y->value.dtype()});
   if (y->requires_grad)
     tape.record([&backend, u, magnitude, inverse, factor, y, rows, cols] {
       const kernels::Kernels& k = backend.kernels();
@@ -64,13 +60,14 @@ Var scaled(Tape& tape, const ops::Backend& backend, const Var& u, const Var& mag
       if (float* target = gradient_sum_of(backend, magnitude)) {
         Tensor sums = ops::empty_like(backend, inverse);
         backend.fill_zero(sums.data(), sums.size_bytes());
-        k.sum_columns(context, {y->grad.as<float>(), u->value.as<float>(), rows, cols, sums.as<float>()});
+        k.sum_columns(context,
+                      {y->grad.as<float>(), u->value.as<float>(), rows, cols, sums.as<float>(), u->value.dtype()});
         k.scale_columns(backend.context_for(cols),
                         {sums.as<float>(), inverse.as<float>(), nullptr, 1, cols, target, cols, true});
       }
       Tensor du = ops::empty_like(backend, y->grad);
-      k.scale_columns(context,
-                      {y->grad.as<float>(), factor.as<float>(), nullptr, rows, cols, du.as<float>(), cols, false});
+      k.scale_columns(context, {y->grad.as<float>(), factor.as<float>(), nullptr, rows, cols, du.as<float>(), cols,
+                                false, du.dtype(), du.dtype()});
       add_gradient(backend, u, std::move(du));
       y->grad = {};
     });
@@ -95,7 +92,6 @@ Tensor plain_weight(const ops::Backend& backend, const Linear& layer) {
 }
 
 Tensor inverse_row_norms(const ops::Backend& backend, const Linear& layer, const Lora& lora) {
-  require_columns(backend);
   Tensor weight = plain_weight(backend, layer), b = copy_of(backend, lora.b->value);
   const int64_t rank = lora.a->value.dim(0);
   backend.kernels().add_scaled(backend.context_for(b.count()),
@@ -126,16 +122,20 @@ Tensor inverse_row_norms(const ops::Backend& backend, const Linear& layer, const
 }
 
 DoraParts dora_parts(const Linear& layer, const Lora& lora) {
-  DoraParts parts{layer, lora};
+  DoraParts parts{layer, lora, {}};
   parts.bare.bias = {};
   parts.undropped.dropout = 0;
   return parts;
 }
 
+void refresh(const ops::Backend& backend, DoraParts& parts) {
+  parts.inverse = inverse_row_norms(backend, parts.bare, parts.undropped);
+}
+
 Var dora_linear(Tape& tape, const ops::Backend& backend, const Var& x, const Linear& layer, const DoraParts& parts,
                 float dropout, uint64_t seed) {
   const Lora& lora = parts.undropped;
-  const Tensor inverse = inverse_row_norms(backend, parts.bare, lora);
+  const Tensor& inverse = parts.inverse;
   const Var dropped = ops::dropout(tape, backend, x, dropout, seed);
   const Var u = linear(tape, backend, dropped, parts.bare, &lora);
   if (dropout == 0) return scaled(tape, backend, u, lora.magnitude, inverse, layer.bias);

@@ -111,18 +111,16 @@ void add_update(const ops::Backend& backend, ConstValues x, int64_t m, const Lin
 /// The product by itself, then its columns scaled; the update is added later.
 void run_scaled(const ops::Backend& backend, ConstValues x, int64_t m, const LinearCall& call, bool batch_invariant) {
   const Linear& layer = *call.layer;
-  const auto scale_columns = require_entry(backend, backend.kernels().scale_columns, "scale_columns");
-  if (call.y.dtype != DType::f32) fail(ErrorCode::unsupported, "DoRA over activations in {}", name_of(call.y.dtype));
   Linear bare = layer;
   bare.bias = {};
   bare.update = nullptr;
   Tensor product = backend.empty(DType::f32, {m, layer.rows});
   const std::array calls{LinearCall{&bare, {product.data(), DType::f32}, layer.rows}};
   run_linear(backend, x, m, calls, batch_invariant);
-  scale_columns(
+  backend.kernels().scale_columns(
       backend.context_for(product.count()),
       {product.as<float>(), layer.update->row_scale.as<float>(), layer.bias ? layer.bias.as<float>() : nullptr, m,
-       layer.rows, static_cast<float*>(call.y.data), call.y_stride, call.accumulate});
+       layer.rows, static_cast<float*>(call.y.data), call.y_stride, call.accumulate, DType::f32, call.y.dtype});
 }
 
 }  // namespace

@@ -163,10 +163,12 @@ Var linear(Tape& tape, const ops::Backend& backend, const Var& x, const Linear& 
   require(x->value.count() == m * layer.cols, "linear: found {} values, expected rows of {}", x->value.count(),
           layer.cols);
   const DType dtype = x->value.dtype();
-  Var y = result_of(tape, backend.empty(dtype, {m, layer.rows}),
+  Var y = result_of(tape, needs_value ? backend.empty(dtype, {m, layer.rows}) : Tensor(),
                     {x.get(), lora ? lora->a.get() : nullptr, lora ? lora->b.get() : nullptr});
-  const std::array calls{LinearCall{&layer, {y->value.data(), dtype}, layer.rows}};
-  if (needs_value) run_linear(backend, {x->value.data(), dtype}, m, calls, false);
+  if (needs_value) {
+    const std::array calls{LinearCall{&layer, {y->value.data(), dtype}, layer.rows}};
+    run_linear(backend, {x->value.data(), dtype}, m, calls, false);
+  }
   Tensor low;
   if (lora) low = add_update(backend, x->value, *lora, seed, needs_value ? &y->value : nullptr);
   if (y->requires_grad)

@@ -19,7 +19,7 @@ struct Lora {
 /// y (m, rows) = x w^T + bias, and `lora` of it unless null. The gradient goes to x and to the lora's a and b; that of
 /// the frozen weight is never formed. `seed` chooses what dropout leaves out. `layer` and `lora` must outlive the
 /// backward pass. `needs_value`: false where the result was computed before and only the way back is wanted; then y has
-/// no more than its shape.
+/// no value.
 autograd::Var linear(autograd::Tape& tape, const ops::Backend& backend, const autograd::Var& x, const Linear& layer,
                      const Lora* lora = nullptr, uint64_t seed = 0, bool needs_value = true);
 

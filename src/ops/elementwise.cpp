@@ -70,13 +70,15 @@ Var activate(Tape& tape, const Backend& backend, const Var& x, kernels::Activati
   return activate_rows(tape, backend, x, activation, false);
 }
 
-Var add(Tape& tape, const Backend& backend, const Var& a, const Var& b) {
-  require(a->value.shape() == b->value.shape(), "add: found shapes {} and {}, expected the same",
-          to_string(a->value.shape()), to_string(b->value.shape()));
+Var add(Tape& tape, const Backend& backend, const Var& a, const Var& b, bool needs_value) {
   Var y = result_of(tape, std::move(b->value), {a.get(), b.get()});
-  const int64_t count = a->value.count();
-  backend.kernels().add_scaled(backend.context_for(count),
-                               {a->value.as<float>(), count, 1, y->value.as<float>(), y->value.dtype()});
+  if (needs_value) {
+    require(a->value.shape() == y->value.shape(), "add: found shapes {} and {}, expected the same",
+            to_string(a->value.shape()), to_string(y->value.shape()));
+    const int64_t count = a->value.count();
+    backend.kernels().add_scaled(backend.context_for(count),
+                                 {a->value.as<float>(), count, 1, y->value.as<float>(), y->value.dtype()});
+  }
   if (y->requires_grad)
     tape.record([&backend, a, b, y] {
       add_gradient(backend, a, y->grad);  // both may hold it: b's is read before a's is added to

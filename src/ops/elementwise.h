@@ -18,8 +18,10 @@ autograd::Var activate_times(autograd::Tape& tape, const Backend& backend, const
 autograd::Var activate(autograd::Tape& tape, const Backend& backend, const autograd::Var& x,
                        kernels::Activation activation);
 
-/// a + b, of the same shape. b gives up its value, which no step before may need on the way back.
-autograd::Var add(autograd::Tape& tape, const Backend& backend, const autograd::Var& a, const autograd::Var& b);
+/// a + b, of the same shape. b gives up its value, which no step before may need on the way back. `needs_value`: false
+/// where the result was computed before and only the way back is wanted; then y has no value.
+autograd::Var add(autograd::Tape& tape, const Backend& backend, const autograd::Var& a, const autograd::Var& b,
+                  bool needs_value = true);
 
 /// Contract: kernels::DropoutArgs; p = 0 gives x itself.
 autograd::Var dropout(autograd::Tape& tape, const Backend& backend, const autograd::Var& x, float p, uint64_t seed);

@@ -14,7 +14,8 @@ using autograd::Var;
 Var checkpoint_rows(Tape& tape, const Backend& backend, const Var& x, int64_t chunk, int64_t cols, bool needs_value,
                     RowsFunction f) {
   const int64_t rows = x->value.dim(0);
-  Tensor value = backend.empty(x->value.dtype(), {rows, cols});
+  Tensor value;
+  if (needs_value) value = backend.empty(x->value.dtype(), {rows, cols});
   for (int64_t first = 0; needs_value && first < rows; first += chunk) {
     Tape silent(false);
     const int64_t count = std::min(chunk, rows - first);

@@ -38,6 +38,8 @@ void TrainingArguments::validate() const {
   require(save_steps >= 0, "save_steps: found {}, expected 0 or more", save_steps);
   require(early_stopping_patience >= 0, "early_stopping_patience: found {}, expected 0 or more",
           early_stopping_patience);
+  require(!activation_offloading || gradient_checkpointing,
+          "activation_offloading: found true without gradient_checkpointing, whose inputs of layers it moves");
   require(report_to == "none" || report_to == "tensorboard", "report_to: found '{}', expected none or tensorboard",
           report_to);
   require(!packing || packing_length >= 2, "packing_length: found {}, expected at least 2", packing_length);
@@ -85,7 +87,7 @@ class Loop {
         evaluation_(evaluation),
         on_progress_(on_progress),
         working_(adapters::to_device(base.backend(), adapter)),
-        model_(base, working_, arguments.gradient_checkpointing),
+        model_(base, working_, arguments.gradient_checkpointing, arguments.activation_offloading),
         plan_(train, arguments),
         optimizer_(optimizer_for(arguments.optim, parameters_of(working_),
                                  {.lr = arguments.learning_rate, .weight_decay = arguments.weight_decay},

@@ -30,13 +30,13 @@ Tensor uploaded(const ops::Backend& backend, DType dtype, const std::vector<T>& 
 class Capped {
  public:
   Capped(const ops::Backend& backend, Tensor& logits, int64_t count, float cap)
-      : backend_(backend), inner_(logits.as<float>()), count_(count), outer_(inner_) {
+      : backend_(backend), inner_(logits.as<float>()), count_(count), dtype_(logits.dtype()), outer_(inner_) {
     if (cap <= 0) return;
     scale(inner_, 1 / cap);
-    turned_ = backend.empty(DType::f32, {count});
+    turned_ = backend.empty(dtype_, {count});
     outer_ = turned_.as<float>();
     backend.kernels().activate(backend.context(),
-                               {inner_, nullptr, count, 1, count, kernels::Activation::tanh_, outer_});
+                               {inner_, nullptr, count, 1, count, kernels::Activation::tanh_, outer_, dtype_, dtype_});
     scale(outer_, cap);
   }
   /// Where the loss reads, and writes its gradient.
@@ -44,18 +44,19 @@ class Capped {
   /// The gradient in the logits before the cap, in their place: the cap and its inverse cancel.
   void backward() const {
     if (outer_ == inner_) return;
-    backend_.kernels().activate_gradient(
-        backend_.context(), {inner_, nullptr, count_, outer_, 1, count_, kernels::Activation::tanh_, inner_, nullptr});
+    backend_.kernels().activate_gradient(backend_.context(), {inner_, nullptr, count_, outer_, 1, count_,
+                                                              kernels::Activation::tanh_, inner_, nullptr, dtype_});
   }
 
  private:
   void scale(float* x, float factor) const {
-    backend_.kernels().add_scaled(backend_.context(), {x, count_, factor - 1, x});
+    backend_.kernels().add_scaled(backend_.context(), {x, count_, factor - 1, x, dtype_});
   }
 
   const ops::Backend& backend_;
   float* inner_;
   int64_t count_;
+  DType dtype_;
   Tensor turned_;
   float* outer_;
 };
@@ -98,11 +99,11 @@ double head_loss(autograd::Tape& tape, const ops::Backend& backend, const autogr
     if (head.weight) {
       const auto dw = ops::gradient_of(backend, *head.weight);
       kernels.weight_gradient(backend.context(),
-                              {logits.as<float>(), picked.as<float>(), m, vocab, width, dw.data, dw.accumulate});
+                              {logits.as<float>(), picked.as<float>(), m, vocab, width, dw.data, dw.accumulate, dtype});
     }
     if (head.bias)
       kernels.sum_columns(backend.context(),
-                          {logits.as<float>(), nullptr, m, vocab, ops::gradient_sum_of(backend, head.bias)});
+                          {logits.as<float>(), nullptr, m, vocab, ops::gradient_sum_of(backend, head.bias), dtype});
     kernels::Absmax absmax;
     kernels.input_gradient(backend.context(), {logits.as<float>(), vocab, m, vocab, width, nn::view_of(layer, absmax),
                                                part_of(dx, first), false, dtype, nn::gradient_compute_of(layer)});

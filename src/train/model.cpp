@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <numeric>
 
 #include "base/error.h"
 #include "ops/attention.h"
@@ -51,9 +52,16 @@ DType activation_dtype(const models::Decoder& base) {
   return has_bf16 && base.weights().dtype() != DType::f32 ? DType::bf16 : DType::f32;
 }
 
-TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& adapter, bool has_gradient_checkpointing)
+TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& adapter, bool has_gradient_checkpointing,
+                               bool has_activation_offloading)
     : base_(base), has_gradient_checkpointing_(has_gradient_checkpointing), dtype_(activation_dtype(base)) {
-  refuse_unsupported(adapter);
+  refuse_unsupported();
+  if (has_activation_offloading) {
+    require(has_gradient_checkpointing && base.backend().cuda(),
+            "activation_offloading: found it without {}: inputs of checkpointed layers move from a GPU to main memory",
+            has_gradient_checkpointing ? "a GPU" : "gradient_checkpointing");
+    store_ = std::make_unique<HostStore>(base.backend());
+  }
   for (const nn::RopeSpec& rope : base.spec().ropes) ropes_.emplace_back(rope);
   if (!base.spec().alibi.slopes.empty()) {
     alibi_ = base.backend().empty(DType::f32, {static_cast<int64_t>(base.spec().alibi.slopes.size())});
@@ -62,23 +70,40 @@ TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& a
   bind(adapter);
 }
 
-void TrainableModel::refuse_unsupported(const adapters::Adapter& adapter) const {
+void TrainableModel::refuse_unsupported() const {
   const models::ModelSpec& spec = base_.spec();
   if (spec.encoder || !spec.relative_biases.empty())
     fail(ErrorCode::unsupported, "training an encoder-decoder is not supported ({})", spec.architecture);
-  bool is_capped = spec.alibi.dtype != DType::f32 || spec.logit_softcap > 0;
-  for (const models::LayerSpec& layer : spec.layers) {
+  for (const models::LayerSpec& layer : spec.layers)
     if (layer.mlp.experts.count > 0)
       fail(ErrorCode::unsupported, "training a model with experts is not supported ({})", spec.architecture);
-    is_capped = is_capped || layer.attention.softcap > 0 || layer.attention.q_norm.count > 0;
+}
+
+/// What the layer multiplies with: the trained weight itself, so that steps are seen at once; where activations are
+/// bf16, its copy in bf16, made anew for each pass.
+nn::DenseWeight TrainableModel::weight_in_use(const Var& trained) {
+  if (dtype_ == DType::f32) return {trained->value};
+  for (const Rounded& rounded : rounded_)
+    if (rounded.from == trained) return {rounded.to};
+  rounded_.push_back({trained, base_.backend().empty(dtype_, trained->value.shape())});
+  return {rounded_.back().to};
+}
+
+/// Brings up to date what is made of trained values.
+void TrainableModel::refresh() {
+  const ops::Backend& backend = base_.backend();
+  for (Rounded& rounded : rounded_) {
+    const int64_t rows = rounded.to.dim(0), cols = rounded.to.dim(1);
+    if (!row_numbers_ || row_numbers_.count() < rows) {
+      std::vector<int32_t> numbers(static_cast<size_t>(rows));
+      std::iota(numbers.begin(), numbers.end(), 0);
+      row_numbers_ = uploaded(backend, numbers);
+    }
+    backend.kernels().embed(backend.context(), {rounded.from->value.data(), DType::f32, row_numbers_.as<int32_t>(),
+                                                rows, cols, 1, rounded.to.data(), false, dtype_});
   }
-  const kernels::Kernels& kernels = base_.backend().kernels();
-  if (base_.backend().cuda() && (is_capped || (!adapter.parameters.empty() && !kernels.sum_columns)))
-    fail(
-        ErrorCode::unsupported,
-        "{}: soft caps, ALiBi in bfloat16, norms for each head, biases and whole modules are trained on the CPU alone: "
-        "load the model with device_map 'cpu'",
-        spec.architecture);
+  for (nn::DoraParts& parts : parts_) nn::refresh(backend, parts);
+  if (store_) store_->clear();
 }
 
 Var TrainableModel::trained(const adapters::Adapter& adapter, const std::string& name) const {
@@ -96,7 +121,7 @@ TrainableModel::Attached TrainableModel::attach(adapters::Adapter& adapter, nn::
   }
   result.weight = trained(adapter, path + ".weight");
   result.bias = trained(adapter, path + ".bias");
-  if (result.weight) linear.weight = nn::DenseWeight{result.weight->value};  // one storage: steps are seen at once
+  if (result.weight) linear.weight = weight_in_use(result.weight);
   if (result.bias) linear.bias = result.bias->value;
   if (result.lora && result.lora->magnitude) {
     parts_.push_back(nn::dora_parts(linear, *result.lora));
@@ -243,12 +268,13 @@ void TrainableModel::record_own(Tape& tape, const Attached& linear, const Var& x
     const int64_t m = y->grad.count() / rows;
     if (weight) {
       const auto dw = ops::gradient_of(backend, *weight);
-      backend.kernels().weight_gradient(
-          backend.context(), {y->grad.as<float>(), x->value.as<float>(), m, rows, cols, dw.data, dw.accumulate});
+      backend.kernels().weight_gradient(backend.context(), {y->grad.as<float>(), x->value.as<float>(), m, rows, cols,
+                                                            dw.data, dw.accumulate, y->grad.dtype()});
     }
     if (bias)
-      backend.kernels().sum_columns(backend.context_for(m * rows),
-                                    {y->grad.as<float>(), nullptr, m, rows, ops::gradient_sum_of(backend, bias)});
+      backend.kernels().sum_columns(
+          backend.context_for(m * rows),
+          {y->grad.as<float>(), nullptr, m, rows, ops::gradient_sum_of(backend, bias), y->grad.dtype()});
     if (!is_passed_on) y->grad = {};
   });
 }
@@ -280,8 +306,8 @@ void TrainableModel::record_rows(Tape& tape, const Var& x, const Var& table, con
       const std::vector<float> scales(rows[use].size(), scale);
       Tensor weights = backend.empty(DType::f32, {count}), picked = backend.empty(DType::f32, {count, width});
       backend.upload(weights.data(), scales.data(), weights.size_bytes());
-      backend.kernels().embed(backend.context_for(count * width),
-                              {x->grad.data(), DType::f32, from.as<int32_t>(), count, width, 1, picked.as<float>()});
+      backend.kernels().embed(backend.context_for(count * width), {x->grad.data(), x->grad.dtype(), from.as<int32_t>(),
+                                                                   count, width, 1, picked.as<float>()});
       backend.kernels().scatter_add_rows(
           backend.context_for(count * width),
           {picked.as<float>(), to.as<int32_t>(), weights.as<float>(), count, width, target});
@@ -360,7 +386,8 @@ Var TrainableModel::run_layer(Tape& tape, const Pass& pass, size_t index, const 
       run_norm(tape, layer.attention_sum_norm, ops::add(tape, backend, spec.keeps_normed ? attention_x : x, attended));
   if (!mlp_x) mlp_x = run_norm(tape, layer.mlp_norm, sum);
   const Var branch = run_norm(tape, layer.mlp_out_norm, run_mlp_rows(tape, pass, index, mlp_x, needs_value));
-  return run_norm(tape, layer.mlp_sum_norm, ops::add(tape, backend, spec.keeps_normed ? mlp_x : sum, branch));
+  return run_norm(tape, layer.mlp_sum_norm,
+                  ops::add(tape, backend, spec.keeps_normed ? mlp_x : sum, branch, needs_value));
 }
 
 Var TrainableModel::run(Pass& pass) const {
@@ -385,8 +412,9 @@ Var TrainableModel::run(Pass& pass) const {
   x = run_norm(pass.tape, embed_norm_, x);
   for (size_t i = 0; i < layers_.size(); ++i) {
     if (has_gradient_checkpointing_ && pass.is_training)
-      x = checkpoint(pass.tape, x,
-                     [this, &pass, i](Tape& tape, const Var& in) { return run_layer(tape, pass, i, in); });
+      x = checkpoint(
+          pass.tape, x, [this, &pass, i](Tape& tape, const Var& in) { return run_layer(tape, pass, i, in); },
+          store_.get());
     else
       x = run_layer(pass.tape, pass, i, x);
   }
@@ -400,6 +428,7 @@ double TrainableModel::run_loss(Pass& pass, const Var& x) const {
 }
 
 double TrainableModel::accumulate_gradients(const Batch& batch, uint64_t seed, float scale) {
+  refresh();
   Pass pass = make_pass(batch, true, seed, scale);
   const double loss = run_loss(pass, run(pass));
   pass.tape.backward();
@@ -407,6 +436,7 @@ double TrainableModel::accumulate_gradients(const Batch& batch, uint64_t seed, f
 }
 
 double TrainableModel::evaluate(const Batch& batch) {
+  refresh();
   Pass pass = make_pass(batch, false, 0, 1);
   return run_loss(pass, run(pass));
 }

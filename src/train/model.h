@@ -15,6 +15,7 @@
 #include "models/layer.h"
 #include "nn/dora.h"
 #include "nn/rope.h"
+#include "train/host_store.h"
 #include "train/loss.h"
 
 namespace nibble::train {
@@ -32,7 +33,9 @@ struct Batch {
 class TrainableModel {
  public:
   /// Errors: unsupported for what has no gradient yet (experts, encoders), named.
-  TrainableModel(const models::Decoder& base, adapters::Adapter& adapter, bool has_gradient_checkpointing);
+  /// `has_activation_offloading`: inputs of checkpointed layers wait in main memory; on a GPU alone.
+  TrainableModel(const models::Decoder& base, adapters::Adapter& adapter, bool has_gradient_checkpointing,
+                 bool has_activation_offloading = false);
 
   /// The sum of the targets' losses. Their gradient, times `scale`, is added to the adapter's; `seed` draws dropout.
   double accumulate_gradients(const Batch& batch, uint64_t seed, float scale);
@@ -55,7 +58,9 @@ class TrainableModel {
   autograd::Var run_norm(autograd::Tape& tape, const std::optional<nn::Norm>& norm, const autograd::Var& x) const;
   double run_loss(Pass& pass, const autograd::Var& x) const;
   void bind(adapters::Adapter& adapter);
-  void refuse_unsupported(const adapters::Adapter& adapter) const;
+  void refuse_unsupported() const;
+  nn::DenseWeight weight_in_use(const autograd::Var& trained);
+  void refresh();
   Attached attach(adapters::Adapter& adapter, nn::Linear& linear, const std::string& path);
   void attach_norm(const adapters::Adapter& adapter, std::optional<nn::Norm>& norm, const std::string& prefix,
                    const models::NormSpec& spec);
@@ -76,6 +81,11 @@ class TrainableModel {
   struct NormVariables {
     autograd::Var weight, bias;
   };
+  /// A trained weight, and its copy in the activations' type.
+  struct Rounded {
+    autograd::Var from;
+    Tensor to;
+  };
   struct LayerLinears {
     Attached q, k, v, qkv, out, gate, up, gate_up, down;
   };
@@ -93,6 +103,9 @@ class TrainableModel {
   Attached into_, out_of_;  // the projections
   Head head_;
   std::deque<nn::DoraParts> parts_;
+  std::vector<Rounded> rounded_;
+  Tensor row_numbers_;                                        // 0, 1, ...: as many as a rounded weight has rows
+  std::unique_ptr<HostStore> store_;                          // of layers' inputs, or null
   std::unordered_map<const nn::Norm*, NormVariables> norms_;  // those that are trained
   std::optional<nn::Norm> embed_norm_, final_norm_;
 };

@@ -36,13 +36,6 @@ __device__ __forceinline__ float dot(const float (&a)[kSlots], const float (&b)[
   return warp_sum(sum);
 }
 
-/// The score in units of log 2.
-__device__ __forceinline__ float score2(const GradientCall& call, float product, int64_t head, int64_t key) {
-  float score = product * call.scale;
-  if (call.alibi_slopes) score = fmaf(call.alibi_slopes[head], static_cast<float>(key), score);
-  return score * kLog2E;
-}
-
 /// A warp a query and head: its statistics and dq.
 template <typename T>
 __global__ void __launch_bounds__(kWarps * 32) query_kernel(const __grid_constant__ GradientCall call) {
@@ -55,11 +48,11 @@ __global__ void __launch_bounds__(kWarps * 32) query_kernel(const __grid_constan
   load_head<T>(q, s.q, row, dim);
   load_head<T>(dout, s.dout, row, dim);
   load_head<T>(other, s.out, row, dim);
-  const float delta = dot(other, dout);
+  const float delta = dot(other, dout), slope = slope_of(call, head);
   float maximum = -INFINITY, total = 0;
   for (int64_t key = begin; key <= token; ++key) {
     load_head<T>(other, s.k, key * call.kv_heads + kv_head, dim);
-    const float score = score2(call, dot(q, other), head, key), highest = fmaxf(maximum, score);
+    const float score = score_of<true>(call, dot(q, other), slope, key).log2, highest = fmaxf(maximum, score);
     total = total * exp2f(maximum - highest) + exp2f(score - highest);
     maximum = highest;
   }
@@ -68,7 +61,8 @@ __global__ void __launch_bounds__(kWarps * 32) query_kernel(const __grid_constan
     load_head<T>(other, s.v, key * call.kv_heads + kv_head, dim);
     const float dp = dot(dout, other);
     load_head<T>(other, s.k, key * call.kv_heads + kv_head, dim);
-    const float p = exp2f(score2(call, dot(q, other), head, key) - lse2), ds = p * (dp - delta) * call.scale;
+    const Score score = score_of<true>(call, dot(q, other), slope, key);
+    const float ds = exp2f(score.log2 - lse2) * (dp - delta) * score.slope;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) dq[i] = fmaf(ds, other[i], dq[i]);
   }
@@ -89,19 +83,21 @@ __global__ void __launch_bounds__(kWarps * 32) key_kernel(const __grid_constant_
   float k[kSlots], v[kSlots], q[kSlots], dout[kSlots], dk[kSlots] = {}, dv[kSlots] = {};
   load_head<T>(k, s.k, row, dim);
   load_head<T>(v, s.v, row, dim);
-  for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
+  for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+    const float slope = slope_of(call, head);
     for (int64_t token = key; token < end; ++token) {
       load_head<T>(q, s.q, token * call.heads + head, dim);
       load_head<T>(dout, s.dout, token * call.heads + head, dim);
       const int64_t at = head * call.total + call.first[blockIdx.z] + token;
-      const float p = exp2f(score2(call, dot(q, k), head, key) - call.lse2[at]);
-      const float ds = p * (dot(dout, v) - call.delta[at]) * call.scale;
+      const Score score = score_of<true>(call, dot(q, k), slope, key);
+      const float p = exp2f(score.log2 - call.lse2[at]), ds = p * (dot(dout, v) - call.delta[at]) * score.slope;
 #pragma unroll
       for (int i = 0; i < kSlots; ++i) {
         dk[i] = fmaf(ds, q[i], dk[i]);
         dv[i] = fmaf(p, dout[i], dv[i]);
       }
     }
+  }
   store_head<T>(s.dk, row, dim, dk);
   store_head<T>(s.dv, row, dim, dv);
 }
@@ -140,6 +136,9 @@ void attention_gradient(const Context& context, const AttentionGradientArgs& arg
     call.scale = args.scale;
     call.window = args.window > 0 ? args.window : int64_t{1} << 40;
     call.alibi_slopes = args.alibi_slopes;
+    call.softcap = args.softcap;
+    call.alibi_scale = args.alibi_scale;
+    call.alibi_dtype = args.alibi_dtype;
     for (int64_t i = begin; i < args.sequence_count && call.count < kMaxGradientSequences; ++i) {
       if (args.sequences[i].tokens == 0) continue;
       call.at[call.count] = args.sequences[i];

@@ -109,15 +109,12 @@ __device__ __forceinline__ void store_rows(float* tensor, const HeadRows& like, 
   }
 }
 
-/// The score in units of log 2; minus infinity where the query does not see the key.
-__device__ __forceinline__ float score2(const GradientCall& call, float product, float slope, int64_t query,
-                                        int64_t key) {
-  if (key > query || query - key >= call.window) return -INFINITY;
-  return fmaf(product, call.scale, slope * static_cast<float>(key)) * kLog2E;
-}
-
-__device__ __forceinline__ float slope_of(const GradientCall& call, int64_t head) {
-  return call.alibi_slopes ? call.alibi_slopes[head] : 0.0f;
+/// Minus infinity where the query does not see the key.
+template <bool kSpecial>
+__device__ __forceinline__ Score seen_score(const GradientCall& call, float product, float slope, int64_t query,
+                                            int64_t key) {
+  if (key > query || query - key >= call.window) return {-INFINITY, call.scale};
+  return score_of<kSpecial>(call, product, slope, key);
 }
 
 /// delta = out . dout, a warp a query and head.
@@ -135,7 +132,7 @@ __global__ void __launch_bounds__(kThreads) delta_kernel(const __grid_constant__
 }
 
 /// Grid: (tiles of queries, heads, sequences), those that see most keys first. lse2 of each query.
-template <int kDim>
+template <int kDim, bool kSpecial>
 __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_constant__ GradientCall call) {
   constexpr int kPassing = 64;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -169,7 +166,9 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
       for (int n = 0; n < kPassing / 8; ++n)
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          scores[n][i] = score2(call, scores[n][i], slope, query + 8 * half, key + n * 8 + lane % 4 * 2 + i % 2);
+          scores[n][i] =
+              seen_score<kSpecial>(call, scores[n][i], slope, query + 8 * half, key + n * 8 + lane % 4 * 2 + i % 2)
+                  .log2;
           highest = fmaxf(highest, scores[n][i]);
         }
       const float base = highest == -INFINITY ? 0.0f : highest;
@@ -197,7 +196,7 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
 }
 
 /// Grid as above. dq of each query.
-template <int kDim>
+template <int kDim, bool kSpecial>
 __global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__ GradientCall call) {
   constexpr int kPassing = 64;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -243,8 +242,8 @@ __global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int64_t column = key + n * 8 + lane % 4 * 2 + i % 2;
-        const float p = power_of_two(score2(call, scores[n][i], slope, query + i / 2 * 8, column) - lse2[i / 2]);
-        scores[n][i] = p * (dp[n][i] - delta[i / 2]) * call.scale;
+        const Score score = seen_score<kSpecial>(call, scores[n][i], slope, query + i / 2 * 8, column);
+        scores[n][i] = power_of_two(score.log2 - lse2[i / 2]) * (dp[n][i] - delta[i / 2]) * score.slope;
       }
     add_rows<kDim, kPassing>(scores, tiles.passing1[buffer], dq);
     __syncthreads();
@@ -253,7 +252,7 @@ __global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__
 }
 
 /// Grid: (tiles of keys, kv heads, sequences). dk and dv of each key, over the heads that share it.
-template <int kDim>
+template <int kDim, bool kSpecial>
 __global__ void __launch_bounds__(kThreads) key_kernel(const __grid_constant__ GradientCall call) {
   constexpr int kPassing = 32;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -302,8 +301,9 @@ __global__ void __launch_bounds__(kThreads) key_kernel(const __grid_constant__ G
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int e = i + 2 * half;
-          p[n][e] = power_of_two(score2(call, p[n][e], slope, column, key + 8 * half) - lse2);
-          ds[n][e] = p[n][e] * (ds[n][e] - delta) * call.scale;
+          const Score score = seen_score<kSpecial>(call, p[n][e], slope, column, key + 8 * half);
+          p[n][e] = power_of_two(score.log2 - lse2);
+          ds[n][e] = p[n][e] * (ds[n][e] - delta) * score.slope;
         }
       }
     add_rows<kDim, kPassing>(p, tiles.passing2[buffer], dv);
@@ -321,20 +321,24 @@ void launch(const Context& context, const GradientCall& call, Kernel kernel, int
   kernel<<<grid, kThreads, bytes, stream_of(context.stream)>>>(call);
 }
 
-template <int kDim>
+template <int kDim, bool kSpecial>
 void launch_all(const Context& context, const GradientCall& call) {
   const dim3 grid(blocks_for(call.longest * call.heads, kWarps), 1, static_cast<unsigned>(call.count));
   delta_kernel<<<grid, kThreads, 0, stream_of(context.stream)>>>(call);
-  launch(context, call, statistics_kernel<kDim>, call.heads, sizeof(Tiles<kDim, 64>));
-  launch(context, call, query_kernel<kDim>, call.heads, sizeof(Tiles<kDim, 64>));
-  launch(context, call, key_kernel<kDim>, call.kv_heads, sizeof(Tiles<kDim, 32>));
+  launch(context, call, statistics_kernel<kDim, kSpecial>, call.heads, sizeof(Tiles<kDim, 64>));
+  launch(context, call, query_kernel<kDim, kSpecial>, call.heads, sizeof(Tiles<kDim, 64>));
+  launch(context, call, key_kernel<kDim, kSpecial>, call.kv_heads, sizeof(Tiles<kDim, 32>));
+}
+
+template <int kDim>
+void launch_for(const Context& context, const GradientCall& call) {
+  is_special(call) ? launch_all<kDim, true>(context, call) : launch_all<kDim, false>(context, call);
 }
 
 }  // namespace
 
 void attention_gradient_tiles(const Context& context, const GradientCall& call) {
-  if (call.head_dim <= 64) return launch_all<64>(context, call);
-  launch_all<128>(context, call);
+  call.head_dim <= 64 ? launch_for<64>(context, call) : launch_for<128>(context, call);
 }
 
 }  // namespace nibble::kernels::cuda

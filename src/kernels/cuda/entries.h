@@ -47,5 +47,7 @@ void dropout(const Context& context, const DropoutArgs& args);
 void add_scaled(const Context& context, const AddScaledArgs& args);
 void low_rank_update(const Context& context, const LowRankArgs& args);
 void low_rank_gradient(const Context& context, const LowRankGradientArgs& args);
+void scale_columns(const Context& context, const ScaleColumnsArgs& args);
+void sum_columns(const Context& context, const SumColumnsArgs& args);
 
 }  // namespace nibble::kernels::cuda

@@ -185,6 +185,9 @@ struct AttentionShape {
   std::vector<int64_t> tokens;
   int64_t heads, kv_heads, head_dim, window;
   bool has_alibi;
+  float softcap = 0;
+  DType alibi_dtype = DType::f32;
+  float alibi_scale = 1;
 };
 
 TEST_F(GradientTest, AttentionGradientAgrees) {
@@ -195,7 +198,10 @@ TEST_F(GradientTest, AttentionGradientAgrees) {
           AttentionShape{{100}, 3, 3, 64, 0, true}, AttentionShape{{130, 1, 49}, 6, 2, 32, 0, false},
           AttentionShape{{150}, 4, 2, 16, 33, false}, AttentionShape{{90}, 4, 1, 16, 5, true},
           AttentionShape{{257, 64}, 4, 2, 128, 0, false}, AttentionShape{{200}, 2, 2, 128, 70, true},
-          AttentionShape{{70}, 2, 1, 160, 0, false}}) {
+          AttentionShape{{70}, 2, 1, 160, 0, false}, AttentionShape{{130, 20}, 4, 2, 64, 0, false, 0.7f},
+          AttentionShape{{200}, 2, 1, 128, 50, true, 0.5f}, AttentionShape{{70}, 2, 1, 256, 0, false, 0.7f},
+          AttentionShape{{300}, 4, 4, 64, 0, true, 0, DType::bf16, 0.125f},
+          AttentionShape{{300}, 4, 4, 20, 0, true, 0, DType::bf16}}) {
       int64_t total = 0;
       for (const int64_t t : shape.tokens) total += t;
       const int64_t width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
@@ -227,6 +233,9 @@ TEST_F(GradientTest, AttentionGradientAgrees) {
         args.scale = 0.1f;
         args.window = shape.window;
         args.alibi_slopes = shape.has_alibi ? slopes.host<float>() : nullptr;
+        args.softcap = shape.softcap;
+        args.alibi_dtype = shape.alibi_dtype;
+        args.alibi_scale = shape.alibi_scale;
         reference().attention({}, args);
         for (int64_t i = 0; i < tokens * width; ++i) out.set(first * width + i, result[static_cast<size_t>(i)]);
         first += tokens;
@@ -244,8 +253,9 @@ TEST_F(GradientTest, AttentionGradientAgrees) {
                                at(dk, begin * kv_width), at(dv, begin * kv_width)});
           begin += tokens;
         }
-        kernels.attention_gradient(c, {sequences.data(), static_cast<int64_t>(sequences.size()), shape.heads,
-                                       shape.kv_heads, shape.head_dim, 0.1f, shape.window, alibi, type});
+        kernels.attention_gradient(
+            c, {sequences.data(), static_cast<int64_t>(sequences.size()), shape.heads, shape.kv_heads, shape.head_dim,
+                0.1f, shape.window, alibi, type, shape.softcap, shape.alibi_dtype, shape.alibi_scale});
       };
       run(
           reference(), {}, [](Sides& x) { return f(x); }, shape.has_alibi ? slopes.host<float>() : nullptr, DType::f32);
@@ -288,6 +298,53 @@ TEST_F(GradientTest, DropoutAndAddScaledAgree) {
       reference().add_scaled({}, {f(x), count, 0.7f, f(y)});
       cuda().add_scaled(context, {send(x), count, 0.7f, send(y), dtype});
       compare(y, tolerance_of(dtype, 1e-6), label("add_scaled", dtype, count, 0));
+    }
+}
+
+TEST_F(GradientTest, ColumnsAgree) {
+  Random random(9);
+  struct Shape {
+    int64_t rows, cols;
+  };
+  for (const DType dtype : kTypes)
+    for (const auto& [rows, cols] : {Shape{1, 1}, {3, 33}, {65, 7}, {700, 136}, {20000, 40}}) {
+      const int64_t stride = cols + 3;
+      Sides x(random_array(random, dtype, rows * cols)), y(random_array(random, dtype, rows * cols));
+      Sides scale(random_array(random, DType::f32, cols)), bias(random_array(random, DType::f32, cols));
+      for (const bool is_whole : {false, true})
+        for (const DType out_dtype : kTypes) {
+          Sides out(random_array(random, out_dtype, rows * stride));
+          reference().scale_columns(
+              {}, {f(x), f(scale), is_whole ? f(bias) : nullptr, rows, cols, f(out), stride, is_whole});
+          cuda().scale_columns(context, {send(x), send(scale), is_whole ? send(bias) : nullptr, rows, cols, send(out),
+                                         stride, is_whole, dtype, out_dtype});
+          compare(out, tolerance_of(out_dtype, 1e-5), label("scale_columns", dtype, rows, cols));
+        }
+      for (const bool has_y : {false, true}) {
+        Sides sums(random_array(random, DType::f32, cols));
+        reference().sum_columns({}, {f(x), has_y ? f(y) : nullptr, rows, cols, f(sums)});
+        cuda().sum_columns(context, {send(x), has_y ? send(y) : nullptr, rows, cols, send(sums), dtype});
+        compare_whole(sums, 1e-4, label("sum_columns", dtype, rows, cols));
+      }
+    }
+}
+
+/// Each head with a norm of its own.
+TEST_F(GradientTest, LayerNormGradientOfSetsAgrees) {
+  Random random(10);
+  for (const DType dtype : kTypes)
+    for (const int64_t sets : {2, 5}) {
+      const int64_t rows = 150 * sets, cols = 40;
+      Sides x(random_array(random, dtype, rows * cols)), dy(random_array(random, dtype, rows * cols));
+      Sides w(random_array(random, DType::f32, sets * cols)), dx(random_array(random, dtype, rows * cols));
+      Sides dw(random_array(random, DType::f32, sets * cols)), db(random_array(random, DType::f32, sets * cols));
+      reference().layer_norm_gradient(
+          {}, {f(x), f(w), f(dy), rows, cols, 1e-5f, f(dx), f(dw), f(db), true, DType::f32, sets});
+      cuda().layer_norm_gradient(
+          context, {send(x), send(w), send(dy), rows, cols, 1e-5f, send(dx), send(dw), send(db), true, dtype, sets});
+      compare(dx, tolerance_of(dtype, 1e-4), label("layer_norm_gradient", dtype, rows, cols, sets));
+      compare(dw, 1e-4, label("layer_norm_gradient weight", dtype, rows, cols, sets));
+      compare(db, 1e-4, label("layer_norm_gradient bias", dtype, rows, cols, sets));
     }
 }
 

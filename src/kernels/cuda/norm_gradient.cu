@@ -1,4 +1,5 @@
-// rms_norm_gradient and layer_norm_gradient: a block a row for x, a thread a column for the weights.
+// rms_norm_gradient and layer_norm_gradient: a block a row for x, sums of columns for the weights.
+#include "kernels/cuda/device/column_sums.cuh"
 #include "kernels/cuda/device/element.cuh"
 #include "kernels/cuda/entries.h"
 
@@ -50,12 +51,13 @@ __global__ void __launch_bounds__(kThreads) layer_rows(LayerNormGradientArgs arg
   const int64_t row = blockIdx.x;
   const T* x = reinterpret_cast<const T*>(args.x) + row * args.cols;
   const T* dy = reinterpret_cast<const T*>(args.dy) + row * args.cols;
+  const float* weight = args.weight + row % args.sets * args.cols;
   const auto cols = static_cast<float>(args.cols);
   float sum = 0, squares = 0, total = 0, product = 0;
   for (int64_t c = threadIdx.x; c < args.cols; c += kThreads) sum += to_float(x[c]);
   const float mean = block_sum(sum, shared) / cols;
   for (int64_t c = threadIdx.x; c < args.cols; c += kThreads) {
-    const float value = to_float(x[c]) - mean, g = args.weight[c] * to_float(dy[c]);
+    const float value = to_float(x[c]) - mean, g = weight[c] * to_float(dy[c]);
     squares = fmaf(value, value, squares);
     total += g;
     product = fmaf(g, value, product);
@@ -68,40 +70,41 @@ __global__ void __launch_bounds__(kThreads) layer_rows(LayerNormGradientArgs arg
   T* dx = reinterpret_cast<T*>(args.dx) + row * args.cols;
   for (int64_t c = threadIdx.x; c < args.cols; c += kThreads) {
     const float normed = (to_float(x[c]) - mean) * scale;
-    put(dx + c, scale * (args.weight[c] * to_float(dy[c]) - total / cols - normed * product / cols), args.accumulate);
+    put(dx + c, scale * (weight[c] * to_float(dy[c]) - total / cols - normed * product / cols), args.accumulate);
   }
   if (statistics && threadIdx.x == 0) statistics[row] = {mean, scale};
 }
 
-/// dweight += sum of normed x dy, dbias += sum of dy; rows in order.
+/// dweight: the sum of normed x dy; dbias: that of dy. Rows of all sets of weights stand side by side.
 template <typename T>
-__global__ void column_sums(const T* x, const T* dy, int64_t rows, int64_t cols, const RowStatistics* statistics,
-                            float* dweight, float* dbias) {
-  const int64_t c = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (c >= cols) return;
-  float weight = 0, bias = 0;
-  for (int64_t r = 0; r < rows; ++r) {
-    const float g = to_float(dy[r * cols + c]);
-    weight = fmaf((to_float(x[r * cols + c]) - statistics[r].mean) * statistics[r].scale, g, weight);
-    bias += g;
+struct NormTerm {
+  const T *x, *dy;
+  int64_t width, cols, sets;  // width: of a row of sets
+  const RowStatistics* statistics;
+
+  __device__ __forceinline__ ColumnTerm operator()(int64_t row, int64_t column) const {
+    const int64_t at = row * width + column;
+    const RowStatistics& of = statistics[row * sets + (sets == 1 ? 0 : column / cols)];
+    const float g = to_float(dy[at]);
+    return {(to_float(x[at]) - of.mean) * of.scale * g, g};
   }
-  if (dweight) dweight[c] += weight;
-  if (dbias) dbias[c] += bias;
-}
+};
 
 /// Rows by `kernel`, then columns, if any are wanted.
 template <typename T, typename Args>
-void launch(const Context& context, const Args& args, void (*kernel)(Args, RowStatistics*), float* dbias) {
+void launch(const Context& context, const Args& args, void (*kernel)(Args, RowStatistics*), float* dbias,
+            int64_t sets) {
   const cudaStream_t stream = stream_of(context.stream);
+  const int64_t rows = args.rows / sets, width = args.cols * sets;
   RowStatistics* statistics = nullptr;
   if (args.dweight || dbias)
-    statistics =
-        static_cast<RowStatistics*>(context.scratch->reserve(args.rows * static_cast<int64_t>(sizeof(RowStatistics))));
+    statistics = static_cast<RowStatistics*>(context.scratch->reserve(
+        args.rows * static_cast<int64_t>(sizeof(RowStatistics)) + column_sums_bytes(rows, width)));
   kernel<<<static_cast<unsigned>(args.rows), kThreads, 0, stream>>>(args, statistics);
-  if (statistics)
-    column_sums<T><<<blocks_for(args.cols, 64), 64, 0, stream>>>(reinterpret_cast<const T*>(args.x),
-                                                                 reinterpret_cast<const T*>(args.dy), args.rows,
-                                                                 args.cols, statistics, args.dweight, dbias);
+  if (!statistics) return;
+  const NormTerm<T> term{
+      reinterpret_cast<const T*>(args.x), reinterpret_cast<const T*>(args.dy), width, args.cols, sets, statistics};
+  add_column_sums(term, rows, width, statistics + args.rows, args.dweight, dbias, stream);
 }
 
 }  // namespace
@@ -110,7 +113,7 @@ void rms_norm_gradient(const Context& context, const RmsNormGradientArgs& args) 
   if (args.rows == 0) return;
   with_float_type(args.dtype, [&](auto element) {
     using T = decltype(element);
-    launch<T>(context, args, rms_rows<T>, nullptr);
+    launch<T>(context, args, rms_rows<T>, nullptr, 1);
   });
 }
 
@@ -118,7 +121,7 @@ void layer_norm_gradient(const Context& context, const LayerNormGradientArgs& ar
   if (args.rows == 0) return;
   with_float_type(args.dtype, [&](auto element) {
     using T = decltype(element);
-    launch<T>(context, args, layer_rows<T>, args.dbias);
+    launch<T>(context, args, layer_rows<T>, args.dbias, args.sets);
   });
 }
 

@@ -49,6 +49,8 @@ const Kernels* table() {
       .add_scaled = add_scaled,
       .low_rank_update = low_rank_update,
       .low_rank_gradient = low_rank_gradient,
+      .scale_columns = scale_columns,
+      .sum_columns = sum_columns,
       .optimizer_step_32bit = optimizer_step_32bit,
       .optimizer_step_8bit = optimizer_step_8bit,
       .sum_squares = sum_squares,

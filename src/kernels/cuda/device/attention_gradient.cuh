@@ -21,11 +21,43 @@ struct GradientCall {
   float scale;
   int64_t window;  // huge: none
   const float* alibi_slopes;
+  float softcap, alibi_scale;
+  DType alibi_dtype;
   float* lse2;
   float* delta;
 };
 
 inline constexpr float kLog2E = 1.4426950408889634f;
+
+/// A score in units of log 2, and its slope in the product of query and key.
+struct Score {
+  float log2, slope;
+};
+
+/// kSpecial: with a soft cap, or ALiBi in bf16 or scaled; `slope` is ALiBi's, 0 without.
+template <bool kSpecial>
+__device__ __forceinline__ Score score_of(const GradientCall& call, float product, float slope, int64_t key) {
+  if constexpr (!kSpecial) return {fmaf(product, call.scale, slope * static_cast<float>(key)) * kLog2E, call.scale};
+  float score = product * call.scale, steepness = call.scale;
+  if (call.softcap > 0) {
+    const float turned = tanhf(score / call.softcap);
+    score = call.softcap * turned;
+    steepness *= 1.0f - turned * turned;
+  }
+  float bias = slope * static_cast<float>(key);
+  if (call.alibi_dtype == DType::bf16)
+    bias =
+        __bfloat162float(__float2bfloat16_rn(slope * __bfloat162float(__float2bfloat16_rn(static_cast<float>(key)))));
+  return {fmaf(call.alibi_scale, bias, score) * kLog2E, steepness};
+}
+
+__device__ __forceinline__ float slope_of(const GradientCall& call, int64_t head) {
+  return call.alibi_slopes ? call.alibi_slopes[head] : 0.0f;
+}
+
+inline bool is_special(const GradientCall& call) {
+  return call.softcap > 0 || (call.alibi_slopes && (call.alibi_dtype == DType::bf16 || call.alibi_scale != 1));
+}
 
 /// The three gradients for any type and head size up to kGeneralDim; statistics by the first.
 inline constexpr int64_t kGeneralDim = 512;
