@@ -47,16 +47,17 @@ void print_training(const TrainingPlan& plan, const TrainingPlanOptions& options
   row("weights", plan.weights_bytes);
   row("adapter", plan.adapter_bytes, fmt::format("rank {}, fp32", options.lora.r));
   row("gradients", plan.gradient_bytes);
-  row("optimizer", plan.optimizer_bytes,
-      plan.host_bytes > 0 ? fmt::format("{}, {} more in main memory", options.optim, human_size(plan.host_bytes))
-                          : options.optim);
+  row("optimizer", plan.optimizer_bytes, options.optim);
   row("kept activations", plan.kept_bytes,
       fmt::format("{} x {} tokens{}", options.per_device_train_batch_size, options.max_length,
-                  options.gradient_checkpointing ? ", checkpointing" : ""));
+                  options.activation_offloading    ? ", offloaded"
+                  : options.gradient_checkpointing ? ", checkpointing"
+                                                   : ""));
   row("working set", plan.working_bytes);
   if (plan.workspace_bytes > 0) row("GPU workspace", plan.workspace_bytes);
   std::cout << fmt::format("{:<18} {:>10}  {} into {}\n", "total", human_size(plan.total_bytes),
                            plan.fits ? "fits" : "does not fit", human_size(plan.available_bytes));
+  if (plan.host_bytes > 0) row("main memory", plan.host_bytes);
   if (!plan.ways.empty()) std::cout << "\nless memory:\n";
   for (const TrainingPlanWay& way : plan.ways)
     std::cout << fmt::format("  {:>10}  {:<12}  {}\n", human_size(way.total_bytes), way.fits ? "fits" : "does not fit",
@@ -154,6 +155,8 @@ void add_training(CLI::App& command, PlanArguments& arguments) {
   command.add_option("--per-device-train-batch-size", training.per_device_train_batch_size, "Samples (8)")
       ->group(group);
   command.add_flag("--gradient-checkpointing", training.gradient_checkpointing, "Keep one activation a layer")
+      ->group(group);
+  command.add_flag("--activation-offloading", training.activation_offloading, "With --vram: it waits in main memory")
       ->group(group);
   command.add_flag("--no-bf16", arguments.has_no_bf16, "With --vram: a GPU before compute capability 8.0")
       ->group(group);

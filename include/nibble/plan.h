@@ -52,6 +52,7 @@ struct TrainingPlanOptions {
   int64_t max_length = 1024;  // tokens of each sample
   int64_t per_device_train_batch_size = 8;
   bool gradient_checkpointing = false;
+  bool activation_offloading = false;  // with checkpointing on a GPU
   bool is_gpu = false;
   bool has_bf16 = true;  // of the GPU, from compute capability 8.0 on: activations in bf16 instead of fp32
   std::optional<int64_t> memory_bytes{};  // what it must fit; nullopt: this machine's free memory
@@ -70,7 +71,7 @@ struct TrainingPlan {
   int64_t adapter_bytes = 0;    // fp32
   int64_t gradient_bytes = 0;   // of the adapter
   int64_t optimizer_bytes = 0;  // states; a paged optimizer's pages alone, on a GPU
-  int64_t host_bytes = 0;       // states in the main memory, for a paged optimizer on a GPU
+  int64_t host_bytes = 0;       // in main memory beside a GPU: a paged optimizer's states, offloaded activations
   int64_t kept_bytes = 0;       // activations that wait for the way back
   int64_t working_bytes = 0;    // at the worst moment: one layer with its gradients, or a chunk of logits
   int64_t workspace_bytes = 0;  // of kernels, and of the GPU's runtime

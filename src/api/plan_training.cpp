@@ -82,6 +82,7 @@ void add_activations(const PlannedModel& model, const TrainingPlanOptions& optio
   const int64_t element = options.is_gpu && options.has_bf16 && model.dtype != DType::f32 ? 2 : 4;
   const auto bytes = [&](int64_t width) { return checked_mul(tokens, width * element, "activations"); };
   const bool is_checkpointed = options.gradient_checkpointing;
+  const bool is_offloaded = is_checkpointed && options.activation_offloading && options.is_gpu;
   // Checkpointed MLPs run on so many rows at a time, if there are twice as many (src/train/model.cpp).
   const int64_t mlp_rows = is_checkpointed && tokens >= 2 * kMlpRows ? kMlpRows : tokens;
   int64_t worst = 0, inner = 0;
@@ -89,11 +90,13 @@ void add_activations(const PlannedModel& model, const TrainingPlanOptions& optio
   for (const models::LayerSpec& layer : spec.layers) {
     const LayerWidths widths = widths_of(spec, layer);
     const int64_t outer = widths.outer + std::llround(ranks), whole = outer + widths.inner + spec.hidden_size;
-    plan.kept_bytes = checked_add(plan.kept_bytes, bytes(is_checkpointed ? spec.hidden_size : whole), "activations");
+    int64_t& kept = is_offloaded ? plan.host_bytes : plan.kept_bytes;
+    kept = checked_add(kept, bytes(is_checkpointed ? spec.hidden_size : whole), "activations");
     const int64_t inner_bytes = checked_mul(mlp_rows, widths.inner * element, "activations");
     worst = std::max(worst, bytes(spec.hidden_size) + inner_bytes + (is_checkpointed ? bytes(outer) + inner_bytes : 0));
     inner = std::max(inner, layer.mlp.intermediate_size);
   }
+  if (is_offloaded) plan.kept_bytes += bytes(spec.hidden_size);  // of a layer's input, one more is on its way
   for (const nn::RopeSpec& rope : spec.ropes) plan.kept_bytes += tokens * 3 * (rope.rotary_dim / 2) * 4;
   const int64_t limit = options.is_gpu ? kGpuChunkLogits : kChunkLogits;
   const int64_t rows = std::min(tokens, std::max<int64_t>(1, limit / spec.vocab_size));
@@ -114,7 +117,7 @@ TrainingPlan predict(const PlannedModel& model, const TrainingPlanOptions& optio
   plan.adapter_bytes = plan.gradient_bytes = 4 * adapter.parameters;
   plan.optimizer_bytes = adapter.states_bytes + adapter.absmax_bytes;
   if (options.is_gpu && options.optim.starts_with("paged")) {
-    plan.host_bytes = adapter.states_bytes;
+    plan.host_bytes += adapter.states_bytes;
     plan.optimizer_bytes = adapter.absmax_bytes + kOptimizerPages;
   }
   add_activations(model, options, adapter.ranks_a_layer, plan);
@@ -140,6 +143,9 @@ std::vector<std::pair<std::string, void (*)(PlannedModel&, TrainingPlanOptions&)
   if (!options.gradient_checkpointing)
     list.emplace_back("--gradient-checkpointing",
                       [](PlannedModel&, TrainingPlanOptions& of) { of.gradient_checkpointing = true; });
+  if (options.is_gpu && options.gradient_checkpointing && !options.activation_offloading)
+    list.emplace_back("--activation-offloading",
+                      [](PlannedModel&, TrainingPlanOptions& of) { of.activation_offloading = true; });
   if (options.per_device_train_batch_size > 1)
     list.emplace_back("--per-device-train-batch-size 1 (more --gradient-accumulation-steps)",
                       [](PlannedModel&, TrainingPlanOptions& of) { of.per_device_train_batch_size = 1; });
@@ -176,6 +182,8 @@ TrainingPlan plan_model(const PlannedModel& model, const TrainingPlanOptions& op
 void check(const TrainingPlanOptions& options) {
   options.quantization_config.validate();
   options.lora.validate();
+  require(!options.activation_offloading || (options.gradient_checkpointing && options.is_gpu),
+          "activation_offloading: expected gradient_checkpointing, and a GPU's memory to plan for");
   require(options.max_length > 0, "max_length: found {}, expected a positive number", options.max_length);
   require(options.per_device_train_batch_size > 0, "per_device_train_batch_size: found {}, expected a positive number",
           options.per_device_train_batch_size);
