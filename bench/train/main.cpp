@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <vector>
@@ -22,18 +23,22 @@ namespace nibble {
 namespace {
 
 struct Arguments {
-  std::string config, level = "nf4+dq", optim = "paged_adamw_8bit", device = "cuda";
+  std::string config, level = "nf4+dq", optim = "paged_adamw_8bit", device = "cuda", dtype = "bfloat16";
   int64_t batch = 4, length = 1024, steps = 5, warm_ups = 2, rank = 16;
-  double dropout = 0.05;
-  bool has_checkpointing = false;
+  int64_t layers = 0;
+  double dropout = 0.05, max_memory = 0;
+  bool has_checkpointing = false, has_offloading = false, is_full = false, has_dora = false;
 };
 
 std::unique_ptr<models::Decoder> load(const Arguments& arguments) {
   const std::filesystem::path path = std::filesystem::path(arguments.config) / "config.json";
   Json config = read_json(path);
+  if (arguments.layers > 0) config["num_hidden_layers"] = arguments.layers;
+  config["max_position_embeddings"] = std::max(arguments.length, config["max_position_embeddings"].get<int64_t>());
   LoadOptions options;
-  options.dtype = DType::bf16;
+  options.dtype = dtype_from_name(arguments.dtype);
   options.device_map = arguments.device;
+  options.max_memory = std::llround(arguments.max_memory * 1e9);
   BitsAndBytesConfig& quantization = options.quantization_config;
   quantization.load_in_4bit = arguments.level.starts_with("nf4");
   quantization.load_in_8bit = arguments.level == "int8";
@@ -65,13 +70,17 @@ int run(const Arguments& arguments) {
   const auto decoder = load(arguments);
   LoraConfig lora{.r = arguments.rank, .lora_alpha = 32, .lora_dropout = arguments.dropout};
   lora.target_modules = "all-linear";
-  adapters::Adapter adapter = adapters::create_adapter(decoder->spec(), lora, 1);
+  lora.use_dora = arguments.has_dora;
+  adapters::Adapter adapter =
+      arguments.is_full ? adapters::whole_model(*decoder) : adapters::create_adapter(decoder->spec(), lora, 1);
+  if (!arguments.is_full) adapters::add_from_model(adapter, *decoder);
   const Dataset dataset = random_dataset(arguments, decoder->vocab_size());
   TrainingArguments training;
   training.output_dir = std::filesystem::temp_directory_path() / ("nibble-bench-train-" + std::to_string(::getpid()));
   training.num_train_epochs = 1;
   training.per_device_train_batch_size = arguments.batch;
   training.gradient_checkpointing = arguments.has_checkpointing;
+  training.activation_offloading = arguments.has_offloading;
   training.optim = arguments.optim;
   training.logging_steps = 1;
   training.save_steps = 0;
@@ -90,10 +99,13 @@ int run(const Arguments& arguments) {
   std::filesystem::remove_all(training.output_dir);
   std::sort(rates.begin(), rates.end());
   const double rate = rates[rates.size() / 2];
-  std::printf("%s %lldx%lld checkpointing %s %s: %.0f tok/s, step %.1f ms, peak %.2f GB\n", arguments.level.c_str(),
-              static_cast<long long>(arguments.batch), static_cast<long long>(arguments.length),
-              arguments.has_checkpointing ? "on" : "off", arguments.optim.c_str(), rate,
-              1e3 * static_cast<double>(arguments.batch * arguments.length) / rate,
+  const char* checkpointing = arguments.has_offloading ? "offloaded" : arguments.has_checkpointing ? "on" : "off";
+  std::printf("%s%s %lldx%lld checkpointing %s %s: %.0f tok/s, step %.1f ms, peak %.2f GB\n", arguments.level.c_str(),
+              arguments.is_full    ? " full"
+              : arguments.has_dora ? " dora"
+                                   : "",
+              static_cast<long long>(arguments.batch), static_cast<long long>(arguments.length), checkpointing,
+              arguments.optim.c_str(), rate, 1e3 * static_cast<double>(arguments.batch * arguments.length) / rate,
               static_cast<double>(report.peak_memory_bytes) * 1e-9);
   std::fputs(ops::profile_report().c_str(), stdout);
   return 0;
@@ -108,6 +120,7 @@ int main(int argc, char** argv) {
   app.add_option("config", arguments.config, "A directory with config.json")->required();
   app.add_option("--level", arguments.level, "nf4+dq, nf4, int8 or bf16");
   app.add_option("--optim", arguments.optim, "As nibble finetune's");
+  app.add_option("--dtype", arguments.dtype, "Of what is not quantized; float32: of activations, too");
   app.add_option("--device", arguments.device, "cuda, cuda:N or cpu");
   app.add_option("--batch", arguments.batch, "Sequences");
   app.add_option("--length", arguments.length, "Tokens of each");
@@ -116,6 +129,11 @@ int main(int argc, char** argv) {
   app.add_option("--rank", arguments.rank, "Of the adapter");
   app.add_option("--dropout", arguments.dropout, "On the adapter's input");
   app.add_flag("--gradient-checkpointing", arguments.has_checkpointing, "Keep only the layers' inputs");
+  app.add_flag("--activation-offloading", arguments.has_offloading, "They wait in main memory");
+  app.add_option("--max-memory", arguments.max_memory, "GB that may be taken from the GPU");
+  app.add_option("--layers", arguments.layers, "Of the model, instead of the config's");
+  app.add_flag("--full", arguments.is_full, "Train every parameter (--level bf16)");
+  app.add_flag("--use-dora", arguments.has_dora, "DoRA");
   CLI11_PARSE(app, argc, argv);
   try {
     return nibble::run(arguments);

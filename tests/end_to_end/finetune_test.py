@@ -1,0 +1,106 @@
+"""nibble finetune, merge and --adapter on a tiny model: on the CPU, and on a GPU where there is one."""
+import json
+import signal
+import subprocess
+import time
+import unittest
+
+from nibble_case import NIBBLE, NibbleCase
+
+UNSUPPORTED, OUT_OF_MEMORY = 4, 5
+NF4 = ("--load-in-4bit", "--bnb-4bit-quant-type", "nf4", "--bnb-4bit-use-double-quant")
+SENTENCES = {"policy": "The quick brown fox jumps over the lazy dog.", "reward": "0123456789 9876543210 0123456789"}
+
+
+def has_gpu():
+    return json.loads(subprocess.run([NIBBLE, "info", "--json"], capture_output=True, text=True, check=True).stdout)[
+        "auto_device"] == "cuda"
+
+
+class OnTheCpu(NibbleCase):
+    device = ("--device", "cpu")
+    compute = ()
+
+    def data(self, name):
+        """Eight samples of one sentence, and the same as plain text."""
+        lines, text = self.root / f"{name}.jsonl", self.root / f"{name}.txt"
+        lines.write_text("".join(json.dumps({"text": SENTENCES[name][i:]}) + "\n" for i in range(8)))
+        text.write_text((SENTENCES[name] + "\n") * 8)
+        return lines
+
+    def command(self, out, *more, name="policy", model=None, steps=6):
+        return ("finetune", model or self.model, *self.device, "--data", self.data(name), "--output", out, "--max-steps", steps,
+                "--per-device-train-batch-size", "4", "--learning-rate", "1e-2", "--optim", "adamw_8bit", "--r", "4",
+                "--logging-steps", "1", "--save-steps", "0", *more)
+
+    def finetune(self, out, *more, **options):
+        keys = {"steps", "final_loss", "tokens_per_second", "peak_memory_bytes"}
+        return self.succeed_json(keys, *self.command(out, *more, **options))
+
+    def perplexity(self, name, *more, model=None):
+        return self.succeed_json({"perplexity"}, "perplexity", model or self.model, *self.device, "--context", "64", "--file",
+                                 self.root / f"{name}.txt", *more)["perplexity"]
+
+    def test_two_adapters_over_one_quantized_model(self):
+        quantized = (*NF4, *self.compute)
+        for name in SENTENCES:
+            self.finetune(self.root / name, *quantized, "--gradient-checkpointing", name=name, steps=20)
+        for name, other in (("policy", "reward"), ("reward", "policy")):
+            base = self.perplexity(name, *quantized)
+            own, others = (self.perplexity(name, *quantized, "--adapter", self.root / which) for which in (name, other))
+            self.assertLess(own, 0.5 * base)
+            self.assertLess(own, others)
+
+    def test_a_killed_run_goes_on_with_the_same_bits(self):
+        quantized = (*NF4, *self.compute, "--save-steps", "2")
+        self.finetune(self.root / "whole", *quantized, steps=200)
+        parts = self.root / "parts"
+        process = subprocess.Popen([NIBBLE, *map(str, self.command(parts, *quantized, steps=200))], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (parts / "checkpoint-4").exists():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        self.assertEqual(process.wait(), -signal.SIGKILL)
+        self.assertFalse((parts / "adapter_model.safetensors").exists())
+        self.finetune(parts, *quantized, "--resume-from-checkpoint", steps=200)
+        self.assertEqual(*((self.root / run / "adapter_model.safetensors").read_bytes() for run in ("whole", "parts")))
+
+    def test_dora_biases_and_a_whole_module(self):
+        out = self.root / "dora"
+        report = self.finetune(out, *self.compute, "--use-dora", "--modules-to-save", "lm_head", "--bias", "all", steps=20)
+        self.assertLess(report["final_loss"], 4)
+        self.assertLess(self.perplexity("policy", "--adapter", out), 0.5 * self.perplexity("policy"))
+
+    def test_merged_weights_speak_as_the_adapter_does(self):
+        out, merged = self.root / "merge", self.root / "merged"
+        self.finetune(out, steps=20)
+        self.succeed("merge", self.model, out, merged)
+        with_adapter = self.perplexity("policy", "--adapter", out)
+        self.assertAlmostEqual(self.perplexity("policy", model=merged) / with_adapter, 1, delta=2e-3)
+
+    def test_a_whole_model(self):
+        out = self.root / "full"
+        report = self.finetune(out, "--full", steps=20)
+        self.assertLess(report["final_loss"], 3)
+        self.assertLess(self.perplexity("policy", model=out), 0.5 * self.perplexity("policy"))
+        self.fail_with(UNSUPPORTED, *self.command(self.root / "never", "--full", *NF4), names=["quantized"])
+
+
+@unittest.skipUnless(has_gpu(), "no GPU")
+class OnAGpu(OnTheCpu):
+    device = ("--device", "cuda")
+    compute = ("--bnb-4bit-compute-dtype", "bfloat16", "--dtype", "bfloat16")
+
+    def test_inputs_of_layers_in_main_memory(self):
+        common = (*NF4, *self.compute, "--gradient-checkpointing")
+        for name, more in (("kept", ()), ("offloaded", ("--activation-offloading",))):
+            self.finetune(self.root / name, *common, *more)
+        self.assertEqual(*((self.root / run / "adapter_model.safetensors").read_bytes() for run in ("kept", "offloaded")))
+
+    def test_no_more_memory_than_allowed(self):
+        self.fail_with(OUT_OF_MEMORY, *self.command(self.root / "small", "--max-memory", "1MB"),
+                       names=["out of memory", "max_memory", "1000000"])
+
+
+if __name__ == "__main__":
+    unittest.main()
