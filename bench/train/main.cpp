@@ -24,6 +24,7 @@ namespace {
 
 struct Arguments {
   std::string config, level = "nf4+dq", optim = "paged_adamw_8bit", device = "cuda", dtype = "bfloat16";
+  std::vector<int64_t> lengths = {1024};
   int64_t batch = 4, length = 1024, steps = 5, warm_ups = 2, rank = 16;
   int64_t layers = 0;
   double dropout = 0.05, max_memory = 0;
@@ -66,15 +67,7 @@ Dataset random_dataset(const Arguments& arguments, int64_t vocab) {
   return dataset;
 }
 
-int run(const Arguments& arguments) {
-  const auto decoder = load(arguments);
-  LoraConfig lora{.r = arguments.rank, .lora_alpha = 32, .lora_dropout = arguments.dropout};
-  lora.target_modules = "all-linear";
-  lora.use_dora = arguments.has_dora;
-  adapters::Adapter adapter =
-      arguments.is_full ? adapters::whole_model(*decoder) : adapters::create_adapter(decoder->spec(), lora, 1);
-  if (!arguments.is_full) adapters::add_from_model(adapter, *decoder);
-  const Dataset dataset = random_dataset(arguments, decoder->vocab_size());
+TrainingArguments training_of(const Arguments& arguments) {
   TrainingArguments training;
   training.output_dir = std::filesystem::temp_directory_path() / ("nibble-bench-train-" + std::to_string(::getpid()));
   training.num_train_epochs = 1;
@@ -84,9 +77,23 @@ int run(const Arguments& arguments) {
   training.optim = arguments.optim;
   training.logging_steps = 1;
   training.save_steps = 0;
-  if (const device::CudaStream* gpu = decoder->backend().cuda())
-    std::printf("loaded: %.2f GB on %s\n", static_cast<double>(gpu->reserved_bytes()) * 1e-9,
-                gpu->description().name.c_str());
+  return training;
+}
+
+adapters::Adapter make_adapter(const Arguments& arguments, const models::Decoder& decoder) {
+  if (arguments.is_full) return adapters::whole_model(decoder);
+  LoraConfig lora{.r = arguments.rank, .lora_alpha = 32, .lora_dropout = arguments.dropout};
+  lora.target_modules = "all-linear";
+  lora.use_dora = arguments.has_dora;
+  adapters::Adapter adapter = adapters::create_adapter(decoder.spec(), lora, 1);
+  adapters::add_from_model(adapter, decoder);
+  return adapter;
+}
+
+void run_length(const Arguments& arguments, const models::Decoder& decoder) {
+  adapters::Adapter adapter = make_adapter(arguments, decoder);
+  const Dataset dataset = random_dataset(arguments, decoder.vocab_size());
+  const TrainingArguments training = training_of(arguments);
   std::vector<double> rates;
   const auto on_progress = [&](const TrainingProgress& now) {
     std::printf("step %lld: loss %.4f, norm %.4f, %.0f tok/s, peak %.2f GB\n", static_cast<long long>(now.step),
@@ -94,19 +101,37 @@ int run(const Arguments& arguments) {
     std::fflush(stdout);
     if (now.step > arguments.warm_ups) rates.push_back(now.tokens_per_second);
   };
+  std::filesystem::remove_all(training.output_dir);
   const TrainingReport report =
-      train::train_adapter(*decoder, adapter, arguments.config, training, dataset, nullptr, on_progress);
+      train::train_adapter(decoder, adapter, arguments.config, training, dataset, nullptr, on_progress);
   std::filesystem::remove_all(training.output_dir);
   std::sort(rates.begin(), rates.end());
   const double rate = rates[rates.size() / 2];
+  const std::string what = arguments.is_full ? " full" : arguments.has_dora ? " dora" : "";
   const char* checkpointing = arguments.has_offloading ? "offloaded" : arguments.has_checkpointing ? "on" : "off";
   std::printf("%s%s %lldx%lld checkpointing %s %s: %.0f tok/s, step %.1f ms, peak %.2f GB\n", arguments.level.c_str(),
-              arguments.is_full    ? " full"
-              : arguments.has_dora ? " dora"
-                                   : "",
-              static_cast<long long>(arguments.batch), static_cast<long long>(arguments.length), checkpointing,
-              arguments.optim.c_str(), rate, 1e3 * static_cast<double>(arguments.batch * arguments.length) / rate,
+              what.c_str(), static_cast<long long>(arguments.batch), static_cast<long long>(arguments.length),
+              checkpointing, arguments.optim.c_str(), rate,
+              1e3 * static_cast<double>(arguments.batch * arguments.length) / rate,
               static_cast<double>(report.peak_memory_bytes) * 1e-9);
+}
+
+int run(Arguments& arguments) {
+  const std::vector<int64_t> lengths = arguments.lengths;
+  arguments.length = *std::max_element(lengths.begin(), lengths.end());
+  const auto decoder = load(arguments);
+  if (const device::CudaStream* gpu = decoder->backend().cuda())
+    std::printf("loaded: %.2f GB on %s\n", static_cast<double>(gpu->reserved_bytes()) * 1e-9,
+                gpu->description().name.c_str());
+  for (const int64_t length : lengths) {
+    arguments.length = length;
+    try {
+      run_length(arguments, *decoder);
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::out_of_memory) throw;
+      std::printf("%lld tokens: %s\n", static_cast<long long>(length), error.what());
+    }
+  }
   std::fputs(ops::profile_report().c_str(), stdout);
   return 0;
 }
@@ -123,7 +148,8 @@ int main(int argc, char** argv) {
   app.add_option("--dtype", arguments.dtype, "Of what is not quantized; float32: of activations, too");
   app.add_option("--device", arguments.device, "cuda, cuda:N or cpu");
   app.add_option("--batch", arguments.batch, "Sequences");
-  app.add_option("--length", arguments.length, "Tokens of each");
+  app.add_option("--length", arguments.lengths, "Tokens of each; several, A,B: runs one after the other")
+      ->delimiter(',');
   app.add_option("--steps", arguments.steps, "Measured");
   app.add_option("--warm-ups", arguments.warm_ups, "Before them");
   app.add_option("--rank", arguments.rank, "Of the adapter");

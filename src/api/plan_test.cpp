@@ -105,6 +105,21 @@ TEST(TrainingPlan, FitsWhereverItDidOnAT4) {
   EXPECT_TRUE(plan_training(large, t4(2048, true, true)).fits);
 }
 
+TEST(TrainingPlan, OffloadedInputsWaitInMainMemory) {
+  TrainingPlanOptions options = t4(40000, true, true);
+  options.has_bf16 = true;
+  const TrainingPlan kept = plan_training(int64_t{7'000'000'000}, options);
+  EXPECT_FALSE(kept.fits);
+  ASSERT_EQ(kept.ways.front().change, "--activation-offloading");
+  EXPECT_TRUE(kept.ways.front().fits);
+  options.activation_offloading = true;
+  const TrainingPlan offloaded = plan_training(int64_t{7'000'000'000}, options);
+  EXPECT_EQ(offloaded.total_bytes, kept.ways.front().total_bytes);
+  EXPECT_GT(offloaded.host_bytes, kept.kept_bytes * 9 / 10);
+  options.gradient_checkpointing = false;
+  EXPECT_THROW(plan_training(int64_t{7'000'000'000}, options), Error);
+}
+
 TEST(TrainingPlan, NamesWhatMakesItFit) {
   TrainingPlanOptions options = t4(2048, false);
   options.per_device_train_batch_size = 4;

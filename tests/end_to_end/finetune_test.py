@@ -28,18 +28,18 @@ class OnTheCpu(NibbleCase):
         text.write_text((SENTENCES[name] + "\n") * 8)
         return lines
 
-    def command(self, out, *more, name="policy", model=None, steps=6):
-        return ("finetune", model or self.model, *self.device, "--data", self.data(name), "--output", out, "--max-steps", steps,
+    def command(self, out, *more, name="policy", steps=6, save=0):
+        return ("finetune", self.model, *self.device, "--data", self.data(name), "--output", out, "--max-steps", steps,
                 "--per-device-train-batch-size", "4", "--learning-rate", "1e-2", "--optim", "adamw_8bit", "--r", "4",
-                "--logging-steps", "1", "--save-steps", "0", *more)
+                "--logging-steps", "1", "--save-steps", save, *more)
 
     def finetune(self, out, *more, **options):
         keys = {"steps", "final_loss", "tokens_per_second", "peak_memory_bytes"}
         return self.succeed_json(keys, *self.command(out, *more, **options))
 
     def perplexity(self, name, *more, model=None):
-        return self.succeed_json({"perplexity"}, "perplexity", model or self.model, *self.device, "--context", "64", "--file",
-                                 self.root / f"{name}.txt", *more)["perplexity"]
+        return self.succeed_json({"perplexity"}, "perplexity", model or self.model, *self.device, "--context", "64", "--stride", "64",
+                                 "--file", self.root / f"{name}.txt", *more)["perplexity"]
 
     def test_two_adapters_over_one_quantized_model(self):
         quantized = (*NF4, *self.compute)
@@ -52,17 +52,17 @@ class OnTheCpu(NibbleCase):
             self.assertLess(own, others)
 
     def test_a_killed_run_goes_on_with_the_same_bits(self):
-        quantized = (*NF4, *self.compute, "--save-steps", "2")
-        self.finetune(self.root / "whole", *quantized, steps=200)
+        quantized, length = (*NF4, *self.compute), {"steps": 300, "save": 10}
+        self.finetune(self.root / "whole", *quantized, **length)
         parts = self.root / "parts"
-        process = subprocess.Popen([NIBBLE, *map(str, self.command(parts, *quantized, steps=200))], stdout=subprocess.DEVNULL,
+        process = subprocess.Popen([NIBBLE, *map(str, self.command(parts, *quantized, **length))], stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (parts / "checkpoint-4").exists():
+        while process.poll() is None and not (parts / "checkpoint-10").exists():
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         self.assertEqual(process.wait(), -signal.SIGKILL)
         self.assertFalse((parts / "adapter_model.safetensors").exists())
-        self.finetune(parts, *quantized, "--resume-from-checkpoint", steps=200)
+        self.finetune(parts, *quantized, "--resume-from-checkpoint", **length)
         self.assertEqual(*((self.root / run / "adapter_model.safetensors").read_bytes() for run in ("whole", "parts")))
 
     def test_dora_biases_and_a_whole_module(self):
@@ -70,6 +70,11 @@ class OnTheCpu(NibbleCase):
         report = self.finetune(out, *self.compute, "--use-dora", "--modules-to-save", "lm_head", "--bias", "all", steps=20)
         self.assertLess(report["final_loss"], 4)
         self.assertLess(self.perplexity("policy", "--adapter", out), 0.5 * self.perplexity("policy"))
+
+    def test_starting_from_the_quantization_error(self):
+        out, quantized = self.root / "loftq", (*NF4, *self.compute)
+        self.finetune(out, *quantized, "--init-lora-weights", "loftq", steps=20)
+        self.assertLess(self.perplexity("policy", *quantized, "--adapter", out), 0.5 * self.perplexity("policy", *quantized))
 
     def test_merged_weights_speak_as_the_adapter_does(self):
         out, merged = self.root / "merge", self.root / "merged"
