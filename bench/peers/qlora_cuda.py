@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Training steps of transformers + PEFT + bitsandbytes over random weights: the peer of bench_train.
 
-usage: qlora_cuda.py CONFIG_DIRECTORY [--batch 4] [--length 1024] [--gradient-checkpointing]
-       [--level nf4+dq]
+usage: qlora_cuda.py CONFIG_DIRECTORY [--runs 4x1024c,1x1024c,4x1024] [--level nf4+dq] [--steps 3]
+
+A run is BATCHxLENGTH, with "c" for gradient checkpointing. PEFT and bitsandbytes may lie in a folder of PYTHONPATH.
 """
 import argparse
 import statistics
@@ -17,6 +18,7 @@ def build(arguments):
     import bitsandbytes as bnb
     import peft
 
+    device = arguments.device
     config = transformers.AutoConfig.from_pretrained(arguments.config)
     config.use_cache = False
     torch.manual_seed(1)
@@ -25,12 +27,12 @@ def build(arguments):
     for name, module in list(model.named_modules()):
         if not isinstance(module, torch.nn.Linear) or name == "lm_head" or arguments.level == "bf16":
             continue
-        weight = torch.randn(module.out_features, module.in_features, dtype=torch.bfloat16, device="cuda") * 0.02
+        weight = torch.randn(module.out_features, module.in_features, dtype=torch.bfloat16, device=device) * 0.02
         linear = bnb.nn.Linear4bit(module.in_features, module.out_features, bias=False, quant_type="nf4",
                                    compress_statistics=arguments.level == "nf4+dq", compute_dtype=torch.bfloat16,
                                    device="meta")
         linear.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4",
-                                          compress_statistics=arguments.level == "nf4+dq").to("cuda")
+                                          compress_statistics=arguments.level == "nf4+dq").to(device)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, linear)
     for name, parameter in list(model.named_parameters()):
@@ -38,54 +40,71 @@ def build(arguments):
             parent, _, child = name.rpartition(".")
             value = torch.ones if "norm" in name else lambda *s, **k: torch.randn(*s, **k) * 0.02
             setattr(model.get_submodule(parent), child,
-                    torch.nn.Parameter(value(*parameter.shape, dtype=torch.bfloat16, device="cuda"),
+                    torch.nn.Parameter(value(*parameter.shape, dtype=torch.bfloat16, device=device),
                                        requires_grad=False))
-    model.model.rotary_emb = type(model.model.rotary_emb)(config, device="cuda")
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     model.is_loaded_in_4bit = arguments.level != "bf16"
     if model.is_loaded_in_4bit:
-        model = peft.prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=arguments.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False})
-    elif arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    model.enable_input_require_grads()
     return peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05,
                                                       target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("config")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--level", default="nf4+dq")
-    parser.add_argument("--steps", type=int, default=5)
-    arguments = parser.parse_args()
-    import bitsandbytes as bnb
-
-    model = build(arguments)
-    model.train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = bnb.optim.PagedAdamW8bit(trained, lr=1e-4)
+def measure(model, trained, optimizer, run, arguments):
+    """One line: tokens a second from the median step after two, and peak memory."""
+    has_checkpointing = run.endswith("c")
+    batch, length = map(int, run.removesuffix("c").split("x"))
+    if has_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_disable()
+    is_gpu = arguments.device != "cpu"
+    if is_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    synchronize = torch.cuda.synchronize if is_gpu else lambda: None
     seconds = []
-    torch.cuda.reset_peak_memory_stats()
     for step in range(2 + arguments.steps):
-        ids = torch.randint(0, model.config.vocab_size, (arguments.batch, arguments.length), device="cuda")
-        torch.cuda.synchronize()
+        ids = torch.randint(0, model.config.vocab_size, (batch, length), device=arguments.device)
+        synchronize()
         begin = time.perf_counter()
-        with torch.autocast("cuda", dtype=torch.bfloat16):
+        with torch.autocast("cuda" if is_gpu else "cpu", dtype=torch.bfloat16):
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
+        synchronize()
         if step >= 2:
             seconds.append(time.perf_counter() - begin)
     step = statistics.median(seconds)
-    print(f"{arguments.level} {arguments.batch}x{arguments.length} checkpointing "
-          f"{'on' if arguments.gradient_checkpointing else 'off'}: {arguments.batch * arguments.length / step:.0f} tok/s, "
-          f"step {step * 1e3:.1f} ms, peak {torch.cuda.max_memory_allocated() / 1e9:.2f} GB, loss {loss.item():.3f}")
+    peak = torch.cuda.max_memory_allocated() / 1e9 if is_gpu else float("nan")
+    print(f"{arguments.level} {batch}x{length} checkpointing {'on' if has_checkpointing else 'off'}: "
+          f"{batch * length / step:.0f} tok/s, step {step * 1e3:.1f} ms, peak {peak:.2f} GB, loss {loss.item():.3f}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    parser.add_argument("--runs", default="4x1024c,1x1024c,4x1024")
+    parser.add_argument("--level", default="nf4+dq")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--device", default="cuda")
+    arguments = parser.parse_args()
+    import bitsandbytes as bnb
+    import peft
+
+    begin = time.perf_counter()
+    model = build(arguments)
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = (bnb.optim.PagedAdamW8bit if arguments.device != "cpu" else bnb.optim.AdamW8bit)(trained, lr=1e-4)
+    print(f"transformers {transformers.__version__}, PEFT {peft.__version__}, bitsandbytes {bnb.__version__}, torch "
+          f"{torch.__version__}; {sum(p.numel() for p in trained)} trained; built in {time.perf_counter() - begin:.1f} s",
+          flush=True)
+    for run in arguments.runs.split(","):
+        measure(model, trained, optimizer, run, arguments)
 
 
 if __name__ == "__main__":
