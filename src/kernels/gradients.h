@@ -92,7 +92,7 @@ struct ActivateGradientArgs {
   DType dtype = DType::f32;
 };
 
-/// One sequence's share of an attention gradient: no past, its own keys alone.
+/// One sequence's share of an attention gradient: no past.
 struct AttentionGradientSequence {
   const float* q;  // (tokens, heads, head_dim)
   const float* k;  // (tokens, kv_heads, head_dim)
@@ -103,10 +103,13 @@ struct AttentionGradientSequence {
   float* dq;  // written
   float* dk;
   float* dv;
+  int64_t keys = 0;  // if not causal: rows of k and v, all of which every query sees
+
+  int64_t key_count() const { return keys > 0 ? keys : tokens; }
 };
 
-/// Gradients of causal attention; softcap and ALiBi as AttentionArgs'. Scores are computed anew, a block of queries at
-/// a time.
+/// Gradients of attention; softcap, ALiBi and what follows as AttentionArgs'. Scores are computed anew, a block of
+/// queries at a time. CUDA has causal attention without relative biases alone.
 struct AttentionGradientArgs {
   const AttentionGradientSequence* sequences;
   int64_t sequence_count;
@@ -118,6 +121,9 @@ struct AttentionGradientArgs {
   float softcap = 0;
   DType alibi_dtype = DType::f32;
   float alibi_scale = 1;
+  bool is_causal = true;
+  const float* relative_bias = nullptr;
+  int64_t relative_span = 0;
 };
 
 /// Row i: loss[i] = log sum exp(logits[i]) - logits[i, target], and logits become `scale` times their gradient.
@@ -199,6 +205,25 @@ struct SumColumnsArgs {
   int64_t rows, cols;
   float* sums;               // (cols)
   DType dtype = DType::f32;  // of x and y
+};
+
+/// The gradient of RouteExpertsArgs in the logits. A backend may lack it and the next.
+struct RouteExpertsGradientArgs {
+  const float* logits;  // (tokens, experts)
+  int64_t tokens, experts, top_k;
+  bool normalize;
+  const int32_t* ids;     // (tokens, top_k), as RouteExpertsArgs gave them
+  const float* dweights;  // (tokens, top_k)
+  float* dlogits;         // (tokens, experts): written
+};
+
+/// dots[i] = x row i . y row rows[i]: the gradient of ScatterAddRowsArgs in the weights.
+struct DotRowsArgs {
+  const float* x;  // (count, cols)
+  const int32_t* rows;
+  const float* y;
+  int64_t count, cols;
+  float* dots;  // (count)
 };
 
 /// y += scale * x.

@@ -473,6 +473,8 @@ struct Kernels {
   Entry<LowRankGradientArgs> low_rank_gradient = nullptr;  // likewise
   Entry<ScaleColumnsArgs> scale_columns = nullptr;
   Entry<SumColumnsArgs> sum_columns = nullptr;
+  Entry<RouteExpertsGradientArgs> route_experts_gradient = nullptr;  // likewise
+  Entry<DotRowsArgs> dot_rows = nullptr;
   // Training (optimizer_step.h).
   Entry<OptimizerStep32BitArgs> optimizer_step_32bit = nullptr;
   Entry<OptimizerStep8BitArgs> optimizer_step_8bit = nullptr;

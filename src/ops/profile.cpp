@@ -110,6 +110,8 @@ kernels::Kernels wrapped(const kernels::Kernels& base) {
   NIBBLE_WRAP(layer_norm_gradient);
   NIBBLE_WRAP(activate_gradient);
   NIBBLE_WRAP(attention_gradient);
+  NIBBLE_WRAP(route_experts_gradient);
+  NIBBLE_WRAP(dot_rows);
   NIBBLE_WRAP(cross_entropy);
   NIBBLE_WRAP(dropout);
   NIBBLE_WRAP(add_scaled);

@@ -24,12 +24,21 @@ double alibi(const AttentionGradientArgs& args, int64_t head, int64_t key) {
   return static_cast<double>(args.alibi_slopes[head]) * static_cast<double>(position);
 }
 
-/// Probabilities of the keys [begin, position] for one query head; `slopes`: those of the soft cap at each score.
+/// The keys [begin, end) that the query at `position` sees.
+struct Seen {
+  int64_t begin, end;
+};
+Seen keys_of(const AttentionGradientArgs& args, const AttentionGradientSequence& s, int64_t position) {
+  return {args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0,
+          args.is_causal ? position + 1 : s.key_count()};
+}
+
+/// Probabilities of the keys that one query head sees; `slopes`: those of the soft cap at each score.
 Rows probabilities(const AttentionGradientArgs& args, const AttentionGradientSequence& s, int64_t position,
-                   int64_t head, int64_t begin, Rows& slopes) {
+                   int64_t head, const Seen& seen, Rows& slopes) {
   const int64_t kv_head = head / (args.heads / args.kv_heads), dim = args.head_dim;
   Rows p;
-  for (int64_t key = begin; key <= position; ++key) {
+  for (int64_t key = seen.begin; key < seen.end; ++key) {
     double score = static_cast<double>(args.scale) *
                    dot(s.q + (position * args.heads + head) * dim, s.k + (key * args.kv_heads + kv_head) * dim, dim);
     double slope = 1;
@@ -40,6 +49,9 @@ Rows probabilities(const AttentionGradientArgs& args, const AttentionGradientSeq
       slope = 1 - turned * turned;
     }
     slopes.push_back(slope);
+    if (args.relative_bias)
+      score += static_cast<double>(
+          args.relative_bias[head * (2 * args.relative_span - 1) + key - position + args.relative_span - 1]);
     if (args.alibi_slopes) score += static_cast<double>(args.alibi_scale) * alibi(args, head, key);
     p.push_back(score);
   }
@@ -52,21 +64,21 @@ Rows probabilities(const AttentionGradientArgs& args, const AttentionGradientSeq
 
 void sequence_gradient(const AttentionGradientArgs& args, const AttentionGradientSequence& s, int64_t kv_head) {
   const int64_t group = args.heads / args.kv_heads, dim = args.head_dim;
-  const auto size = static_cast<size_t>(s.tokens * dim);
+  const auto size = static_cast<size_t>(s.key_count() * dim);
   Rows dk(size), dv(size);
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
     for (int64_t position = 0; position < s.tokens; ++position) {
-      const int64_t begin = args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
+      const Seen seen = keys_of(args, s, position);
       Rows slopes;
-      const Rows p = probabilities(args, s, position, head, begin, slopes);
+      const Rows p = probabilities(args, s, position, head, seen, slopes);
       const int64_t row = (position * args.heads + head) * dim;
       const double mean = dot(s.out + row, s.dout + row, dim);
       Rows dq(static_cast<size_t>(dim));
-      for (int64_t key = begin; key <= position; ++key) {
+      for (int64_t key = seen.begin; key < seen.end; ++key) {
         const int64_t at = (key * args.kv_heads + kv_head) * dim;
-        const double probability = p[static_cast<size_t>(key - begin)];
+        const double probability = p[static_cast<size_t>(key - seen.begin)];
         const double ds = probability * (dot(s.dout + row, s.v + at, dim) - mean) *
-                          slopes[static_cast<size_t>(key - begin)] * static_cast<double>(args.scale);
+                          slopes[static_cast<size_t>(key - seen.begin)] * static_cast<double>(args.scale);
         for (int64_t d = 0; d < dim; ++d) {
           dq[static_cast<size_t>(d)] += ds * static_cast<double>(s.k[at + d]);
           dk[static_cast<size_t>(key * dim + d)] += ds * static_cast<double>(s.q[row + d]);
@@ -76,7 +88,7 @@ void sequence_gradient(const AttentionGradientArgs& args, const AttentionGradien
       for (int64_t d = 0; d < dim; ++d) s.dq[row + d] = static_cast<float>(dq[static_cast<size_t>(d)]);
     }
   }
-  for (int64_t key = 0; key < s.tokens; ++key)
+  for (int64_t key = 0; key < s.key_count(); ++key)
     for (int64_t d = 0; d < dim; ++d) {
       const int64_t at = (key * args.kv_heads + kv_head) * dim + d;
       s.dk[at] = static_cast<float>(dk[static_cast<size_t>(key * dim + d)]);

@@ -36,6 +36,8 @@ void rms_norm_gradient(const Context&, const RmsNormGradientArgs&);
 void layer_norm_gradient(const Context&, const LayerNormGradientArgs&);
 void activate_gradient(const Context&, const ActivateGradientArgs&);
 void attention_gradient(const Context&, const AttentionGradientArgs&);
+void route_experts_gradient(const Context&, const RouteExpertsGradientArgs&);
+void dot_rows(const Context&, const DotRowsArgs&);
 void cross_entropy(const Context&, const CrossEntropyArgs&);
 void dropout(const Context&, const DropoutArgs&);
 void add_scaled(const Context&, const AddScaledArgs&);

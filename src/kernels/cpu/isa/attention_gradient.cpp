@@ -9,7 +9,7 @@ constexpr int64_t kQueries = 48;  // a multiple of the register tile's six
 
 /// Working memory of one task. Widths are padded to whole vectors with zeros.
 struct Work {
-  int64_t dim, tokens;       // padded
+  int64_t dim, tokens;       // padded; of keys
   float *keys, *values;      // (tokens, dim)
   float *keys_t, *values_t;  // (dim, tokens)
   float *dkeys, *dvalues;    // (tokens, dim)
@@ -52,24 +52,27 @@ void fill_zero(float* x, int64_t count) {
 
 void load_keys(const AttentionGradientArgs& args, const AttentionGradientSequence& s, int64_t kv_head, const Work& w) {
   const int64_t stride = args.kv_heads * args.head_dim, at = kv_head * args.head_dim;
-  unpack_rows_strided(s.k + at, stride, s.tokens, args.head_dim, w.keys, w.dim);
-  unpack_rows_strided(s.v + at, stride, s.tokens, args.head_dim, w.values, w.dim);
+  const int64_t keys = s.key_count();
+  unpack_rows_strided(s.k + at, stride, keys, args.head_dim, w.keys, w.dim);
+  unpack_rows_strided(s.v + at, stride, keys, args.head_dim, w.values, w.dim);
   fill_zero(w.keys_t, w.dim * w.tokens);
   fill_zero(w.values_t, w.dim * w.tokens);
-  turn(w.keys, w.dim, s.tokens, w.dim, w.keys_t, w.tokens);
-  turn(w.values, w.dim, s.tokens, w.dim, w.values_t, w.tokens);
+  turn(w.keys, w.dim, keys, w.dim, w.keys_t, w.tokens);
+  turn(w.values, w.dim, keys, w.dim, w.values_t, w.tokens);
   fill_zero(w.dkeys, w.dim * w.tokens);
   fill_zero(w.dvalues, w.dim * w.tokens);
 }
 
 /// Scores to probabilities, and their gradients to those of the scores: row i is the query at `position` + i.
 void softmax_rows(const AttentionGradientArgs& args, const Work& w, int64_t head, int64_t position, int64_t count,
-                  int64_t low, int64_t width) {
+                  int64_t low, int64_t width, int64_t keys) {
   AttentionArgs biases{};
   biases.softcap = args.softcap;
   biases.alibi_slopes = args.alibi_slopes;
   biases.alibi_dtype = args.alibi_dtype;
   biases.alibi_scale = args.alibi_scale;
+  biases.relative_bias = args.relative_bias;
+  biases.relative_span = args.relative_span;
   for (int64_t i = 0; i < count; ++i) {
     float *p = w.p + i * w.tokens, *ds = w.ds + i * w.tokens;
     for (int64_t j = 0; j < width; j += kLanes) {
@@ -85,7 +88,7 @@ void softmax_rows(const AttentionGradientArgs& args, const Work& w, int64_t head
     adjust_scores(p, width, biases, head, position + i, low);
     const int64_t first = args.window > 0 ? max_of(0, position + i + 1 - args.window) : 0;
     for (int64_t j = 0; j < first - low; ++j) p[j] = -__builtin_inff();
-    for (int64_t j = position + i + 1 - low; j < width; ++j) p[j] = -__builtin_inff();
+    for (int64_t j = (args.is_causal ? position + i + 1 : keys) - low; j < width; ++j) p[j] = -__builtin_inff();
     const float total = exponentiate(p, width, largest_score(p, width));
     const F32 share = set1(1.0f / total), scale = set1(args.scale);
     for (int64_t j = 0; j < width; j += kLanes) {
@@ -109,15 +112,15 @@ void gradient_block(const AttentionGradientArgs& args, const AttentionGradientSe
   }
   // Keys before the first that any of these queries sees are left out, in whole vectors.
   const int64_t low = args.window > 0 ? max_of(0, position + 1 - args.window) / kLanes * kLanes : 0;
-  const int64_t width = padded(position + count - low);
+  const int64_t key_count = s.key_count(), width = padded((args.is_causal ? position + count : key_count) - low);
   multiply(w.q, w.dim, count, w.keys_t + low, w.tokens, w.dim, width, w.p, w.tokens, false);
   multiply(w.dout, w.dim, count, w.values_t + low, w.tokens, w.dim, width, w.ds, w.tokens, false);
-  softmax_rows(args, w, head, position, count, low, width);
-  multiply(w.ds, w.tokens, count, w.keys + low * w.dim, w.dim, min_of(width, s.tokens - low), w.dim, w.dq, w.dim,
+  softmax_rows(args, w, head, position, count, low, width, key_count);
+  multiply(w.ds, w.tokens, count, w.keys + low * w.dim, w.dim, min_of(width, key_count - low), w.dim, w.dq, w.dim,
            false);
   for (int64_t i = 0; i < count; ++i)
     for (int64_t d = 0; d < args.head_dim; ++d) s.dq[at + i * stride + d] = w.dq[i * w.dim + d];
-  const int64_t keys = min_of(width, s.tokens - low);
+  const int64_t keys = min_of(width, key_count - low);
   turn(w.ds, w.tokens, count, keys, w.turned, kQueries);
   multiply(w.turned, kQueries, keys, w.q, w.dim, count, w.dim, w.dkeys + low * w.dim, w.dim, true);
   turn(w.p, w.tokens, count, keys, w.turned, kQueries);
@@ -125,13 +128,13 @@ void gradient_block(const AttentionGradientArgs& args, const AttentionGradientSe
 }
 
 void gradient_task(const AttentionGradientArgs& args, const AttentionGradientSequence& s, int64_t kv_head) {
-  const Work w = make_work(args.head_dim, s.tokens);
+  const Work w = make_work(args.head_dim, s.key_count());
   load_keys(args, s, kv_head, w);
   const int64_t group = args.heads / args.kv_heads;
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
     for (int64_t position = 0; position < s.tokens; position += kQueries)
       gradient_block(args, s, w, head, position, min_of(kQueries, s.tokens - position));
-  for (int64_t t = 0; t < s.tokens; ++t)
+  for (int64_t t = 0; t < s.key_count(); ++t)
     for (int64_t d = 0; d < args.head_dim; ++d) {
       const int64_t to = (t * args.kv_heads + kv_head) * args.head_dim + d;
       s.dk[to] = w.dkeys[t * w.dim + d];
