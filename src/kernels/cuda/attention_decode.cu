@@ -1,27 +1,45 @@
 // Attention of one query a sequence: blocks share a sequence's keys, and the last of them to finish joins the parts.
-#include "kernels/cuda/device/async.cuh"
+#include <type_traits>
+
 #include "kernels/cuda/device/attention_decode.cuh"
+#include "kernels/cuda/device/attention_decode_plain.cuh"
 #include "kernels/cuda/device/dependent.cuh"
 #include "kernels/cuda/entries.h"
 
 namespace nibble::kernels::cuda {
 namespace {
 
-/// Grid: (parts, columns, sequences).
-template <typename T, int kDim, int kHeads, bool kNew>
-__global__ void __launch_bounds__(kDecodeThreads)
-    decode_kernel(const __grid_constant__ AttentionArgs args, const __grid_constant__ Sequences sequences,
-                  const __grid_constant__ NewTokens tokens, float* partials, unsigned* counters) {
-  allow_next_launch_where_possible();
-  __shared__ DecodeShared<T, kDim, kHeads> shared;
-  const DecodeGroup group{static_cast<int>(threadIdx.x), 1};
-  const DecodeItem item{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z)};
-  attend_query<T, kDim, kHeads, kNew>(group, item, args, sequences.at[blockIdx.z], tokens, partials, counters, shared,
-                                      [] { wait_for_previous(); });
+__device__ __forceinline__ DecodeGroup this_group() { return {static_cast<int>(threadIdx.x), 1}; }
+__device__ __forceinline__ DecodeItem this_item() {
+  return {static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z)};
 }
 
+/// Grids: (parts, columns, sequences).
 template <typename T, int kDim, int kHeads, bool kNew>
-void launch(const Context& context, const AttentionArgs& args, const Sequences& sequences, const NewTokens& tokens) {
+__global__ void __launch_bounds__(kDecodeThreads, kDim > 128 ? 2 : 5)
+    decode_kernel(const __grid_constant__ AttentionArgs args, const __grid_constant__ Sequences sequences,
+                  const __grid_constant__ NewTokens tokens, float* scratch, unsigned* counters) {
+#if __CUDA_ARCH__ >= 800
+  extern __shared__ __align__(128) unsigned char memory[];
+  allow_next_launch_where_possible();
+  attend_query<T, kDim, kHeads, kNew>(this_group(), this_item(), args, sequences.at[blockIdx.z], tokens, scratch,
+                                      counters, *reinterpret_cast<DecodeShared<T, kDim, kHeads>*>(memory),
+                                      [] { wait_for_previous(); });
+#endif
+}
+
+template <typename T, int kDim, int kHeads>
+__global__ void __launch_bounds__(kDecodeThreads)
+    plain_decode_kernel(const __grid_constant__ AttentionArgs args, const __grid_constant__ Sequences sequences,
+                        float* scratch, unsigned* counters) {
+  __shared__ PlainDecodeShared<kDim, kHeads> shared;
+  allow_next_launch_where_possible();
+  attend_query_plain<T, kDim, kHeads>(this_group(), this_item(), args, sequences.at[blockIdx.z], scratch, counters,
+                                      shared, [] { wait_for_previous(); });
+}
+
+/// The most keys that a query sees.
+int64_t most_keys(const AttentionArgs& args, const Sequences& sequences) {
   int64_t keys = 1;
   for (int s = 0; s < sequences.count; ++s) {
     const AttentionSequence& sequence = sequences.at[s];
@@ -29,34 +47,79 @@ void launch(const Context& context, const AttentionArgs& args, const Sequences& 
     const int64_t in_window = args.window > 0 && seen > args.window ? args.window : seen;
     keys = in_window > keys ? in_window : keys;
   }
-  // More keys can make fewer parts, when each gets longer: a sequence shorter than the longest may have up to
-  // kMaxDecodeParts.
-  const int64_t tiles = (keys + decode::kTile - 1) / decode::kTile;
-  const auto parts = static_cast<unsigned>(tiles < kMaxDecodeParts ? tiles : kMaxDecodeParts);
-  const dim3 grid(parts, static_cast<unsigned>(decode_columns<kHeads>(args)), static_cast<unsigned>(sequences.count));
-  void* scratch =
-      parts > 1 ? context.scratch->reserve(decode_partials(args, sequences.count) * static_cast<int64_t>(sizeof(float)))
-                : nullptr;
-  const auto kernel = decode_kernel<T, kDim, kHeads, kNew>;
-  // As the products around it: a multiprocessor changes its share of shared memory only when it is empty.
-  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-  launch_dependent(context, kernel, grid, kDecodeThreads, 0, args, sequences, tokens, static_cast<float*>(scratch),
-                   context.counters);
+  return keys;
 }
 
-template <typename T, int kDim, bool kNew = false>
-void choose_heads(const Context& context, const AttentionArgs& args, const Sequences& sequences,
-                  const NewTokens& tokens = {}) {
-  const int64_t group = args.heads / args.kv_heads;
-  if (group == 1) return launch<T, kDim, 1, kNew>(context, args, sequences, tokens);
-  if (group <= 4) return launch<T, kDim, 4, kNew>(context, args, sequences, tokens);
-  launch<T, kDim, 8, kNew>(context, args, sequences, tokens);
+float* scratch_for(const Context& context, const AttentionArgs& args, const Sequences& sequences, unsigned parts) {
+  if (parts == 1) return nullptr;
+  return static_cast<float*>(context.scratch->reserve(decode_partials(args, sequences.count) * 4));
+}
+
+template <typename T, int kDim, int kHeads, bool kNew>
+void launch(const Context& context, const AttentionArgs& args, const Sequences& sequences, const NewTokens& tokens) {
+  const auto parts = static_cast<unsigned>(decode::parts_of(static_cast<int>(most_keys(args, sequences))));
+  const dim3 grid(parts, static_cast<unsigned>(decode_columns<kHeads>(args)), static_cast<unsigned>(sequences.count));
+  const auto kernel = decode_kernel<T, kDim, kHeads, kNew>;
+  constexpr int kShared = sizeof(DecodeShared<T, kDim, kHeads>);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  // As the products around it: a multiprocessor changes its share of shared memory only when it is empty.
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  launch_dependent(context, kernel, grid, kDecodeThreads, kShared, args, sequences, tokens,
+                   scratch_for(context, args, sequences, parts), context.counters);
+}
+
+template <typename T, int kDim, int kHeads>
+void launch_plain(const Context& context, const AttentionArgs& args, const Sequences& sequences) {
+  // More keys can make fewer parts, when each gets longer: a sequence shorter than the longest may have up to
+  // kMaxDecodeParts.
+  const int64_t tiles = (most_keys(args, sequences) + plain_decode::kTile - 1) / plain_decode::kTile;
+  const auto parts = static_cast<unsigned>(tiles < kMaxDecodeParts ? tiles : kMaxDecodeParts);
+  const dim3 grid(parts, static_cast<unsigned>(decode_columns<kHeads>(args)), static_cast<unsigned>(sequences.count));
+  const auto kernel = plain_decode_kernel<T, kDim, kHeads>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  launch_dependent(context, kernel, grid, kDecodeThreads, 0, args, sequences,
+                   scratch_for(context, args, sequences, parts), context.counters);
+}
+
+/// Calls body(int width) with a constant of the head_dim's class.
+template <typename Body>
+void with_width(const AttentionArgs& args, const Body& body) {
+  if (args.head_dim <= 64) return body(std::integral_constant<int, 64>{});
+  if (args.head_dim <= 128) return body(std::integral_constant<int, 128>{});
+  body(std::integral_constant<int, 256>{});
+}
+
+template <typename T, bool kNew>
+void choose(const Context& context, const AttentionArgs& args, const Sequences& sequences,
+            const NewTokens& tokens = {}) {
+  with_width(args, [&](auto width) {
+    constexpr int kDim = decltype(width)::value;
+    args.heads == args.kv_heads ? launch<T, kDim, 1, kNew>(context, args, sequences, tokens)
+                                : launch<T, kDim, 8, kNew>(context, args, sequences, tokens);
+  });
+}
+
+template <typename T>
+void choose_plain(const Context& context, const AttentionArgs& args, const Sequences& sequences) {
+  with_width(args, [&](auto width) {
+    constexpr int kDim = decltype(width)::value;
+    const int64_t group = args.heads / args.kv_heads;
+    if (group == 1) return launch_plain<T, kDim, 1>(context, args, sequences);
+    if (group <= 4) return launch_plain<T, kDim, 4>(context, args, sequences);
+    launch_plain<T, kDim, 8>(context, args, sequences);
+  });
+}
+
+/// Rows of the cache are whole chunks of 16 bytes.
+bool has_tensor_cores(const Context& context, const AttentionArgs& args) {
+  const bool has_chunks = args.kv_dtype == DType::bf16 || (args.kv_dtype == DType::i8 && args.head_dim % 16 == 0);
+  return context.capability >= 80 && has_chunks;
 }
 
 /// Calls that the fused kernel is built for.
-bool suits_new_tokens(const RotateAppendArgs& rotation, const AttentionArgs& args) {
+bool suits_new_tokens(const Context& context, const RotateAppendArgs& rotation, const AttentionArgs& args) {
   const int64_t dim = args.head_dim;
-  if (args.kv_dtype != DType::bf16 || !args.is_causal || dim % 16 != 0 || dim > 128 || rotation.interleaved ||
+  if (!has_tensor_cores(context, args) || !args.is_causal || dim % 16 != 0 || dim > 256 || rotation.interleaved ||
       (rotation.rotary_dim != 0 && rotation.rotary_dim != dim) || rotation.x_dtype != args.q_dtype ||
       args.q_stride % 8 != 0 || rotation.k_stride % 8 != 0 || rotation.v_stride % 8 != 0 || !is_packed(rotation.k) ||
       !is_packed(rotation.v) || !is_packed(rotation.cos) || !is_packed(rotation.sin))
@@ -72,7 +135,7 @@ bool suits_new_tokens(const RotateAppendArgs& rotation, const AttentionArgs& arg
 }  // namespace
 
 bool rotate_attention(const Context& context, const RotateAppendArgs& rotation, const AttentionArgs& args) {
-  if (!suits_new_tokens(rotation, args)) return false;
+  if (!suits_new_tokens(context, rotation, args)) return false;
   for (int64_t first = 0; first < args.sequence_count; first += kMaxSequences) {
     Sequences sequences;
     while (sequences.count < kMaxSequences && first + sequences.count < args.sequence_count) {
@@ -87,20 +150,17 @@ bool rotate_attention(const Context& context, const RotateAppendArgs& rotation, 
                            rotation.v_stride,
                            rotates ? rotation.cos + angles : nullptr,
                            rotates ? rotation.sin + angles : nullptr};
-    using T = __nv_bfloat16;
-    args.head_dim <= 64 ? choose_heads<T, 64, true>(context, args, sequences, tokens)
-                        : choose_heads<T, 128, true>(context, args, sequences, tokens);
+    args.kv_dtype == DType::i8 ? choose<int8_t, true>(context, args, sequences, tokens)
+                               : choose<__nv_bfloat16, true>(context, args, sequences, tokens);
   }
   return true;
 }
 
 void attention_decode(const Context& context, const AttentionArgs& args, const Sequences& sequences) {
-  with_cache_type(args.kv_dtype, [&](auto element) {
-    using T = decltype(element);
-    if (args.head_dim <= 64) return choose_heads<T, 64>(context, args, sequences);
-    if (args.head_dim <= 128) return choose_heads<T, 128>(context, args, sequences);
-    choose_heads<T, 256>(context, args, sequences);
-  });
+  if (has_tensor_cores(context, args))
+    return args.kv_dtype == DType::i8 ? choose<int8_t, false>(context, args, sequences)
+                                      : choose<__nv_bfloat16, false>(context, args, sequences);
+  with_cache_type(args.kv_dtype, [&](auto element) { choose_plain<decltype(element)>(context, args, sequences); });
 }
 
 }  // namespace nibble::kernels::cuda

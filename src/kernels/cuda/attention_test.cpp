@@ -131,7 +131,7 @@ class AttentionTest : public GpuTest {
 
 TEST_F(AttentionTest, DecodeAgrees) {
   for (const DType dtype : kFloatTypes)
-    for (const int64_t past : {0, 1, 63, 64, 65, 300, 2047, 2500})
+    for (const int64_t past : {0, 1, 14, 15, 16, 63, 64, 65, 95, 300, 513, 2047, 2500})
       for (const int64_t dim : {64, 80, 100, 128, 256}) check({{{1, past}}, 9, 3, dim, dtype}, 1);
 }
 
@@ -302,22 +302,30 @@ TEST_F(AttentionTest, NewTokensInOneLaunchAreThoseOfTwo) {
     bool rotates;
   };
   Random random(11);
-  for (const Heads& h : {Heads{4, 4, 128, 0, true}, Heads{8, 2, 64, 0, true}, Heads{16, 2, 128, 40, true},
-                         Heads{9, 1, 64, 0, false}, Heads{2, 2, 96, 0, true}})
-    for (const DType dtype : {DType::f32, DType::bf16}) {
+  for (const Heads& h :
+       {Heads{4, 4, 128, 0, true}, Heads{8, 2, 64, 0, true}, Heads{16, 2, 128, 40, true}, Heads{9, 1, 64, 0, false},
+        Heads{2, 2, 96, 0, true}, Heads{3, 3, 80, 0, true}, Heads{4, 1, 256, 0, true}})
+    for (const auto& [dtype, kv_dtype] : {std::pair{DType::f32, DType::bf16},
+                                          {DType::bf16, DType::bf16},
+                                          {DType::f32, DType::i8},
+                                          {DType::bf16, DType::i8}}) {
       const std::string label = "heads " + std::to_string(h.heads) + "/" + std::to_string(h.kv_heads) + " dim " +
-                                std::to_string(h.dim) + " " + std::string(name_of(dtype));
-      const std::vector<int64_t> pasts{0, 5, 63, 64, 700};
+                                std::to_string(h.dim) + " " + std::string(name_of(dtype)) + " " +
+                                std::string(name_of(kv_dtype));
+      const std::vector<int64_t> pasts{0, 5, 63, 64, 95, 96, 512, 513, 700};
       const auto count = static_cast<int64_t>(pasts.size());
       const int64_t width = (h.heads + 2 * h.kv_heads) * h.dim, capacity = 800;
       Array qkv = random_array(random, dtype, count * width, 1, 0);
       Array cos = random_array(random, DType::f32, count * h.dim / 2, 1, 0);
       Array sin = random_array(random, DType::f32, count * h.dim / 2, 1, 0);
-      Array keys = random_array(random, DType::bf16, count * h.kv_heads * capacity * h.dim, 1, 0);
+      const bool has_scales = kv_dtype == DType::i8;
+      const Array keys = random_array(random, kv_dtype, count * h.kv_heads * capacity * h.dim, has_scales ? 40 : 1, 0);
+      Array scales(DType::f32, count * h.kv_heads * capacity);
+      for (int64_t i = 0; i < scales.count(); ++i) scales.set(i, static_cast<float>(1 + i % 7) / 280);
       std::vector<Array> results;
       for (const bool is_fused : {false, true}) {
-        Array x = qkv, k = keys, v = keys, out(dtype, count * h.heads * h.dim, 0);
-        for (Array* array : {&x, &k, &v, &cos, &sin}) array->upload(stream());
+        Array x = qkv, k = keys, v = keys, k_scales = scales, v_scales = scales, out(dtype, count * h.heads * h.dim, 0);
+        for (Array* array : {&x, &k, &v, &cos, &sin, &k_scales, &v_scales}) array->upload(stream());
         const auto element = [&](Array& array, int64_t i) {
           return static_cast<void*>(static_cast<char*>(array.device(stream())) + i * size_of(array.dtype()));
         };
@@ -329,7 +337,9 @@ TEST_F(AttentionTest, NewTokensInOneLaunchAreThoseOfTwo) {
                                .capacity = capacity,
                                .tokens = 1,
                                .past = pasts[static_cast<size_t>(s)],
-                               .out = element(out, s * h.heads * h.dim)});
+                               .out = element(out, s * h.heads * h.dim),
+                               .k_scales = static_cast<float*>(element(k_scales, s * h.kv_heads * capacity)),
+                               .v_scales = static_cast<float*>(element(v_scales, s * h.kv_heads * capacity))});
         const RotateAppendArgs rotation{.q = element(x, 0),
                                         .k = element(x, h.heads * h.dim),
                                         .v = element(x, (h.heads + h.kv_heads) * h.dim),
@@ -345,7 +355,7 @@ TEST_F(AttentionTest, NewTokensInOneLaunchAreThoseOfTwo) {
                                         .head_dim = h.dim,
                                         .sequences = sequences.data(),
                                         .sequence_count = count,
-                                        .kv_dtype = DType::bf16,
+                                        .kv_dtype = kv_dtype,
                                         .x_dtype = dtype};
         const AttentionArgs args{.sequences = sequences.data(),
                                  .sequence_count = count,
@@ -353,7 +363,7 @@ TEST_F(AttentionTest, NewTokensInOneLaunchAreThoseOfTwo) {
                                  .kv_heads = h.kv_heads,
                                  .head_dim = h.dim,
                                  .q_stride = width,
-                                 .kv_dtype = DType::bf16,
+                                 .kv_dtype = kv_dtype,
                                  .scale = 0.1f,
                                  .window = h.window,
                                  .q_dtype = dtype};
@@ -364,12 +374,12 @@ TEST_F(AttentionTest, NewTokensInOneLaunchAreThoseOfTwo) {
           cuda().attention(context, args);
         }
         finish(label);
-        for (Array* array : {&out, &k, &v}) {
+        for (Array* array : {&out, &k, &v, &k_scales, &v_scales}) {
           array->download(stream(), label);
           results.push_back(*array);
         }
       }
-      for (size_t i = 0; i < 3; ++i) expect_close(results[i], results[i + 3], 0, label);
+      for (size_t i = 0; i < 5; ++i) expect_close(results[i], results[i + 5], 0, label);
     }
 }
 

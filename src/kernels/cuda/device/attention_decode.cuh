@@ -1,370 +1,429 @@
-// Attention of one query a sequence over a part of its keys, by a group of 128 threads; the last group to finish joins
-// the parts. attention_decode's kernel and the program of a whole step call it.
+// Attention of one query a sequence over a part of its keys, by a group of 128 threads on tensor cores; the last group
+// to finish joins the parts. attention_decode's kernel calls it, and so can kernels that do more than it.
 #pragma once
 
-#include "kernels/cuda/device/attention.cuh"
+#include "kernels/cuda/device/attention_decode_parts.cuh"
+#include "kernels/cuda/device/mma.cuh"
 
 namespace nibble::kernels::cuda {
 
-inline constexpr int kDecodeThreads = 128;  // of a group
-inline constexpr int kMaxDecodeParts = 16;  // of a sequence
-
-/// 128 threads of a block, whole warps, that meet at a barrier of their own.
-struct DecodeGroup {
-  int thread;   // of the group
-  int barrier;  // 0 to 15
-  __device__ __forceinline__ void sync() const {
-    asm volatile("bar.sync %0, %1;\n" ::"r"(barrier), "n"(kDecodeThreads) : "memory");
-  }
-};
-
-/// What a group works on: part of the keys of one sequence, for the query heads of one column.
-struct DecodeItem {
-  int part, column, sequence;  // part < kMaxDecodeParts: parts past a sequence's last are empty
-};
-
-/// Columns of `kHeads` query heads that share a kv head.
-template <int kHeads>
-__host__ __device__ inline int decode_columns(const AttentionArgs& args) {
-  const auto group = static_cast<int>(args.heads / args.kv_heads);
-  return static_cast<int>(args.kv_heads) * ((group + kHeads - 1) / kHeads);
-}
-
-/// Floats of scratch memory for the parts of `sequences` sequences; the counters are one a column of a sequence, zero
-/// before and after.
-inline int64_t decode_partials(const AttentionArgs& args, int64_t sequences) {
-  return sequences * args.heads * kMaxDecodeParts * (args.head_dim + 2);
-}
-
 namespace decode {
 
-constexpr int kWarps = kDecodeThreads / 32;
-constexpr int kTile = 64;  // keys whose scores are in flight together
-constexpr int kWide = 8;   // elements of a row that one lane holds
+constexpr int kTileKeys = 16;  // of a warp at once: the rows of a tensor core's operand
+
+/// Tiles of keys or values that a warp has under way.
+template <typename T, int kDim>
+constexpr int slots_for() {
+  return 512 / (kDim * static_cast<int>(sizeof(T))) < 2 ? 2 : 512 / (kDim * static_cast<int>(sizeof(T)));
+}
+
+/// Parts of a sequence by its own length alone, so that its bits do not depend on others.
+__host__ __device__ inline int parts_of(int keys) {
+  const int parts = (keys + 32) / 64;
+  return parts < 1 ? 1 : parts > kMaxDecodeParts ? kMaxDecodeParts : parts;
+}
 
 }  // namespace decode
 
-/// The shared memory of a group that serves `kHeads` query heads of one kv head.
-template <typename T, int kDim, int kHeads>
+/// The shared memory of a group that serves `kHeads` query heads of one kv head. T: bf16 or int8_t.
+template <typename T, int kDim, int kHeads, int kSlots = decode::slots_for<T, kDim>()>
 struct alignas(128) DecodeShared {
-  float scores[kHeads][decode::kTile];  // then probabilities
-  float shrink[kHeads];                 // what earlier sums are multiplied with
-  float maximum[kHeads];
-  float total[kHeads];
-  bool is_last;
-  float sums[decode::kWarps][kHeads][kDim];
-};
-
-/// The projections of each sequence's token, where the kernel rotates q and k and appends k and v itself.
-struct NewTokens {
-  const void* k;  // of the first sequence; the others' follow
-  const void* v;
-  int64_t k_stride, v_stride;
-  const float* cos;  // (sequences, head_dim / 2); null: nothing is rotated
-  const float* sin;
+  unsigned char ring[kDecodeWarps][kSlots][decode::kTileKeys * kDim * sizeof(T)];  // at last each warp's sums
+  __nv_bfloat16 q[2][kHeads][kDim + 8];  // queries, and what rounding to bf16 took from them
+  alignas(16) T fresh[2][kDim];          // the new token's key and value
+  float fresh_scales[2];
+  float maximum[kDecodeWarps][kHeads];
+  float total[kDecodeWarps][kHeads];
+  int is_last;
 };
 
 namespace decode {
 
-/// How a sequence's keys are shared out: by its own length alone, so that its bits do not depend on others.
-struct Parts {
-  int64_t keys_each;
-  int count;
-};
-__host__ __device__ inline Parts parts_of(int64_t keys) {
-  const int64_t each = (keys + kMaxDecodeParts * kTile - 1) / (kMaxDecodeParts * kTile) * kTile;
-  return {each, static_cast<int>((keys + each - 1) / each)};
+__device__ __forceinline__ uint32_t transposed(uint32_t matrix) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(result) : "r"(matrix));
+  return result;
 }
 
-/// One lane's share of a row.
-template <typename T>
-struct alignas(sizeof(T) * kWide < 16 ? 8 : 16) Slice {
-  T values[kWide];
-};
+/// Bytes 0 and 2 of four codes as bf16: 128 + the low seven bits, less 128 or, if negative, 256.
+__device__ __forceinline__ uint32_t widened(uint32_t codes) {
+  const uint32_t low = (codes & 0x007f007fu) | 0x43004300u, high = (codes & 0x00800080u) | 0x43004300u;
+  const __nv_bfloat162 difference =
+      __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&low), *reinterpret_cast<const __nv_bfloat162*>(&high));
+  return *reinterpret_cast<const uint32_t*>(&difference);
+}
 
-template <typename T>
-__device__ __forceinline__ Slice<T> load_slice(const T* from, bool is_valid) {
-  Slice<T> slice;
-  if constexpr (sizeof(Slice<T>) == 8)
-    *reinterpret_cast<uint2*>(&slice) = is_valid ? __ldcg(reinterpret_cast<const uint2*>(from)) : make_uint2(0, 0);
+/// A tile in shared memory: rows of keys, whose 16-byte chunks are swizzled so that eight rows lie in different banks.
+template <typename T, int kDim>
+struct Tile {
+  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(T));
+  static constexpr int kChunks = kRowBytes / 16;
+  static constexpr int kBytes = kTileKeys * kRowBytes;
+  unsigned char* memory;
+
+  __device__ __forceinline__ unsigned char* at(int row, int chunk) const {
+    return memory + row * kRowBytes + ((chunk ^ (kRowBytes >= 128 ? row & 7 : row >> 1 & 3)) * 16);
+  }
+
+  /// Starts copying the first `rows` rows from `from`, but for row `skipped`; what is outside becomes zeros.
+  __device__ __forceinline__ void fill(const T* from, int rows, int skipped, int dim, int lane) const {
+    const int chunk = lane % kChunks, column = chunk * (16 / static_cast<int>(sizeof(T)));
 #pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(Slice<T>) / 16); ++i)
-    reinterpret_cast<uint4*>(&slice)[i] =
-        is_valid ? __ldcg(reinterpret_cast<const uint4*>(from) + i) : make_uint4(0, 0, 0, 0);
-  return slice;
+    for (int i = 0; i < kChunks / 2; ++i) {
+      const int row = lane / kChunks + i * (32 / kChunks);
+      const bool is_valid = row < rows && column < dim;
+      if (row != skipped) copy_async_16(at(row, chunk), from + (is_valid ? row * dim + column : 0), is_valid);
+    }
+  }
+
+  __device__ __forceinline__ void put_row(int row, const T* from, int lane) const {
+    if (lane < kChunks) *reinterpret_cast<uint4*>(at(row, lane)) = reinterpret_cast<const uint4*>(from)[lane];
+  }
+};
+
+/// Where a query's element lies in shared memory: pairs of codes are widened to bytes 0 and 2, 1 and 3.
+template <typename T>
+__device__ __forceinline__ int place_of(int d) {
+  return sizeof(T) == 1 ? (d & ~3) | (d & 1) << 1 | (d & 2) >> 1 : d;
 }
 
-/// New maximum, probabilities and total of one head's tile, by one warp.
+/// Products of the tile's keys and the queries: of keys lane / 4 and + 8 with heads lane % 4 * 2 and + 1.
 template <typename T, int kDim, int kHeads>
-__device__ __forceinline__ void soften(DecodeShared<T, kDim, kHeads>& shared, int head, int lane) {
-  const float a = shared.scores[head][lane], b = shared.scores[head][lane + 32];
-  const float before = shared.maximum[head];
-  const float highest = fmaxf(before, warp_max(fmaxf(a, b)));
-  const float p = expf(a - highest), q = expf(b - highest);  // the first tile has a key, so highest is a number
-  const float sum = warp_sum(p + q);
-  __syncwarp();
-  shared.scores[head][lane] = p;
-  shared.scores[head][lane + 32] = q;
-  if (lane == 0) {
-    const float shrink = expf(before - highest);
-    shared.shrink[head] = shrink;
-    shared.maximum[head] = highest;
-    shared.total[head] = fmaf(shared.total[head], shrink, sum);
+__device__ __forceinline__ void multiply_keys(const Tile<T, kDim>& tile, const __nv_bfloat16 (&q)[2][kHeads][kDim + 8],
+                                              int pieces, int lane, float (&product)[4]) {
+  float sums[2][4] = {};
+  const int head = lane / 4;
+  const auto query = [&](int piece, int column) {
+    return head < kHeads ? *reinterpret_cast<const uint32_t*>(&q[piece][head][column]) : 0u;
+  };
+#pragma unroll
+  for (int j = 0; j < Tile<T, kDim>::kChunks / 2; ++j) {
+    uint32_t a[4];
+    load_matrices(a, tile.at(lane % 16, 2 * j + lane / 16));
+    if constexpr (sizeof(T) == 1) {
+      const uint32_t first[4] = {widened(a[0]), widened(a[1]), widened(a[0] >> 8), widened(a[1] >> 8)};
+      const uint32_t second[4] = {widened(a[2]), widened(a[3]), widened(a[2] >> 8), widened(a[3] >> 8)};
+      const int column = 32 * j + lane % 4 * 4;
+      for (int piece = 0; piece < pieces; ++piece) {
+        multiply_bf16(sums[0], first, query(piece, column), query(piece, column + 2));
+        multiply_bf16(sums[1], second, query(piece, column + 16), query(piece, column + 18));
+      }
+    } else {
+      const int column = 16 * j + lane % 4 * 2;
+      for (int piece = 0; piece < pieces; ++piece)
+        multiply_bf16(sums[j % 2], a, query(piece, column), query(piece, column + 8));
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < 4; ++e) product[e] = sums[0][e] + sums[1][e];
+}
+
+/// sums += the tile's values times probabilities, given as those of two addends. Element e of sums[j] is that of
+/// column_of(j, e, lane) and head lane % 4 * 2 + e % 2.
+template <typename T, int kDim>
+__device__ __forceinline__ void multiply_values(const Tile<T, kDim>& tile, const uint32_t (&p)[2][2], int lane,
+                                                float (&sums)[kDim / 16][4]) {
+  const auto add = [&](float(&sum)[4], const uint32_t(&a)[4]) {
+    multiply_bf16(sum, a, p[0][0], p[0][1]);
+    multiply_bf16(sum, a, p[1][0], p[1][1]);
+  };
+#pragma unroll
+  for (int j = 0; j < Tile<T, kDim>::kChunks / 2; ++j) {
+    uint32_t a[4];
+    load_matrices_transposed(a, tile.at(lane % 8 + lane / 16 * 8, 2 * j + lane / 8 % 2));
+    if constexpr (sizeof(T) == 1) {
+      const uint32_t first[4] = {widened(a[0]), widened(a[0] >> 8), widened(a[2]), widened(a[2] >> 8)};
+      const uint32_t second[4] = {widened(a[1]), widened(a[1] >> 8), widened(a[3]), widened(a[3] >> 8)};
+      add(sums[2 * j], first);
+      add(sums[2 * j + 1], second);
+    } else {
+      add(sums[j], a);
+    }
   }
 }
 
-/// A part's sum of values, its maximum and its total, in scratch memory.
-struct Partial {
-  float* memory;
-  int64_t dim;
-  __device__ float* of(int64_t sequence, int64_t heads, int64_t head, int part) const {
-    return memory + ((sequence * heads + head) * kMaxDecodeParts + part) * (dim + 2);
+template <typename T>
+__device__ __forceinline__ int column_of(int j, int e, int lane) {
+  return sizeof(T) == 1 ? 16 * j + lane / 4 * 2 + e / 2 : 16 * j + lane / 4 + e / 2 * 8;
+}
+
+/// One warp's softmax over the tiles it has seen: of heads lane % 4 * 2 and + 1.
+template <int kDim>
+struct Softmax {
+  float maximum[2] = {-INFINITY, -INFINITY};  // of scores that are powers of two
+  float total[2] = {};                        // of this lane's keys
+  float sums[kDim / 16][4] = {};
+
+  /// Scores become probabilities; what was summed before shrinks to the new maximum.
+  __device__ __forceinline__ void take(float (&scores)[4]) {
+    float shrink[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float highest = fmaxf(scores[h], scores[h + 2]);  // the tile has a key, so it is a number
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2)
+        highest = fmaxf(highest, __shfl_xor_sync(kFullMask, highest, offset));
+      highest = fmaxf(maximum[h], highest);
+      shrink[h] = power_of_two(maximum[h] - highest);
+      maximum[h] = highest;
+      scores[h] = power_of_two(scores[h] - highest);
+      scores[h + 2] = power_of_two(scores[h + 2] - highest);
+      total[h] = fmaf(total[h], shrink[h], scores[h] + scores[h + 2]);
+    }
+    if (!__any_sync(kFullMask, shrink[0] != 1 || shrink[1] != 1)) return;
+#pragma unroll
+    for (auto& sum : sums)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum[e] *= shrink[e % 2];
   }
 };
 
-/// Joins the parts of one head in their order. `weights` holds kMaxDecodeParts + 1 floats.
-__device__ inline void join(const DecodeGroup& group, const Partial& partial, const AttentionArgs& args,
-                            const AttentionSequence& sequence, int64_t index, int64_t head, int parts, float* weights) {
-  const float* first = partial.of(index, args.heads, head, 0);
-  const int64_t step = partial.dim + 2;
-  group.sync();
-  if (group.thread < 32) {
-    const int p = group.thread;
-    const float maximum = p < parts ? __ldcg(first + p * step + partial.dim) : -INFINITY;
-    const float weight = expf(maximum - warp_max(maximum));
-    const float total = warp_sum(p < parts ? weight * __ldcg(first + p * step + partial.dim + 1) : 0.0f);
-    if (p < parts) weights[p] = weight;
-    if (p == 0) weights[kMaxDecodeParts] = total;
-  }
-  group.sync();
-  for (int64_t d = group.thread; d < partial.dim; d += kDecodeThreads) {
-    float sum = 0;
-#pragma unroll 8
-    for (int p = 0; p < parts; ++p) sum = fmaf(__ldcg(first + p * step + d), weights[p], sum);
-    put_result(args, sequence, head * partial.dim + d, sum / weights[kMaxDecodeParts]);
+/// Probabilities as an operand: rounded to bf16, and what that took from them.
+__device__ __forceinline__ void split(const float (&p)[4], uint32_t (&operand)[2][2]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float low = p[2 * half], high = p[2 * half + 1];
+    const uint32_t rounded = pack_bf16(low, high);
+    operand[0][half] = transposed(rounded);
+    operand[1][half] =
+        transposed(pack_bf16(low - __uint_as_float(rounded << 16), high - __uint_as_float(rounded & 0xffff0000u)));
   }
 }
 
-/// Elements [column, column + kWide) of a head after the rotation of its halves.
-template <typename X>
-__device__ __forceinline__ void load_rotated(const X* head, int column, int dim, const float* cos, const float* sin,
-                                             float (&to)[kWide]) {
-  load_pack(head + column, to);
-  if (!cos) return;
-  const int half = dim / 2;
-  const bool is_first = column < half;
-  float other[kWide], cosines[kWide], sines[kWide];
-  load_pack(head + (is_first ? column + half : column - half), other);
-  load_pack(cos + column % half, cosines);
-  load_pack(sin + column % half, sines);
+/// The new token's key (warp 3) or value (warp 2): into shared memory, and into the cache if `is_stored`. As
+/// rotate_append, bit by bit.
+template <typename T, typename Shared>
+__device__ __forceinline__ void put_fresh(const AttentionArgs& args, const AttentionSequence& sequence,
+                                          const NewTokens& tokens, int64_t index, int kv_head, int position,
+                                          bool is_stored, bool is_key, int lane, Shared& shared) {
+  const int dim = static_cast<int>(args.head_dim), column = lane * kWide;
+  float row[kWide] = {};
+  if (column < dim)
+    with_x(args, [&](auto x) {
+      using X = decltype(x);
+      const int64_t head = static_cast<int64_t>(kv_head) * dim;
+      if (is_key)
+        load_rotated(tokens, index, static_cast<const X*>(tokens.k) + index * tokens.k_stride + head, column, dim, row);
+      else
+        load_written(static_cast<const X*>(tokens.v) + index * tokens.v_stride + head + column, row);
+    });
+  const int64_t key = kv_head * sequence.capacity + position;
+  Pack<T, kWide> elements;
+  if constexpr (sizeof(T) == 1) {
+    float absmax = 0;
 #pragma unroll
-  for (int i = 0; i < kWide; ++i) {
-    const float turned = other[i] * sines[i];
-    to[i] = fmaf(to[i], cosines[i], is_first ? -turned : turned);
+    for (const float element : row) absmax = fmaxf(absmax, fabsf(element));
+    absmax = warp_max(absmax);
+    if (absmax < 1.17549435e-38f) absmax = 0;
+    const float unit = absmax > 0 ? 127.0f / absmax : 0.0f, scale = absmax * (1.0f / 127.0f);
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) {
+      const float code = rintf(row[i] * unit);
+      elements.at[i] = static_cast<int8_t>(fminf(fmaxf(isnan(code) ? 0.0f : code, -127.0f), 127.0f));
+    }
+    if (lane == 0) {
+      shared.fresh_scales[!is_key] = scale;
+      if (is_stored) (is_key ? sequence.k_scales : sequence.v_scales)[key] = scale;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) elements.at[i] = from_float<T>(row[i]);
   }
+  constexpr int kElements = sizeof(shared.fresh[0]) / sizeof(T);
+  if (column < kElements) *reinterpret_cast<Pack<T, kWide>*>(&shared.fresh[!is_key][column]) = elements;
+  if (is_stored && column < dim)
+    *reinterpret_cast<Pack<T, kWide>*>(static_cast<T*>(const_cast<void*>(is_key ? sequence.k : sequence.v)) +
+                                       key * dim + column) = elements;
 }
 
-/// A head of the query, rounded to X as if it had been stored.
-template <typename X>
-__device__ __forceinline__ void load_query(const NewTokens& tokens, const AttentionArgs& args, int64_t index,
-                                           const void* query, int64_t head, int column, float (&to)[kWide]) {
-  const int64_t angles = index * (args.head_dim / 2);
-  load_rotated(static_cast<const X*>(query) + head * args.head_dim, column, static_cast<int>(args.head_dim),
-               tokens.cos ? tokens.cos + angles : nullptr, tokens.sin + angles, to);
+/// The queries into shared memory, as two addends in bf16, by all threads of the group.
+template <typename T, int kDim, int kHeads, bool kNew>
+__device__ __forceinline__ void put_queries(const DecodeGroup& group, const AttentionArgs& args,
+                                            const AttentionSequence& sequence, const NewTokens& tokens, int64_t index,
+                                            const Heads& heads, __nv_bfloat16 (&q)[2][kHeads][kDim + 8]) {
+  const int dim = static_cast<int>(args.head_dim);
+#pragma unroll 1
+  for (int i = group.thread; i < kHeads * (kDim / kWide); i += kDecodeThreads) {
+    const int head = i / (kDim / kWide), column = i % (kDim / kWide) * kWide;
+    float row[kWide] = {};
+    if (head < heads.count && column < dim) {
+      const int64_t first = static_cast<int64_t>(heads.first + head) * dim;
+      if constexpr (kNew) {
+        with_x(args, [&](auto x) {
+          using X = decltype(x);
+          load_rotated(tokens, index, static_cast<const X*>(sequence.q) + first, column, dim, row);
 #pragma unroll
-  for (float& element : to) element = to_float(from_float<X>(element));
-}
-
-template <typename X, typename T>
-__device__ __forceinline__ void load_new(const NewTokens& tokens, const AttentionArgs& args, int64_t index,
-                                         int64_t kv_head, int column, Slice<T>& key, Slice<T>& value) {
-  const int64_t dim = args.head_dim, angles = index * (dim / 2);
-  float row[kWide];
-  load_rotated(static_cast<const X*>(tokens.k) + index * tokens.k_stride + kv_head * dim, column, static_cast<int>(dim),
-               tokens.cos ? tokens.cos + angles : nullptr, tokens.sin + angles, row);
+          for (float& element : row) element = to_float(from_float<X>(element));  // as if it had been stored
+        });
+      } else {
 #pragma unroll
-  for (int i = 0; i < kWide; ++i) key.values[i] = from_float<T>(row[i]);
-  load_pack(static_cast<const X*>(tokens.v) + index * tokens.v_stride + kv_head * dim + column, row);
+        for (int e = 0; e < kWide; ++e) row[e] = query_at(args, sequence, first + column + e);
+      }
+    }
 #pragma unroll
-  for (int i = 0; i < kWide; ++i) value.values[i] = from_float<T>(row[i]);
-}
-
-template <typename Body>
-__device__ __forceinline__ void with_x(const AttentionArgs& args, const Body& body) {
-  if (args.q_dtype == DType::bf16)
-    body(__nv_bfloat16{});
-  else
-    body(float{});
+    for (int e = 0; e < kWide; ++e) {
+      const __nv_bfloat16 rounded = __float2bfloat16_rn(row[e]);
+      q[0][head][column + place_of<T>(e)] = rounded;
+      q[1][head][column + place_of<T>(e)] = __float2bfloat16_rn(row[e] - __bfloat162float(rounded));
+    }
+  }
 }
 
 }  // namespace decode
 
 /// One group's item: attention of a sequence's one query over a part of its keys. The last group of a column and
-/// sequence to finish joins the parts. kDim: 64, 128 or 256, at least head_dim. kNew: with NewTokens; the group of the
-/// last part puts them into the cache. `ready` is called by every thread once, unless the part is empty: before it only
-/// what was there long before is read (keys of the past, lengths), after it the projections, too. The bits depend on
-/// the sequence and its length alone. On return the group may still read `shared`: sync before using it for another.
-template <typename T, int kDim, int kHeads, bool kNew, typename Ready>
+/// sequence to finish joins the parts. kDim: 64, 128 or 256, at least head_dim, of which rows of 16-byte chunks are
+/// wanted. kNew: with NewTokens; the group of the last part puts them into the cache. `ready` is called by every thread
+/// once, unless the part is empty: before it only what was there long before is read (keys of the past, lengths), after
+/// it the projections, too. The bits depend on the sequence and its length alone. On return the group may still read
+/// `shared`: sync before using it for another. Needs compute capability 8.0.
+template <typename T, int kDim, int kHeads, bool kNew, int kSlots, typename Ready>
 __device__ __forceinline__ void attend_query(const DecodeGroup& group, const DecodeItem& item,
                                              const AttentionArgs& args, const AttentionSequence& sequence,
-                                             const NewTokens& tokens, float* partials, unsigned* counters,
-                                             DecodeShared<T, kDim, kHeads>& shared, const Ready& ready) {
+                                             const NewTokens& tokens, float* scratch, unsigned* counters,
+                                             DecodeShared<T, kDim, kHeads, kSlots>& shared, const Ready& ready) {
   using namespace decode;
-  constexpr int kLanes = kDim / kWide;            // that hold one row of keys or values
-  constexpr int kRows = kDecodeThreads / kLanes;  // keys in hand at once
-  constexpr int kSteps = kTile / kRows;           // times a thread loads in a tile
-  auto& sums = shared.sums;
-  const int group_heads = static_cast<int>(args.heads / args.kv_heads);
-  const int groups = (group_heads + kHeads - 1) / kHeads;
-  const int64_t kv_head = item.column / groups, first_head = kv_head * group_heads + item.column % groups * kHeads;
-  const int heads = min(kHeads, static_cast<int>((kv_head + 1) * group_heads - first_head));
-  const int64_t dim = args.head_dim, position = past_of(sequence);  // written long before
-  const KeyRange keys = keys_of(args, sequence, position);
-  const Parts parts = parts_of(keys.end - keys.begin);
-  const int part = item.part;
-  if (part >= parts.count) return;
-  const int64_t begin = keys.begin + part * parts.keys_each;
-  const int64_t end = min(keys.end, begin + parts.keys_each);
+  using KeyTile = Tile<T, kDim>;
+  static_assert(kSlots * KeyTile::kBytes >= kHeads * kDim * 4, "a warp's sums take the place of its ring");
+  const Heads heads = heads_of<kHeads>(args, item.column);
+  const int dim = static_cast<int>(args.head_dim), lane = group.thread % 32, warp = group.thread / 32;
+  const int position = static_cast<int>(past_of(sequence));  // written long before
+  const KeyRange range = keys_of(args, sequence, position);
+  const int begin = static_cast<int>(range.begin), end = static_cast<int>(range.end);
+  const int parts = parts_of(end - begin), tiles = (end - begin + kTileKeys - 1) / kTileKeys;
+  if (item.part >= parts) return;
+  const int first_tile = tiles * item.part / parts, last_tile = tiles * (item.part + 1) / parts;
+  const int steps = max(0, (last_tile - first_tile - warp + kDecodeWarps - 1) / kDecodeWarps);
+  const int first_key = begin + (first_tile + warp) * kTileKeys, stride = kDecodeWarps * kTileKeys;
+  const bool has_new_key = min(end, begin + last_tile * kTileKeys) > position;
+  const int stored = kNew ? min(end, position) : end;
 
-  const int lane = group.thread % 32, warp = group.thread / 32;
-  const int row = group.thread / kLanes, column = group.thread % kLanes * kWide;
-  const bool has_column = column < dim;
-  const T* k = static_cast<const T*>(sequence.k) + kv_head * sequence.capacity * dim + column;
-  const T* v = static_cast<const T*>(sequence.v) + kv_head * sequence.capacity * dim + column;
-  Slice<T> key_rows[kSteps], value_rows[kSteps];
-  float key_scales[kSteps], value_scales[kSteps];  // of an i8 cache
-  const int64_t first_scale = kv_head * sequence.capacity;
-  const int64_t stored = kNew ? min(end, position) : end;
-  const auto load_tile = [&](int64_t first) {
+  const int64_t first_row = static_cast<int64_t>(heads.kv_head) * sequence.capacity;
+  const T* cache[2] = {static_cast<const T*>(sequence.k) + first_row * dim,
+                       static_cast<const T*>(sequence.v) + first_row * dim};
+  const auto tile_at = [&](int u) { return KeyTile{shared.ring[warp][u % kSlots]}; };
+  const auto fetch = [&](int u) {  // keys of tile u / 2 or, if odd, its values
+    if (u < 2 * steps) {
+      const int key = first_key + u / 2 * stride;
+      const int rows = max(0, min(kTileKeys, stored - key));
+      tile_at(u).fill(cache[u % 2] + static_cast<int64_t>(rows > 0 ? key : 0) * dim, rows,
+                      kNew ? position - key : kTileKeys, dim, lane);
+    }
+    commit_copies();
+  };
+  float key_scales[2], value_scales[2];
+  const auto fetch_scales = [&](int key) {
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int64_t key = first + s * kRows + row;
-      key_rows[s] = load_slice(k + key * dim, has_column && key < stored);
-      value_rows[s] = load_slice(v + key * dim, has_column && key < stored);
-      if (sizeof(T) > 1) continue;
-      key_scales[s] = key < end ? scale_of<T>(sequence.k_scales, first_scale + key) : 0.0f;
-      value_scales[s] = key < end ? scale_of<T>(sequence.v_scales, first_scale + key) : 0.0f;
+    for (int i = 0; i < 2; ++i) {
+      const int at = key + lane / 4 + i * 8;
+      key_scales[i] = at < stored ? scale_of<T>(sequence.k_scales, first_row + at) : 0.0f;
+      value_scales[i] = at < stored ? scale_of<T>(sequence.v_scales, first_row + at) : 0.0f;
     }
   };
-  const bool has_new_keys = end > position;  // of the kernel before; all others were there long before
-  if (has_new_keys && !kNew) ready();
-  load_tile(begin);
-  if (!has_new_keys || kNew) ready();
-  // The new key: of which row of threads, in which of its loads.
-  const bool is_new_row = kNew && has_new_keys && has_column && (position - begin) % kRows == row;
-  const auto take_new = [&](int64_t first) {
-    if (!is_new_row || position - first >= kTile) return;
-    Slice<T> key, value;
-    with_x(args, [&](auto x) { load_new<decltype(x)>(tokens, args, item.sequence, kv_head, column, key, value); });
+  if (has_new_key && !kNew) ready();  // the newest is of the kernel before; all others were there long before
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s)
-      if (first + s * kRows + row == position) {
-        key_rows[s] = key;
-        value_rows[s] = value;
-      }
-    if (item.column % groups != 0) return;
-    *reinterpret_cast<Slice<T>*>(const_cast<T*>(k) + position * dim) = key;
-    *reinterpret_cast<Slice<T>*>(const_cast<T*>(v) + position * dim) = value;
-  };
-  if constexpr (kNew) take_new(begin);
-  float q[kHeads][kWide], sum[kHeads][kWide];
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    const bool is_there = h < heads && has_column;
-#pragma unroll
-    for (int i = 0; i < kWide; ++i) {
-      q[h][i] = is_there && !kNew ? query_at(args, sequence, (first_head + h) * dim + column + i) : 0.0f;
-      sum[h][i] = 0;
-    }
-    if constexpr (kNew)
-      if (is_there)
-        with_x(args, [&](auto x) {
-          load_query<decltype(x)>(tokens, args, item.sequence, sequence.q, first_head + h, column, q[h]);
-        });
-  }
-  if (group.thread < kHeads) {
-    shared.maximum[group.thread] = -INFINITY;
-    shared.total[group.thread] = 0;
-  }
-  for (int64_t first = begin; first < end; first += kTile) {
-    group.sync();  // the last tile's probabilities have been read
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int64_t key = first + s * kRows + row;
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        float product = 0;
-#pragma unroll
-        for (int i = 0; i < kWide; ++i) product = fmaf(q[h][i], to_float(key_rows[s].values[i]), product);
-#pragma unroll
-        for (int offset = kLanes / 2; offset > 0; offset /= 2) product += __shfl_xor_sync(kFullMask, product, offset);
-        if (sizeof(T) == 1) product *= key_scales[s];
-        if (column == 0)
-          shared.scores[h][s * kRows + row] =
-              key < end && h < heads ? finish_score(args, product, first_head + h, position, key) : -INFINITY;
-      }
-    }
-    group.sync();
-    for (int h = warp; h < heads; h += kWarps) soften(shared, h, lane);
-    group.sync();
-#pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      if (h >= heads) break;
-      const float shrink = shared.shrink[h];
-#pragma unroll
-      for (int i = 0; i < kWide; ++i) sum[h][i] *= shrink;
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        float p = shared.scores[h][s * kRows + row];
-        if (sizeof(T) == 1) p *= value_scales[s];
-#pragma unroll
-        for (int i = 0; i < kWide; ++i) sum[h][i] = fmaf(p, to_float(value_rows[s].values[i]), sum[h][i]);
-      }
-    }
-    if (first + kTile < end) {
-      load_tile(first + kTile);
-      if constexpr (kNew) take_new(first + kTile);
-    }
-  }
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h)
-#pragma unroll
-    for (int i = 0; i < kWide; ++i) {
-#pragma unroll
-      for (int offset = kLanes; offset < 32; offset *= 2) sum[h][i] += __shfl_xor_sync(kFullMask, sum[h][i], offset);
-      if (lane < kLanes) sums[warp][h][lane * kWide + i] = sum[h][i];
-    }
+  for (int u = 0; u < kSlots; ++u) fetch(u);
+  if (sizeof(T) == 1) fetch_scales(first_key);
+  if (!has_new_key || kNew) ready();
+  if (kNew && has_new_key && warp >= 2)
+    put_fresh<T>(args, sequence, tokens, item.sequence, heads.kv_head, position, heads.is_first_column, warp == 3, lane,
+                 shared);
+  put_queries<T, kDim, kHeads, kNew>(group, args, sequence, tokens, item.sequence, heads, shared.q);
   group.sync();
-  const Partial partial{partials, dim};
-  for (int h = 0; h < heads; ++h) {
-    float* out = partial.of(item.sequence, args.heads, first_head + h, part);
-    for (int64_t d = group.thread; d < dim; d += kDecodeThreads) {
-      float value = 0;
+
+  Softmax<kDim> softmax;
+  const int pieces = args.q_dtype == DType::bf16 ? 1 : 2;
+  const bool is_plain = !(args.softcap > 0) && !args.alibi_slopes && !args.relative_bias;
+  for (int step = 0; step < steps; ++step) {
+    const int key = first_key + step * stride, new_row = kNew ? position - key : kTileKeys;
+    const bool has_new_row = new_row >= 0 && new_row < kTileKeys;
+    const auto await = [&](int u) {
+      wait_for_copies<kSlots - 1>();
+      if (has_new_row) tile_at(u).put_row(new_row, shared.fresh[u % 2], lane);
+      __syncwarp();
+      return tile_at(u);
+    };
+    float p[4];
+    multiply_keys<T, kDim, kHeads>(await(2 * step), shared.q, pieces, lane, p);
+    __syncwarp();
+    fetch(2 * step + kSlots);
+    float value_scale[2];
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) value += sums[w][h][d];
-      if (parts.count == 1)
-        put_result(args, sequence, (first_head + h) * dim + d, value / shared.total[h]);
+    for (int e = 0; e < 4; ++e) {
+      const int at = key + lane / 4 + e / 2 * 8, head = lane % 4 * 2 + e % 2;
+      if (sizeof(T) == 1) {
+        const bool is_new = kNew && at == position;
+        p[e] *= is_new ? shared.fresh_scales[0] : key_scales[e / 2];
+        value_scale[e / 2] = is_new ? shared.fresh_scales[1] : value_scales[e / 2];
+      }
+      float score = p[e] * args.scale;
+      if (!is_plain) score = head < heads.count ? finish_score(args, p[e], heads.first + head, position, at) : 0.0f;
+      p[e] = at < end ? score * 1.44269504f : -INFINITY;
+    }
+    if (sizeof(T) == 1) fetch_scales(key + stride);
+    softmax.take(p);
+    if (sizeof(T) == 1)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) p[e] *= value_scale[e / 2];
+    uint32_t operand[2][2];
+    split(p, operand);
+    multiply_values<T, kDim>(await(2 * step + 1), operand, lane, softmax.sums);
+    __syncwarp();
+    fetch(2 * step + 1 + kSlots);
+  }
+  // The group's sum: each warp's lies where its ring was.
+  float* warp_sums = reinterpret_cast<float*>(shared.ring[warp]);
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const int head = lane % 4 * 2 + e % 2;
+    if (head >= kHeads) continue;
+#pragma unroll
+    for (int j = 0; j < kDim / 16; ++j) warp_sums[head * kDim + column_of<T>(j, e, lane)] = softmax.sums[j][e];
+  }
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int head = lane % 4 * 2 + h;
+    float total = softmax.total[h];
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) total += __shfl_xor_sync(kFullMask, total, offset);
+    if (lane / 4 != 0 || head >= kHeads) continue;
+    shared.maximum[warp][head] = softmax.maximum[h];
+    shared.total[warp][head] = total;
+  }
+  group.sync();
+  const Partials partials{scratch, dim};
+#pragma unroll 1
+  for (int h = 0; h < heads.count; ++h) {
+    float weights[kDecodeWarps], maximum = -INFINITY, total = 0;
+#pragma unroll
+    for (int w = 0; w < kDecodeWarps; ++w) maximum = fmaxf(maximum, shared.maximum[w][h]);
+#pragma unroll
+    for (int w = 0; w < kDecodeWarps; ++w) {
+      weights[w] = power_of_two(shared.maximum[w][h] - maximum);
+      total = fmaf(weights[w], shared.total[w][h], total);
+    }
+    float* of_head = partials.of_head(item.sequence, args, heads.first + h);
+#pragma unroll
+    for (int d = group.thread; d < kDim; d += kDecodeThreads) {
+      if (d >= dim) break;
+      float sum = 0;
+#pragma unroll
+      for (int w = 0; w < kDecodeWarps; ++w)
+        sum = fmaf(reinterpret_cast<const float*>(shared.ring[w])[h * kDim + d], weights[w], sum);
+      if (parts == 1)
+        put_result(args, sequence, static_cast<int64_t>(heads.first + h) * dim + d, sum / total);
       else
-        out[d] = value;
+        partials.sums(of_head, item.part)[d] = sum;
     }
-    if (parts.count > 1 && group.thread == 0) {
-      out[dim] = shared.maximum[h];
-      out[dim + 1] = shared.total[h];
-    }
+    if (parts > 1 && group.thread == 0) *partials.scale(of_head, item.part) = make_float2(maximum, total);
   }
-  if (parts.count == 1) return;
-  __threadfence();
-  group.sync();
-  if (group.thread == 0) {
-    unsigned* counter = counters + item.sequence * decode_columns<kHeads>(args) + item.column;
-    shared.is_last = atomicAdd(counter, 1u) == static_cast<unsigned>(parts.count - 1);
-    if (shared.is_last) *counter = 0;
-  }
-  group.sync();
-  if (!shared.is_last) return;
-  __threadfence();
-  for (int h = 0; h < heads; ++h)
-    join(group, partial, args, sequence, item.sequence, first_head + h, parts.count, &sums[0][0][0]);
+  if (parts == 1) return;
+  if (!is_last_part(group, counters + item.sequence * decode_columns<kHeads>(args) + item.column, parts,
+                    shared.is_last))
+    return;
+#pragma unroll 1
+  for (int h = warp; h < heads.count; h += kDecodeWarps)
+    join(partials, args, sequence, item.sequence, heads.first + h, parts, lane);
 }
 
 }  // namespace nibble::kernels::cuda

@@ -2,25 +2,16 @@
 // For compute capability 8.0 and newer.
 #pragma once
 
+#include "kernels/cuda/device/async.cuh"
 #include "kernels/cuda/device/element.cuh"
 
 namespace nibble::kernels::cuda {
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 /// Starts copying 16 bytes; zeros if not `is_valid`.
 __device__ __forceinline__ void copy_async_16(void* to, const void* from, bool is_valid) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from),
                "r"(is_valid ? 16 : 0));
-#endif
-}
-
-__device__ __forceinline__ void commit_copies() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;\n" ::);
 #endif
 }
 

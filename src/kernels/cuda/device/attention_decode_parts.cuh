@@ -1,0 +1,172 @@
+// What kernels of decode attention share: groups of threads, the parts of a sequence's keys and how they are joined,
+// and the projections of a new token.
+#pragma once
+
+#include "kernels/cuda/device/attention.cuh"
+
+namespace nibble::kernels::cuda {
+
+inline constexpr int kDecodeThreads = 128;  // of a group
+inline constexpr int kDecodeWarps = kDecodeThreads / 32;
+inline constexpr int kMaxDecodeParts = 16;  // of a sequence
+
+/// 128 threads of a block, whole warps, that meet at a barrier of their own.
+struct DecodeGroup {
+  int thread;   // of the group
+  int barrier;  // 0 to 15
+  __device__ __forceinline__ void sync() const {
+    asm volatile("bar.sync %0, %1;\n" ::"r"(barrier), "n"(kDecodeThreads) : "memory");
+  }
+};
+
+/// What a group works on: part of the keys of one sequence, for the query heads of one column.
+struct DecodeItem {
+  int part, column, sequence;  // part < kMaxDecodeParts: parts past a sequence's last are empty
+};
+
+/// Columns of `kHeads` query heads that share a kv head.
+template <int kHeads>
+__host__ __device__ inline int decode_columns(const AttentionArgs& args) {
+  const int group = static_cast<int>(args.heads) / static_cast<int>(args.kv_heads);
+  return static_cast<int>(args.kv_heads) * ((group + kHeads - 1) / kHeads);
+}
+
+/// Floats of scratch memory for the parts of `sequences` sequences; the counters are one a column of a sequence, zero
+/// before and after.
+inline int64_t decode_partials(const AttentionArgs& args, int64_t sequences) {
+  return sequences * args.heads * kMaxDecodeParts * (args.head_dim + 2);
+}
+
+/// The projections of each sequence's token, where the kernel rotates q and k and appends k and v itself.
+struct NewTokens {
+  const void* k;  // of the first sequence; the others' follow
+  const void* v;
+  int64_t k_stride, v_stride;
+  const float* cos;  // (sequences, head_dim / 2); null: nothing is rotated
+  const float* sin;
+};
+
+namespace decode {
+
+constexpr int kWide = 8;  // elements of a row that one lane holds
+
+/// The query heads of one column.
+struct Heads {
+  int kv_head, first, count;
+  bool is_first_column;  // of its kv head
+};
+template <int kHeads>
+__device__ __forceinline__ Heads heads_of(const AttentionArgs& args, int column) {
+  const int group = static_cast<int>(args.heads) / static_cast<int>(args.kv_heads);
+  const int columns = (group + kHeads - 1) / kHeads, kv_head = column / columns, at = column % columns * kHeads;
+  return {kv_head, kv_head * group + at, min(kHeads, group - at), at == 0};
+}
+
+/// What parts leave in scratch memory: the sum of values of each, then of each its maximum and its total.
+struct Partials {
+  float* memory;
+  int dim;
+  __device__ __forceinline__ float* of_head(int64_t sequence, const AttentionArgs& args, int head) const {
+    return memory + (sequence * args.heads + head) * kMaxDecodeParts * (dim + 2);
+  }
+  __device__ __forceinline__ float* sums(float* of_head, int part) const { return of_head + part * dim; }
+  __device__ __forceinline__ float2* scale(float* of_head, int part) const {
+    return reinterpret_cast<float2*>(of_head + kMaxDecodeParts * dim) + part;
+  }
+};
+
+/// Joins the parts of one head in their order, by one warp. Maxima are those of powers of two.
+__device__ __forceinline__ void join(const Partials& partials, const AttentionArgs& args,
+                                     const AttentionSequence& sequence, int64_t index, int head, int parts, int lane) {
+  constexpr int kAtOnce = 8;
+  float* of_head = partials.of_head(index, args, head);
+  const float2 scale = lane < parts ? __ldcg(partials.scale(of_head, lane)) : make_float2(-INFINITY, 0);
+#pragma unroll 1
+  for (int first = 0; first < partials.dim; first += 128) {
+    const int d = first + lane * 4;
+    float4 sums[2][kAtOnce], sum{};
+    const auto load = [&](int p0, float4(&to)[kAtOnce]) {
+#pragma unroll
+      for (int p = 0; p < kAtOnce; ++p)
+        to[p] = p0 + p < parts && d < partials.dim
+                    ? __ldcg(reinterpret_cast<const float4*>(partials.sums(of_head, p0 + p) + d))
+                    : float4{};
+    };
+    load(0, sums[0]);
+    if (parts > kAtOnce) load(kAtOnce, sums[1]);
+    const float weight = power_of_two(scale.x - warp_max(scale.x));
+    const float total = warp_sum(weight * scale.y);
+    const auto add = [&](int p0, const float4(&from)[kAtOnce]) {
+#pragma unroll
+      for (int p = 0; p < kAtOnce; ++p) {
+        const float w = __shfl_sync(kFullMask, weight, p0 + p);
+        sum.x = fmaf(from[p].x, w, sum.x);
+        sum.y = fmaf(from[p].y, w, sum.y);
+        sum.z = fmaf(from[p].z, w, sum.z);
+        sum.w = fmaf(from[p].w, w, sum.w);
+      }
+    };
+    add(0, sums[0]);
+    if (parts > kAtOnce) add(kAtOnce, sums[1]);
+    if (d >= partials.dim) continue;
+    const int64_t at = static_cast<int64_t>(head) * partials.dim + d;
+    put_result(args, sequence, at, sum.x / total);
+    put_result(args, sequence, at + 1, sum.y / total);
+    put_result(args, sequence, at + 2, sum.z / total);
+    put_result(args, sequence, at + 3, sum.w / total);
+  }
+}
+
+/// True in every thread of the last group to come here of `parts`, with what the others wrote visible to it.
+__device__ __forceinline__ bool is_last_part(const DecodeGroup& group, unsigned* counter, int parts, int& shared) {
+  group.sync();
+  if (group.thread == 0) {
+    __threadfence();  // of what the group wrote: the barrier made it this thread's
+    shared = atomicAdd(counter, 1u) == static_cast<unsigned>(parts - 1);
+    if (shared) *counter = 0;
+    __threadfence();
+  }
+  group.sync();
+  return shared;
+}
+
+/// Eight elements that a kernel in flight may have written.
+template <typename X>
+__device__ __forceinline__ void load_written(const X* from, float (&to)[kWide]) {
+  Pack<X, kWide> pack;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(pack) / 16); ++i)
+    reinterpret_cast<uint4*>(&pack)[i] = __ldcg(reinterpret_cast<const uint4*>(from) + i);
+#pragma unroll
+  for (int i = 0; i < kWide; ++i) to[i] = to_float(pack.at[i]);
+}
+
+/// Elements [column, column + kWide) of a head of sequence `index` after the rotation of its halves.
+template <typename X>
+__device__ __forceinline__ void load_rotated(const NewTokens& tokens, int64_t index, const X* head, int column, int dim,
+                                             float (&to)[kWide]) {
+  load_written(head + column, to);
+  if (!tokens.cos) return;
+  const int half = dim / 2, angle = column < half ? column : column - half;
+  const bool is_first = column < half;
+  float other[kWide], cosines[kWide], sines[kWide];
+  load_written(head + (is_first ? column + half : column - half), other);
+  load_written(tokens.cos + index * half + angle, cosines);
+  load_written(tokens.sin + index * half + angle, sines);
+#pragma unroll
+  for (int i = 0; i < kWide; ++i) {
+    const float turned = other[i] * sines[i];
+    to[i] = fmaf(to[i], cosines[i], is_first ? -turned : turned);
+  }
+}
+
+template <typename Body>
+__device__ __forceinline__ void with_x(const AttentionArgs& args, const Body& body) {
+  if (args.q_dtype == DType::bf16)
+    body(__nv_bfloat16{});
+  else
+    body(float{});
+}
+
+}  // namespace decode
+}  // namespace nibble::kernels::cuda
