@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kDim > 128 ? 2 : 5)
     decode_kernel(const __grid_constant__ AttentionArgs args, const __grid_constant__ Sequences sequences,
                   const __grid_constant__ NewTokens tokens, float* scratch, unsigned* counters) {
 #if __CUDA_ARCH__ >= 800
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(256) unsigned char memory[];
   allow_next_launch_where_possible();
   attend_query<T, kDim, kHeads, kNew>(this_group(), this_item(), args, sequences.at[blockIdx.z], tokens, scratch,
                                       counters, *reinterpret_cast<DecodeShared<T, kDim, kHeads>*>(memory),

@@ -9,7 +9,8 @@ namespace nibble::kernels::cuda {
 
 namespace decode {
 
-constexpr int kTileKeys = 16;  // of a warp at once: the rows of a tensor core's operand
+constexpr int kPartKeys = 128;  // of a part, until there are kMaxDecodeParts
+constexpr int kTileKeys = 16;   // of a warp at once: the rows of a tensor core's operand
 
 /// Tiles of keys or values that a warp has under way.
 template <typename T, int kDim>
@@ -19,7 +20,7 @@ constexpr int slots_for() {
 
 /// Parts of a sequence by its own length alone, so that its bits do not depend on others.
 __host__ __device__ inline int parts_of(int keys) {
-  const int parts = (keys + 32) / 64;
+  const int parts = (keys + kPartKeys / 2) / kPartKeys;
   return parts < 1 ? 1 : parts > kMaxDecodeParts ? kMaxDecodeParts : parts;
 }
 
@@ -27,7 +28,7 @@ __host__ __device__ inline int parts_of(int keys) {
 
 /// The shared memory of a group that serves `kHeads` query heads of one kv head. T: bf16 or int8_t.
 template <typename T, int kDim, int kHeads, int kSlots = decode::slots_for<T, kDim>()>
-struct alignas(128) DecodeShared {
+struct alignas(256) DecodeShared {
   unsigned char ring[kDecodeWarps][kSlots][decode::kTileKeys * kDim * sizeof(T)];  // at last each warp's sums
   __nv_bfloat16 q[2][kHeads][kDim + 8];  // queries, and what rounding to bf16 took from them
   alignas(16) T fresh[2][kDim];          // the new token's key and value
@@ -47,7 +48,9 @@ __device__ __forceinline__ uint32_t transposed(uint32_t matrix) {
 
 /// Bytes 0 and 2 of four codes as bf16: 128 + the low seven bits, less 128 or, if negative, 256.
 __device__ __forceinline__ uint32_t widened(uint32_t codes) {
-  const uint32_t low = (codes & 0x007f007fu) | 0x43004300u, high = (codes & 0x00800080u) | 0x43004300u;
+  uint32_t low, high;  // (codes & mask) | 128 in bf16, in one instruction each
+  asm("lop3.b32 %0, %1, 0x007f007f, 0x43004300, 0xea;\n" : "=r"(low) : "r"(codes));
+  asm("lop3.b32 %0, %1, 0x00800080, 0x43004300, 0xea;\n" : "=r"(high) : "r"(codes));
   const __nv_bfloat162 difference =
       __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&low), *reinterpret_cast<const __nv_bfloat162*>(&high));
   return *reinterpret_cast<const uint32_t*>(&difference);
@@ -59,26 +62,35 @@ struct Tile {
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(T));
   static constexpr int kChunks = kRowBytes / 16;
   static constexpr int kBytes = kTileKeys * kRowBytes;
-  unsigned char* memory;
+  uint32_t address;  // a multiple of 256: chunks are told apart by bits that may be flipped
 
-  __device__ __forceinline__ unsigned char* at(int row, int chunk) const {
-    return memory + row * kRowBytes + ((chunk ^ (kRowBytes >= 128 ? row & 7 : row >> 1 & 3)) * 16);
+  __device__ __forceinline__ uint32_t at(int row, int chunk) const {
+    return address + row * kRowBytes + ((chunk ^ swizzle_of(row)) * 16);
   }
+  /// Chunk first_chunk + 2 * pair of the row, whose first_chunk is at `first`: 0 or 1.
+  static __device__ __forceinline__ uint32_t pair_at(uint32_t first, int pair) { return first ^ (pair * 32); }
 
-  /// Starts copying the first `rows` rows from `from`, but for row `skipped`; what is outside becomes zeros.
-  __device__ __forceinline__ void fill(const T* from, int rows, int skipped, int dim, int lane) const {
-    const int chunk = lane % kChunks, column = chunk * (16 / static_cast<int>(sizeof(T)));
+  /// Starts copying the first `rows` rows from `from`; what is outside becomes zeros.
+  __device__ __forceinline__ void fill(const T* from, int rows, int dim, int lane) const {
+    constexpr int kStep = 32 / kChunks;
+    const int chunk = lane % kChunks, first = lane / kChunks, column = chunk * (16 / static_cast<int>(sizeof(T)));
+    from += first * dim + column;
+    if (column >= dim) rows = 0;
 #pragma unroll
-    for (int i = 0; i < kChunks / 2; ++i) {
-      const int row = lane / kChunks + i * (32 / kChunks);
-      const bool is_valid = row < rows && column < dim;
-      if (row != skipped) copy_async_16(at(row, chunk), from + (is_valid ? row * dim + column : 0), is_valid);
-    }
+    for (int i = 0; i < kTileKeys / kStep; ++i)
+      copy_async_16(at(first + i * kStep, chunk), from + i * kStep * dim, first + i * kStep < rows ? 16 : 0);
   }
 
   __device__ __forceinline__ void put_row(int row, const T* from, int lane) const {
-    if (lane < kChunks) *reinterpret_cast<uint4*>(at(row, lane)) = reinterpret_cast<const uint4*>(from)[lane];
+    if (lane >= kChunks) return;
+    const uint4 chunk = reinterpret_cast<const uint4*>(from)[lane];
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};\n" ::"r"(at(row, lane)), "r"(chunk.x), "r"(chunk.y),
+                 "r"(chunk.z), "r"(chunk.w)
+                 : "memory");
   }
+
+ private:
+  static __device__ __forceinline__ int swizzle_of(int row) { return kRowBytes >= 128 ? row & 7 : row >> 1 & 3; }
 };
 
 /// Where a query's element lies in shared memory: pairs of codes are widened to bytes 0 and 2, 1 and 3.
@@ -88,31 +100,37 @@ __device__ __forceinline__ int place_of(int d) {
 }
 
 /// Products of the tile's keys and the queries: of keys lane / 4 and + 8 with heads lane % 4 * 2 and + 1.
-template <typename T, int kDim, int kHeads>
+template <int kPieces, typename T, int kDim, int kHeads>
 __device__ __forceinline__ void multiply_keys(const Tile<T, kDim>& tile, const __nv_bfloat16 (&q)[2][kHeads][kDim + 8],
-                                              int pieces, int lane, float (&product)[4]) {
-  float sums[2][4] = {};
+                                              int lane, float (&product)[4]) {
+  constexpr int kLoads = Tile<T, kDim>::kChunks / 2, kAtOnce = kLoads < 8 ? kLoads : 8;
   const int head = lane / 4;
   const auto query = [&](int piece, int column) {
     return head < kHeads ? *reinterpret_cast<const uint32_t*>(&q[piece][head][column]) : 0u;
   };
+  float sums[2][4] = {};
+  uint32_t row = tile.at(lane % 16, lane / 16);
+  asm volatile("" : "+r"(row));  // addresses are made anew for each tile: registers are scarce
 #pragma unroll
-  for (int j = 0; j < Tile<T, kDim>::kChunks / 2; ++j) {
-    uint32_t a[4];
-    load_matrices(a, tile.at(lane % 16, 2 * j + lane / 16));
-    if constexpr (sizeof(T) == 1) {
-      const uint32_t first[4] = {widened(a[0]), widened(a[1]), widened(a[0] >> 8), widened(a[1] >> 8)};
-      const uint32_t second[4] = {widened(a[2]), widened(a[3]), widened(a[2] >> 8), widened(a[3] >> 8)};
-      const int column = 32 * j + lane % 4 * 4;
-      for (int piece = 0; piece < pieces; ++piece) {
-        multiply_bf16(sums[0], first, query(piece, column), query(piece, column + 2));
-        multiply_bf16(sums[1], second, query(piece, column + 16), query(piece, column + 18));
+  for (int first = 0; first < kLoads; first += kAtOnce) {
+    uint32_t a[kAtOnce][4];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) load_matrices(a[i], Tile<T, kDim>::pair_at(row, first + i));
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) {
+        if constexpr (sizeof(T) == 1) {
+          const uint32_t low[4] = {widened(a[i][0]), widened(a[i][1]), widened(a[i][0] >> 8), widened(a[i][1] >> 8)};
+          const uint32_t high[4] = {widened(a[i][2]), widened(a[i][3]), widened(a[i][2] >> 8), widened(a[i][3] >> 8)};
+          const int column = 32 * (first + i) + lane % 4 * 4;
+          multiply_bf16(sums[0], low, query(piece, column), query(piece, column + 2));
+          multiply_bf16(sums[1], high, query(piece, column + 16), query(piece, column + 18));
+        } else {
+          const int column = 16 * (first + i) + lane % 4 * 2;
+          multiply_bf16(sums[i % 2], a[i], query(piece, column), query(piece, column + 8));
+        }
       }
-    } else {
-      const int column = 16 * j + lane % 4 * 2;
-      for (int piece = 0; piece < pieces; ++piece)
-        multiply_bf16(sums[j % 2], a, query(piece, column), query(piece, column + 8));
-    }
   }
 #pragma unroll
   for (int e = 0; e < 4; ++e) product[e] = sums[0][e] + sums[1][e];
@@ -123,21 +141,30 @@ __device__ __forceinline__ void multiply_keys(const Tile<T, kDim>& tile, const _
 template <typename T, int kDim>
 __device__ __forceinline__ void multiply_values(const Tile<T, kDim>& tile, const uint32_t (&p)[2][2], int lane,
                                                 float (&sums)[kDim / 16][4]) {
-  const auto add = [&](float(&sum)[4], const uint32_t(&a)[4]) {
-    multiply_bf16(sum, a, p[0][0], p[0][1]);
-    multiply_bf16(sum, a, p[1][0], p[1][1]);
-  };
+  constexpr int kLoads = Tile<T, kDim>::kChunks / 2, kAtOnce = kLoads < 4 ? kLoads : 4;
+  uint32_t row = tile.at(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  asm volatile("" : "+r"(row));
 #pragma unroll
-  for (int j = 0; j < Tile<T, kDim>::kChunks / 2; ++j) {
-    uint32_t a[4];
-    load_matrices_transposed(a, tile.at(lane % 8 + lane / 16 * 8, 2 * j + lane / 8 % 2));
+  for (int first = 0; first < kLoads; first += kAtOnce) {
+    uint32_t a[kAtOnce][4];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) load_matrices_transposed(a[i], Tile<T, kDim>::pair_at(row, first + i));
     if constexpr (sizeof(T) == 1) {
-      const uint32_t first[4] = {widened(a[0]), widened(a[0] >> 8), widened(a[2]), widened(a[2] >> 8)};
-      const uint32_t second[4] = {widened(a[1]), widened(a[1] >> 8), widened(a[3]), widened(a[3] >> 8)};
-      add(sums[2 * j], first);
-      add(sums[2 * j + 1], second);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const uint32_t low[4] = {widened(a[i][0]), widened(a[i][0] >> 8), widened(a[i][2]), widened(a[i][2] >> 8)};
+        const uint32_t high[4] = {widened(a[i][1]), widened(a[i][1] >> 8), widened(a[i][3]), widened(a[i][3] >> 8)};
+#pragma unroll
+        for (int addend = 0; addend < 2; ++addend) {
+          multiply_bf16(sums[2 * (first + i)], low, p[addend][0], p[addend][1]);
+          multiply_bf16(sums[2 * (first + i) + 1], high, p[addend][0], p[addend][1]);
+        }
+      }
     } else {
-      add(sums[j], a);
+#pragma unroll
+      for (int addend = 0; addend < 2; ++addend)
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) multiply_bf16(sums[first + i], a[i], p[addend][0], p[addend][1]);
     }
   }
 }
@@ -148,17 +175,18 @@ __device__ __forceinline__ int column_of(int j, int e, int lane) {
 }
 
 /// One warp's softmax over the tiles it has seen: of heads lane % 4 * 2 and + 1.
-template <int kDim>
+template <int kDim, int kHeads>
 struct Softmax {
+  static constexpr int kOwn = kHeads == 1 ? 1 : 2;
   float maximum[2] = {-INFINITY, -INFINITY};  // of scores that are powers of two
   float total[2] = {};                        // of this lane's keys
   float sums[kDim / 16][4] = {};
 
   /// Scores become probabilities; what was summed before shrinks to the new maximum.
   __device__ __forceinline__ void take(float (&scores)[4]) {
-    float shrink[2];
+    float shrink[2] = {1, 1};
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
+    for (int h = 0; h < kOwn; ++h) {
       float highest = fmaxf(scores[h], scores[h + 2]);  // the tile has a key, so it is a number
 #pragma unroll
       for (int offset = 4; offset < 32; offset *= 2)
@@ -236,37 +264,43 @@ __device__ __forceinline__ void put_fresh(const AttentionArgs& args, const Atten
                                        key * dim + column) = elements;
 }
 
-/// The queries into shared memory, as two addends in bf16, by all threads of the group.
+/// The queries into shared memory, by all threads of the group, each of which takes elements d and d + half.
 template <typename T, int kDim, int kHeads, bool kNew>
 __device__ __forceinline__ void put_queries(const DecodeGroup& group, const AttentionArgs& args,
                                             const AttentionSequence& sequence, const NewTokens& tokens, int64_t index,
                                             const Heads& heads, __nv_bfloat16 (&q)[2][kHeads][kDim + 8]) {
-  const int dim = static_cast<int>(args.head_dim);
-#pragma unroll 1
-  for (int i = group.thread; i < kHeads * (kDim / kWide); i += kDecodeThreads) {
-    const int head = i / (kDim / kWide), column = i % (kDim / kWide) * kWide;
-    float row[kWide] = {};
-    if (head < heads.count && column < dim) {
-      const int64_t first = static_cast<int64_t>(heads.first + head) * dim;
-      if constexpr (kNew) {
-        with_x(args, [&](auto x) {
-          using X = decltype(x);
-          load_rotated(tokens, index, static_cast<const X*>(sequence.q) + first, column, dim, row);
+  const int dim = static_cast<int>(args.head_dim), half = dim / 2;
+  with_x(args, [&](auto x) {
+    using X = decltype(x);
 #pragma unroll
-          for (float& element : row) element = to_float(from_float<X>(element));  // as if it had been stored
-        });
-      } else {
+    for (int i = 0; i < (kHeads * kDim / 2 + kDecodeThreads - 1) / kDecodeThreads; ++i) {
+      const int at = group.thread + i * kDecodeThreads, head = at / (kDim / 2), d = at % (kDim / 2);
+      if (at >= kHeads * kDim / 2) break;
+      const bool is_there = head < heads.count && d < half;
+      float first = 0, second = 0;
+      if (is_there) {
+        const X* from = static_cast<const X*>(sequence.q) + (heads.first + head) * dim + d;
+        first = to_float(load_cached_globally(from));
+        second = to_float(load_cached_globally(from + half));
+        if (kNew && tokens.cos) {
+          const float cos = __ldcg(tokens.cos + index * half + d), sin = __ldcg(tokens.sin + index * half + d);
+          const float turned = fmaf(first, cos, -(second * sin));
+          second = to_float(from_float<X>(fmaf(second, cos, first * sin)));  // rounded as if it had been stored
+          first = to_float(from_float<X>(turned));
+        }
+      }
+      // Threads past the half write the zeros past the head.
+      const int to[2] = {d < half ? d : 2 * d, d < half ? d + half : 2 * d + 1};
 #pragma unroll
-        for (int e = 0; e < kWide; ++e) row[e] = query_at(args, sequence, first + column + e);
+      for (int e = 0; e < 2; ++e) {
+        const float element = e == 0 ? first : second;
+        const __nv_bfloat16 rounded = __float2bfloat16_rn(element);
+        q[0][head][place_of<T>(to[e])] = rounded;
+        if constexpr (sizeof(X) == 4)
+          q[1][head][place_of<T>(to[e])] = __float2bfloat16_rn(element - __bfloat162float(rounded));
       }
     }
-#pragma unroll
-    for (int e = 0; e < kWide; ++e) {
-      const __nv_bfloat16 rounded = __float2bfloat16_rn(row[e]);
-      q[0][head][column + place_of<T>(e)] = rounded;
-      q[1][head][column + place_of<T>(e)] = __float2bfloat16_rn(row[e] - __bfloat162float(rounded));
-    }
-  }
+  });
 }
 
 }  // namespace decode
@@ -292,7 +326,9 @@ __device__ __forceinline__ void attend_query(const DecodeGroup& group, const Dec
   const int begin = static_cast<int>(range.begin), end = static_cast<int>(range.end);
   const int parts = parts_of(end - begin), tiles = (end - begin + kTileKeys - 1) / kTileKeys;
   if (item.part >= parts) return;
-  const int first_tile = tiles * item.part / parts, last_tile = tiles * (item.part + 1) / parts;
+  const float tiles_each = __fdividef(static_cast<float>(tiles), static_cast<float>(parts));
+  const auto tile_of = [&](int part) { return part == parts ? tiles : static_cast<int>(part * tiles_each); };
+  const int first_tile = tile_of(item.part), last_tile = tile_of(item.part + 1);
   const int steps = max(0, (last_tile - first_tile - warp + kDecodeWarps - 1) / kDecodeWarps);
   const int first_key = begin + (first_tile + warp) * kTileKeys, stride = kDecodeWarps * kTileKeys;
   const bool has_new_key = min(end, begin + last_tile * kTileKeys) > position;
@@ -301,13 +337,12 @@ __device__ __forceinline__ void attend_query(const DecodeGroup& group, const Dec
   const int64_t first_row = static_cast<int64_t>(heads.kv_head) * sequence.capacity;
   const T* cache[2] = {static_cast<const T*>(sequence.k) + first_row * dim,
                        static_cast<const T*>(sequence.v) + first_row * dim};
-  const auto tile_at = [&](int u) { return KeyTile{shared.ring[warp][u % kSlots]}; };
+  const uint32_t ring = shared_address(shared.ring[warp]);
+  const auto tile_at = [&](int u) { return KeyTile{ring + u % kSlots * KeyTile::kBytes}; };
   const auto fetch = [&](int u) {  // keys of tile u / 2 or, if odd, its values
     if (u < 2 * steps) {
       const int key = first_key + u / 2 * stride;
-      const int rows = max(0, min(kTileKeys, stored - key));
-      tile_at(u).fill(cache[u % 2] + static_cast<int64_t>(rows > 0 ? key : 0) * dim, rows,
-                      kNew ? position - key : kTileKeys, dim, lane);
+      tile_at(u).fill(cache[u % 2] + static_cast<int64_t>(key) * dim, stored - key, dim, lane);
     }
     commit_copies();
   };
@@ -331,20 +366,25 @@ __device__ __forceinline__ void attend_query(const DecodeGroup& group, const Dec
   put_queries<T, kDim, kHeads, kNew>(group, args, sequence, tokens, item.sequence, heads, shared.q);
   group.sync();
 
-  Softmax<kDim> softmax;
-  const int pieces = args.q_dtype == DType::bf16 ? 1 : 2;
+  Softmax<kDim, kHeads> softmax;
+  const bool is_narrow = args.q_dtype == DType::bf16;
   const bool is_plain = !(args.softcap > 0) && !args.alibi_slopes && !args.relative_bias;
   for (int step = 0; step < steps; ++step) {
     const int key = first_key + step * stride, new_row = kNew ? position - key : kTileKeys;
     const bool has_new_row = new_row >= 0 && new_row < kTileKeys;
     const auto await = [&](int u) {
       wait_for_copies<kSlots - 1>();
-      if (has_new_row) tile_at(u).put_row(new_row, shared.fresh[u % 2], lane);
       __syncwarp();
+      if (has_new_row) {
+        tile_at(u).put_row(new_row, shared.fresh[u % 2], lane);
+        __syncwarp();
+      }
       return tile_at(u);
     };
     float p[4];
-    multiply_keys<T, kDim, kHeads>(await(2 * step), shared.q, pieces, lane, p);
+    const KeyTile keys = await(2 * step);
+    is_narrow ? multiply_keys<1, T, kDim, kHeads>(keys, shared.q, lane, p)
+              : multiply_keys<2, T, kDim, kHeads>(keys, shared.q, lane, p);
     __syncwarp();
     fetch(2 * step + kSlots);
     float value_scale[2];
@@ -411,7 +451,7 @@ __device__ __forceinline__ void attend_query(const DecodeGroup& group, const Dec
       for (int w = 0; w < kDecodeWarps; ++w)
         sum = fmaf(reinterpret_cast<const float*>(shared.ring[w])[h * kDim + d], weights[w], sum);
       if (parts == 1)
-        put_result(args, sequence, static_cast<int64_t>(heads.first + h) * dim + d, sum / total);
+        put_result(args, sequence, static_cast<int64_t>(heads.first + h) * dim + d, sum * (1 / total));
       else
         partials.sums(of_head, item.part)[d] = sum;
     }

@@ -57,8 +57,11 @@ struct Heads {
 };
 template <int kHeads>
 __device__ __forceinline__ Heads heads_of(const AttentionArgs& args, int column) {
+  if (kHeads == 1 && args.heads == args.kv_heads) return {column, column, 1, true};
   const int group = static_cast<int>(args.heads) / static_cast<int>(args.kv_heads);
-  const int columns = (group + kHeads - 1) / kHeads, kv_head = column / columns, at = column % columns * kHeads;
+  const int columns = (group + kHeads - 1) / kHeads;
+  if (columns == 1) return {column, column * group, group, true};
+  const int kv_head = column / columns, at = column % columns * kHeads;
   return {kv_head, kv_head * group + at, min(kHeads, group - at), at == 0};
 }
 
@@ -110,10 +113,11 @@ __device__ __forceinline__ void join(const Partials& partials, const AttentionAr
     if (parts > kAtOnce) add(kAtOnce, sums[1]);
     if (d >= partials.dim) continue;
     const int64_t at = static_cast<int64_t>(head) * partials.dim + d;
-    put_result(args, sequence, at, sum.x / total);
-    put_result(args, sequence, at + 1, sum.y / total);
-    put_result(args, sequence, at + 2, sum.z / total);
-    put_result(args, sequence, at + 3, sum.w / total);
+    const float unit = 1 / total;
+    put_result(args, sequence, at, sum.x * unit);
+    put_result(args, sequence, at + 1, sum.y * unit);
+    put_result(args, sequence, at + 2, sum.z * unit);
+    put_result(args, sequence, at + 3, sum.w * unit);
   }
 }
 
@@ -121,14 +125,18 @@ __device__ __forceinline__ void join(const Partials& partials, const AttentionAr
 __device__ __forceinline__ bool is_last_part(const DecodeGroup& group, unsigned* counter, int parts, int& shared) {
   group.sync();
   if (group.thread == 0) {
-    __threadfence();  // of what the group wrote: the barrier made it this thread's
-    shared = atomicAdd(counter, 1u) == static_cast<unsigned>(parts - 1);
+    unsigned before;  // of what the group wrote, too: the barrier made it this thread's
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;\n" : "=r"(before) : "l"(counter) : "memory");
+    shared = before == static_cast<unsigned>(parts - 1);
     if (shared) *counter = 0;
-    __threadfence();
   }
   group.sync();
   return shared;
 }
+
+/// An element that a kernel in flight may have written.
+__device__ __forceinline__ float load_cached_globally(const float* from) { return __ldcg(from); }
+__device__ __forceinline__ __nv_bfloat16 load_cached_globally(const __nv_bfloat16* from) { return __ldcg(from); }
 
 /// Eight elements that a kernel in flight may have written.
 template <typename X>

@@ -24,16 +24,25 @@ __device__ __forceinline__ void wait_for_copies() {
 }
 
 /// Four 8x8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8.
-__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(shared_address(row)));
+               : "r"(row)
+               : "memory");
 }
 
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], const void* row) {
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(shared_address(row)));
+               : "r"(row)
+               : "memory");
+}
+
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
+  load_matrices(to, shared_address(row));
+}
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], const void* row) {
+  load_matrices_transposed(to, shared_address(row));
 }
 
 /// c (16, 8) += a (16, 16) . b (16, 8), in fp32.
