@@ -270,6 +270,12 @@ int run(int count, char** arguments) {
     bench_matmul_4bit(gpu, std::atoll(arguments[1]), std::atoll(arguments[2]), true, {std::atoll(arguments[3])}, false);
     return 0;
   }
+  if (count == 6 && std::string(arguments[1]) == "int8") {  // the same: rows, cols, m, threshold
+    gpu.bandwidth = 3e12;
+    bench_matmul_plain(gpu, std::atoll(arguments[2]), std::atoll(arguments[3]), DType::i8,
+                       std::strtof(arguments[5], nullptr), {std::atoll(arguments[4])});
+    return 0;
+  }
   std::printf("%s\n", gpu.stream->description().name.c_str());
   measure_copy(gpu);
   if (count == 2 && std::string(arguments[1]) == "int8") {

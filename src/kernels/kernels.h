@@ -182,7 +182,8 @@ struct MatmulDenseJob {
 
 /// LLM.int8(): x is rounded to fp16 and quantized by rows without its outliers (|x| >= threshold), multiplied in int32
 /// and scaled by row absmax * weight absmax / 127^2. Columns that hold an outlier in any row of the call are multiplied
-/// with the dequantized weight instead, both rounded to `compute`. threshold 0: no outliers.
+/// with the dequantized weight instead, both rounded to `compute`; what of x is too large for f16 stays as it is (above
+/// eight rows on CUDA: all of x and the weights are rounded to bf16 then). threshold 0: no outliers.
 struct MatmulInt8Job {
   const int8_t* w;      // (rows, cols)
   const float* absmax;  // (rows)

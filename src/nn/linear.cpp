@@ -87,7 +87,8 @@ struct Runner {
           return kernels::MatmulInt8Job{w.weight.values.as<int8_t>(), w.weight.absmax.as<float>(), call.layer->rows,
                                         output_of(call)};
         });
-    input.matmul.compute = DType::f16;
+    // Outliers: bf16 activations may be larger than fp16 holds.
+    input.matmul.compute = input.matmul.x_dtype == DType::bf16 ? DType::bf16 : DType::f16;
     require_entry(input.backend, input.backend.kernels().matmul_int8, "matmul_int8")(
         input.backend.context(), input.matmul, first.threshold, jobs.data(), static_cast<int64_t>(count));
     return count;

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(256)
       const int at = threadIdx.x + 256 * j, r = at / kAnyStep, c = at % kAnyStep;
       const bool has_column = k + c < count;
       const int64_t column = has_column ? left.outliers[k + c] : 0;
-      xs[c][r] = has_column && first_x + r < m ? to_float(from_float<T>(x[(first_x + r) * cols + column])) : 0.0f;
+      xs[c][r] = has_column && first_x + r < m ? outlier_value<T>(x[(first_x + r) * cols + column]) : 0.0f;
       ws[c][r] = has_column && first_row + r < rows
                      ? to_float(from_float<T>(decode(w, absmax, cols, first_row + r, column)))
                      : 0.0f;
@@ -254,6 +254,12 @@ int tile_rows_for(const Context& context, const MatmulInput& input, const Matmul
   return best;
 }
 
+/// True if x can be the left side as it lies, where all columns are outliers.
+template <typename T>
+bool may_be_direct(const MatmulInput& input) {
+  return std::is_same_v<T, __nv_bfloat16> && input.x_dtype == DType::bf16 && is_aligned(input.x, 16);
+}
+
 template <typename T, int kRows>
 bool launch_tiles(const Context& context, const MatmulInput& input, const MatmulInt8Job* jobs, int64_t count,
                   const TilePieces& pieces, int64_t panel_rows) {
@@ -276,6 +282,8 @@ bool launch_tiles(const Context& context, const MatmulInput& input, const Matmul
     is_good = is_good && describe_matrix(args.panels_x, pieces.left.panels_x, panels * input.m, 128, kInt8TileX) &&
               describe_matrix(args.panels_w, pieces.panels_w, panels * panel_rows, 128, kRows);
   }
+  if (may_be_direct<T>(input))
+    is_good = is_good && describe_matrix(args.direct_x, input.x, input.m, input.cols * 2, kInt8TileX);
   if (!is_good) return false;
   const auto kernel = int8_tile_kernel<T, kRows>;
   constexpr int kShared = Int8TileShared<kRows>::kBytes;
@@ -322,10 +330,16 @@ bool multiply_tiles(const Context& context, const MatmulInput& input, float thre
   const int64_t size = TilePieces(nullptr, input, has_threshold, most).size;
   const TilePieces pieces(static_cast<uint8_t*>(context.scratch->reserve(size)), input, has_threshold, most);
   const auto cols = static_cast<int>(input.cols);
-  cudaFuncSetAttribute(quantize_left_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 2 * cols);
-  launch_dependent(context, quantize_left_kernel, dim3(static_cast<unsigned>(input.m)), 256,
-                   static_cast<size_t>(2 * cols), DeviceX(input), cols, threshold, OutlierFlags(context.counters),
-                   pieces.left);
+  const unsigned blocks = blocks_for(input.m, 8, int64_t{context.multiprocessors} * 8);
+  with_x_type(input, [&](auto element) {
+    using From = decltype(element);
+    const auto kernel = quantize_left_kernel<From>;
+    const int shared = has_threshold ? cols : 0;
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    launch_dependent(context, kernel, dim3(blocks), 256, static_cast<size_t>(shared), static_cast<const From*>(input.x),
+                     static_cast<int>(input.m), cols, threshold, may_be_direct<T>(input),
+                     OutlierFlags(context.counters), pieces.left);
+  });
   MatmulInt8Job part[kMaxJobs];
   int64_t parts = 0, rows = 0;
   bool is_first = true;

@@ -303,6 +303,42 @@ TEST_F(MatmulGpuTest, Int8AgreesWithTheReference) {
       }
 }
 
+/// Values that fp16 does not hold, in one column, in every other and in all.
+TEST_F(MatmulGpuTest, Int8OutliersBeyondHalfStayFinite) {
+  Random random(10);
+  const int64_t rows = 136, cols = 400;
+  Array w(DType::i8, rows * cols, 0), absmax(DType::f32, rows);
+  for (int64_t i = 0; i < w.count(); ++i) w.set(i, static_cast<float>(static_cast<int>(random.next() % 255) - 127));
+  for (int64_t i = 0; i < rows; ++i) absmax.set(i, static_cast<float>(0.1 + random.uniform()));
+  for (Array* array : {&w, &absmax}) array->upload(stream());
+  for (const int64_t m : {1, 5, 40, 300})
+    for (const int64_t step : {cols, int64_t{2}, int64_t{1}})
+      for (const DType type : {DType::f32, DType::bf16}) {
+        const DType compute = type == DType::bf16 ? DType::bf16 : DType::f16;
+        const std::string label =
+            "m " + std::to_string(m) + " every " + std::to_string(step) + " columns, " + std::string(name_of(type));
+        Array x = random_array(random, type, m * cols, 1, 0);
+        for (int64_t c = 3 % step; c < cols; c += step) x.set((m - 1) * cols + c, c % 4 ? 1.0e5f : -3.0e9f);
+        x.upload(stream());
+        Array y = outputs({m, rows, cols, 0}, rows, false, 0);
+        const MatmulInt8Job job{
+            w.device<int8_t>(stream()), absmax.device<float>(stream()), rows, {y.device(stream()), rows}};
+        cuda().matmul_int8(context, {x.device(stream()), m, cols, compute, false, type}, 6, &job, 1);
+        finish(label);
+        Array expected = y;
+        const MatmulInt8Job on_host{w.host<int8_t>(), absmax.host<float>(), rows, {expected.host(), rows}};
+        reference().matmul_int8({}, {x.host(), m, cols, compute, false, type}, 6, &on_host, 1);
+        y.download(stream(), label);
+        for (int64_t i = 0; i < m; ++i) {
+          double scale = 1;
+          for (int64_t n = 0; n < rows; ++n) scale = std::max(scale, std::abs(double{expected.get(i * rows + n)}));
+          ASSERT_TRUE(std::isfinite(scale)) << label;
+          for (int64_t n = 0; n < rows; ++n)
+            ASSERT_NEAR(y.get(i * rows + n), expected.get(i * rows + n), 0x1p-7 * scale) << label << " row " << i;
+        }
+      }
+}
+
 TEST_F(MatmulGpuTest, Int8JobsOfOneCallShareTheOutlierColumns) {
   Random random(9);
   const int64_t cols = 320, sizes[] = {37, 300, 5, 130, 64}, stride = 536;

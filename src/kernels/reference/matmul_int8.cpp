@@ -1,4 +1,6 @@
 // matmul_int8: LLM.int8(), integer products for ordinary columns and plain ones for columns that hold an outlier.
+#include <cmath>
+
 #include "kernels/reference/entries.h"
 #include "kernels/reference/matmul.h"
 #include "quant/int8_vectorwise.h"
@@ -29,6 +31,12 @@ QuantizedInput quantize(const Context& context, const MatmulInput& input, float 
   return result;
 }
 
+/// An element of x in a product of its own: f16 does not make what is too large for it infinite.
+float outlier_value(DType compute, float x) {
+  const float rounded = round_to(compute, x);
+  return std::isinf(rounded) ? x : rounded;
+}
+
 int64_t dot_int8(const int8_t* a, const int8_t* b, int64_t cols) {
   int64_t sum = 0;
   for (int64_t c = 0; c < cols; ++c) sum += int64_t{a[c]} * b[c];
@@ -52,7 +60,7 @@ void matmul_int8(const Context& context, const MatmulInput& input, float thresho
         double sum =
             static_cast<double>(dot_int8(x.q.data() + i * input.cols, w, input.cols)) * scale / (127.0 * 127.0);
         for (const int64_t c : x.outliers)
-          sum += static_cast<double>(round_to(input.compute, load(input.x, input.x_dtype, i * input.cols + c))) *
+          sum += static_cast<double>(outlier_value(input.compute, load(input.x, input.x_dtype, i * input.cols + c))) *
                  static_cast<double>(decoded(c));
         put(job.out, i, n, sum);
       }

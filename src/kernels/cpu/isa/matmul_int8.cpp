@@ -26,6 +26,11 @@ NIBBLE_INLINE float round_f16(float x) { return to_float(to_f16(x)); }
 NIBBLE_INLINE float round_to(DType compute, float x) {
   return compute == DType::bf16 ? to_float(to_bf16(x)) : compute == DType::f16 ? round_f16(x) : x;
 }
+/// An element of x in a product of its own: f16 does not make what is too large for it infinite.
+NIBBLE_INLINE float outlier_value(DType compute, float x) {
+  const float rounded = round_to(compute, x);
+  return compute == DType::f16 && magnitude(rounded) > 65504.0f ? x : rounded;
+}
 NIBBLE_INLINE bool is_outlier(const QuantizedX& q, float x) { return q.threshold > 0 && magnitude(x) >= q.threshold; }
 
 /// One row of x rounded to fp16, in this thread's memory.
@@ -94,7 +99,7 @@ void quantize_row(const QuantizedX& q, int64_t row, uint32_t* out, int64_t strid
     const int64_t column = q.columns[o];
     const bool apart = is_set_apart(q, column, x[column]);
     q.outlier_x[row * q.outliers + o] =
-        apart ? round_to(q.input->compute, q.input->x_f32()[(q.first + row) * cols + column]) : 0;
+        apart ? outlier_value(q.input->compute, q.input->x_f32()[(q.first + row) * cols + column]) : 0;
   }
 }
 

@@ -1,5 +1,5 @@
-// LLM.int8() for many rows of x, before the product: codes and scales of x, the list of outlier columns, and both sides
-// of those columns as 16-bit panels. Nothing waits for the host: how many columns there are stays on the device.
+// LLM.int8() for many rows of x, before the product: codes and scales of x, and the list of outlier columns. Nothing
+// waits for the host: how many columns there are stays on the device.
 #pragma once
 
 #include "kernels/cuda/device/dependent.cuh"
@@ -12,12 +12,14 @@ inline constexpr int kInt8Chunk = 128;    // columns of codes that a step of the
 inline constexpr int kOutlierPanel = 64;  // outlier columns of a panel: as many bytes
 
 /// What the launches know of each other. Panels hold the outlier columns alone, or, where those are at least half, all
-/// columns with zeros in x for the others.
+/// columns with zeros on one side for the others.
 struct OutlierSummary {
   int count;   // outlier columns
   int panels;  // 0 if there are none
   int has_all_columns;
-  int live_chunks;  // those with a column that is no outlier; -1: all, and there is no list of them
+  int live_chunks;   // those with a column that is no outlier; -1: all, and there is no list of them
+  int has_direct_x;  // all columns, and x itself is the left side: the zeros are the weights'
+  int has_large_x;   // fp16 does not hold all of x, or it has a NaN: 16-bit panels are bf16
 };
 
 /// In scratch, for one call. The last five are null without a threshold.
@@ -31,14 +33,16 @@ struct Int8Left {
   uint8_t* panels_x;  // [panel][m]: 128 bytes
 };
 
-/// In the context's counters, zero before and after: blocks that are done, whether there are outliers, flags by column.
+/// In the context's counters, zero before and after: blocks that are done, what they found, flags by column.
 struct OutlierFlags {
+  static constexpr uint32_t kHasOutlier = 1, kHasLarge = 2;  // infinite in fp16, or NaN
+
   uint32_t* done;
-  uint32_t* any;
+  uint32_t* found;
   uint8_t* of_column;
 
   __host__ __device__ explicit OutlierFlags(uint32_t* counters)
-      : done(counters), any(counters + 1), of_column(reinterpret_cast<uint8_t*>(counters + 4)) {}
+      : done(counters), found(counters + 1), of_column(reinterpret_cast<uint8_t*>(counters + 4)) {}
   static constexpr int64_t kMaxCols = kCounters * 4 - 16;
 };
 
@@ -64,14 +68,24 @@ __device__ __forceinline__ int sum_before(int count, int* shared, int& total) {
 }
 
 /// One block, after all flags are set: takes them away, and writes lists. `words`: shared memory for cols bytes.
-__device__ inline void list_outliers(const OutlierFlags& flags, int cols, const Int8Left& left, uint32_t* words) {
+__device__ inline void list_outliers(const OutlierFlags& flags, uint32_t found_all, bool may_be_direct, int cols,
+                                     const Int8Left& left, uint32_t* words) {
   __shared__ int sums[8];
   const int count = cols / 4, per_thread = (count + 255) / 256, chunks = (cols + kInt8Chunk - 1) / kInt8Chunk;
   auto* set = reinterpret_cast<uint32_t*>(flags.of_column);
-  for (int i = threadIdx.x; i < count; i += 256) {
-    words[i] = __ldcg(set + i);
-    reinterpret_cast<uint32_t*>(left.flags)[i] = words[i];
-    set[i] = 0;
+  constexpr int kLoads = 8;  // under way at once
+  for (int group = threadIdx.x; group < count; group += kLoads * 256) {
+    uint32_t loaded[kLoads];
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) loaded[j] = group + j * 256 < count ? __ldcg(set + group + j * 256) : 0;
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      const int i = group + j * 256;
+      if (i >= count) break;
+      words[i] = loaded[j];
+      reinterpret_cast<uint32_t*>(left.flags)[i] = loaded[j];
+      set[i] = 0;
+    }
   }
   __syncthreads();
   const int first = min(static_cast<int>(threadIdx.x) * per_thread, count), last = min(first + per_thread, count);
@@ -95,164 +109,155 @@ __device__ inline void list_outliers(const OutlierFlags& flags, int cols, const 
     live += found;
   }
   if (threadIdx.x == 0) {
-    const bool has_all = 2 * total >= cols;
-    *left.summary = {total, ((has_all ? cols : total) + kOutlierPanel - 1) / kOutlierPanel, has_all, live};
+    const bool has_all = 2 * total >= cols, has_large = (found_all & OutlierFlags::kHasLarge) != 0;
+    *left.summary = {total,
+                     ((has_all ? cols : total) + kOutlierPanel - 1) / kOutlierPanel,
+                     has_all,
+                     live,
+                     has_all && may_be_direct && !has_large,
+                     has_large};
   }
 }
 
-/// A row of x a block: its absmax without outliers, whose columns get a flag, and its codes. The last block to finish
-/// lists the outlier columns. Shared memory: a row in fp16.
-__global__ void __launch_bounds__(256)
-    quantize_left_kernel(const DeviceX x, int cols, float threshold, const OutlierFlags flags, const Int8Left left) {
-  extern __shared__ __align__(16) uint8_t memory[];
-  __shared__ float shared[32];
-  __shared__ bool is_last;
-  wait_for_previous();
-  uint2* values = reinterpret_cast<uint2*>(memory);
-  const int64_t row = int64_t{blockIdx.x} * cols;
-  const bool is_aligned = reinterpret_cast<uint64_t>(x.data) % 16 == 0;
-  float maximum = 0;
-  bool has_own = false;
-#pragma unroll 4
-  for (int c = threadIdx.x * 4; c < cols; c += 1024) {
-    const float4 v = four_of(x, row + c, is_aligned);
-    const __half2 low = __floats2half2_rn(v.x, v.y), high = __floats2half2_rn(v.z, v.w);
-    const float2 a = __half22float2(low), b = __half22float2(high);
-    values[c / 4] = make_uint2(reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high));
-    const float four[4] = {a.x, a.y, b.x, b.y};
+/// Eight values of x in fp16.
+struct HalfVector {
+  __half2 pairs[4];
+
+  template <bool kAligned, typename From>
+  __device__ static __forceinline__ HalfVector load(const From* from) {
+    HalfVector v;
+    float values[8];
+    if constexpr (kAligned) {
+      Vector8<From>::load_cached(from).unpack(values);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) values[j] = to_float(from[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) v.pairs[j] = __floats2half2_rn(values[2 * j], values[2 * j + 1]);
+    return v;
+  }
+  __device__ __forceinline__ void unpack(float (&values)[8]) const {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (!is_outlier(four[j], threshold)) {
-        maximum = fmaxf(maximum, fabsf(four[j]));
-      } else {
-        has_own = flags.of_column[c + j] = 1;
-      }
+      const float2 pair = __half22float2(pairs[j]);
+      values[2 * j] = pair.x, values[2 * j + 1] = pair.y;
     }
   }
-  maximum = block_max(maximum, shared);
-  if (threadIdx.x == 0) left.scales[blockIdx.x] = maximum;
-  const float scale = int8_scale(maximum);
-#pragma unroll 4
-  for (int c = threadIdx.x * 4; c < cols; c += 1024) {
-    const uint2 v = values[c / 4];
-    const float2 a = __half22float2(reinterpret_cast<const __half2&>(v.x)),
-                 b = __half22float2(reinterpret_cast<const __half2&>(v.y));
-    const float four[4] = {a.x, a.y, b.x, b.y};
-    uint32_t codes = 0;
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      if (!is_outlier(four[j], threshold)) codes |= (encode_int8(four[j], scale) & 255) << (8 * j);
-    *reinterpret_cast<uint32_t*>(left.codes + row + c) = codes;
+  __device__ __forceinline__ float largest() const {
+    const __half2 both =
+        __hmax2(__hmax2(__habs2(pairs[0]), __habs2(pairs[1])), __hmax2(__habs2(pairs[2]), __habs2(pairs[3])));
+    return fmaxf(__low2float(both), __high2float(both));
   }
+  __device__ __forceinline__ bool is_finite() const {
+    const __half2 zero = __float2half2_rn(0.0f);  // times what is not finite: NaN
+    __half2 sum = __hmul2(pairs[0], zero);
+#pragma unroll
+    for (int j = 1; j < 4; ++j) sum = __hfma2(pairs[j], zero, sum);
+    return __hbeq2(sum, sum);
+  }
+};
+
+/// Calls body(column, its eight values) for a warp's share of a row; several loads are under way at once.
+template <bool kAligned, typename From, typename Body>
+__device__ __forceinline__ void for_row(const From* from, int cols, const Body& body) {
+  constexpr int kLoads = 8;
+  for (int first = static_cast<int>(threadIdx.x) % 32 * 8; first < cols; first += kLoads * 256) {
+    HalfVector vectors[kLoads];
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j)
+      if (first + j * 256 < cols) vectors[j] = HalfVector::load<kAligned>(from + first + j * 256);
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j)
+      if (first + j * 256 < cols) body(first + j * 256, vectors[j]);
+  }
+}
+
+/// Half to even, for |x * scale| within rounding of 127; NaN is 0.
+__device__ __forceinline__ uint32_t encode_four(const float* x, float scale) {
+  uint32_t codes = 0;
+#pragma unroll
+  for (int j = 3; j >= 0; --j) codes = codes << 8 | (static_cast<uint32_t>(__float2int_rn(x[j] * scale)) & 255);
+  return codes;
+}
+
+/// A warp's row of x: its absmax without outliers, whose columns get a flag, and its codes. What it found.
+template <bool kAligned, typename From>
+__device__ __forceinline__ uint32_t quantize_row(const From* x, int row, int cols, float threshold, uint8_t* flags,
+                                                 const Int8Left& left) {
+  const From* from = x + int64_t{row} * cols;
+  float maximum = 0;
+  uint32_t found = 0;
+  for_row<kAligned>(from, cols, [&](int c, const HalfVector& v) {
+    const float largest = v.largest();
+    if (!v.is_finite()) found |= OutlierFlags::kHasLarge;
+    if (!is_outlier(largest, threshold)) {
+      maximum = fmaxf(maximum, largest);
+      return;
+    }
+    found |= OutlierFlags::kHasOutlier;
+    float values[8];
+    v.unpack(values);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      if (is_outlier(values[j], threshold))
+        flags[c + j] = 1;
+      else
+        maximum = fmaxf(maximum, fabsf(values[j]));
+    }
+  });
+  maximum = warp_max(maximum);
+  if (threadIdx.x % 32 == 0) left.scales[row] = maximum;
+  const float scale = int8_scale(maximum);
+  const bool has_outlier = __any_sync(kFullMask, found & OutlierFlags::kHasOutlier);
+  for_row<kAligned>(from, cols, [&](int c, const HalfVector& v) {
+    float values[8];
+    v.unpack(values);
+    if (has_outlier) {
+#pragma unroll
+      for (float& value : values) value = is_outlier(value, threshold) ? 0.0f : value;
+    }
+    *reinterpret_cast<uint2*>(left.codes + int64_t{row} * cols + c) =
+        make_uint2(encode_four(values, scale), encode_four(values + 4, scale));
+  });
+  return found;
+}
+
+/// A row of x a warp. The last block to finish lists the outlier columns. Shared memory, with a threshold: cols bytes.
+template <typename From>
+__global__ void __launch_bounds__(256)
+    quantize_left_kernel(const From* x, int m, int cols, float threshold, bool may_be_direct, const OutlierFlags flags,
+                         const Int8Left left) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  __shared__ bool is_last;
+  wait_for_previous();
+  const bool is_aligned = reinterpret_cast<uint64_t>(x) % 16 == 0;
+  const int warp = threadIdx.x / 32, warps = gridDim.x * 8;
+  uint32_t found = 0;
+  for (int row = blockIdx.x + warp * gridDim.x; row < m; row += warps)
+    found |= is_aligned ? quantize_row<true>(x, row, cols, threshold, flags.of_column, left)
+                        : quantize_row<false>(x, row, cols, threshold, flags.of_column, left);
   if (threshold <= 0) return;
   __threadfence();
-  const bool has_outlier = __syncthreads_or(has_own);
+  const bool has_outlier = __syncthreads_or(found & OutlierFlags::kHasOutlier);
+  const bool has_large = __syncthreads_or(found & OutlierFlags::kHasLarge);
   if (threadIdx.x == 0) {
-    if (has_outlier) *flags.any = 1;
+    const uint32_t all = (has_outlier ? OutlierFlags::kHasOutlier : 0) | (has_large ? OutlierFlags::kHasLarge : 0);
+    if (all) atomicOr(flags.found, all);
     __threadfence();
     is_last = atomicAdd(flags.done, 1u) == gridDim.x - 1;
   }
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  const bool has_any = __ldcg(flags.any) != 0;
+  const uint32_t found_all = __ldcg(flags.found);
   __syncthreads();
-  if (has_any) list_outliers(flags, cols, left, reinterpret_cast<uint32_t*>(memory));
+  if (found_all & OutlierFlags::kHasOutlier)
+    list_outliers(flags, found_all, may_be_direct, cols, left, reinterpret_cast<uint32_t*>(memory));
   if (threadIdx.x != 0) return;
-  if (!has_any) *left.summary = {0, 0, 0, -1};
+  if (!(found_all & OutlierFlags::kHasOutlier)) *left.summary = {0, 0, 0, -1, 0, 0};
   *flags.done = 0;
-  *flags.any = 0;
-}
-
-/// The weights of a call's jobs, whose panels stand one after the other: [panel][row of all jobs].
-struct OutlierWeights {
-  DeviceJobs jobs;  // first_tile: the job's first row
-  int rows;         // of all jobs
-  uint8_t* panels;
-};
-
-__device__ __forceinline__ float decode_weight(int8_t code, float absmax) {
-  return __fmul_rn(__fmul_rn(static_cast<float>(code), absmax), 1.0f / 127.0f);
-}
-
-/// Eight columns of a row of x, from column j * 8 of a panel; those columns' codes become zero.
-template <typename T>
-__device__ __forceinline__ uint4 gather_x(const DeviceX& x, int64_t row, int cols, const Int8Left& left,
-                                          const OutlierSummary& summary, int first) {
-  float values[8];
-  if (!summary.has_all_columns) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const int column = left.columns[first + j];
-      values[j] = column < 0 ? 0.0f : x[row * cols + column];
-      if (column >= 0) left.codes[row * cols + column] = 0;
-    }
-  } else if (first < cols) {
-    const uint2 flags = *reinterpret_cast<const uint2*>(left.flags + first);
-    const bool is_aligned = reinterpret_cast<uint64_t>(x.data) % 16 == 0;
-    const float4 a = four_of(x, row * cols + first, is_aligned), b = four_of(x, row * cols + first + 4, is_aligned);
-    const float all[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-    for (int j = 0; j < 8; ++j) values[j] = (j < 4 ? flags.x : flags.y) >> (8 * (j % 4)) & 1 ? all[j] : 0.0f;
-    if (summary.live_chunks > 0) {  // otherwise nobody reads codes
-      uint2* codes = reinterpret_cast<uint2*>(left.codes + row * cols + first);
-      uint2 kept = *codes;
-      kept.x &= ~(flags.x * 255);
-      kept.y &= ~(flags.y * 255);
-      *codes = kept;
-    }
-  } else {
-#pragma unroll
-    for (float& value : values) value = 0;
-  }
-  return Vector8<T>::pack(values).words[0];
-}
-
-template <typename T>
-__device__ __forceinline__ uint4 gather_w(const DeviceJob& job, int64_t row, int cols, const Int8Left& left,
-                                          bool has_all, int first) {
-  const auto* w = reinterpret_cast<const int8_t*>(job.weight.data) + row * cols;
-  const float absmax = job.weight.absmax.values[row];
-  uint2 packed = make_uint2(0, 0);
-  auto* codes = reinterpret_cast<int8_t*>(&packed);
-  if (!has_all) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const int column = left.columns[first + j];
-      codes[j] = column < 0 ? int8_t{0} : w[column];
-    }
-  } else if (first < cols) {
-    packed = *reinterpret_cast<const uint2*>(w + first);
-  }
-  float values[8];
-#pragma unroll
-  for (int j = 0; j < 8; ++j) values[j] = decode_weight(codes[j], absmax);
-  return Vector8<T>::pack(values).words[0];
-}
-
-/// Panels of x and of the weights, rounded to T, eight columns a thread. Nothing to do without outliers.
-template <typename T>
-__global__ void __launch_bounds__(256) gather_outliers_kernel(const DeviceX x, int m, int cols, const Int8Left left,
-                                                              const __grid_constant__ OutlierWeights weights) {
-  wait_for_previous();
-  const OutlierSummary summary = *left.summary;
-  if (summary.count == 0) return;
-  const auto panels = static_cast<uint32_t>(summary.panels);
-  const auto groups = static_cast<uint32_t>(m + weights.rows) * panels;
-  const int lane = threadIdx.x % 8;
-  for (uint32_t group = (blockIdx.x * 256 + threadIdx.x) / 8; group < groups; group += gridDim.x * 32) {
-    const auto row = static_cast<int>(group / panels);
-    const int panel = static_cast<int>(group % panels), first = panel * kOutlierPanel + lane * 8;
-    if (row < m) {
-      reinterpret_cast<uint4*>(left.panels_x)[(int64_t{panel} * m + row) * 8 + lane] =
-          gather_x<T>(x, row, cols, left, summary, first);
-    } else {
-      const int in_jobs = row - m;
-      const DeviceJob& job = weights.jobs.of_tile(in_jobs);
-      reinterpret_cast<uint4*>(weights.panels)[(int64_t{panel} * weights.rows + in_jobs) * 8 + lane] =
-          gather_w<T>(job, in_jobs - job.first_tile, cols, left, summary.has_all_columns, first);
-    }
-  }
+  *flags.found = 0;
 }
 
 }  // namespace nibble::kernels::cuda

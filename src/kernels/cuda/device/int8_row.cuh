@@ -16,6 +16,14 @@ __device__ __forceinline__ int encode_int8(float x, float scale) {
 
 __device__ __forceinline__ bool is_outlier(float x, float threshold) { return threshold > 0 && fabsf(x) >= threshold; }
 
+/// x as an outlier's product takes it: rounded to T, unless that made it infinite.
+template <typename T>
+__device__ __forceinline__ float outlier_value(float x) {
+  const float rounded = to_float(from_float<T>(x));
+  if constexpr (__is_same(T, __half)) return isinf(rounded) ? x : rounded;
+  return rounded;
+}
+
 /// Elements i to i + 3 of x.
 __device__ __forceinline__ float4 four_of(const DeviceX& x, int64_t i, bool is_aligned) {
   return is_aligned ? x.four_at(i) : make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);

@@ -5,7 +5,8 @@
 #include <cuda.h>
 
 #include "kernels/cuda/device/async.cuh"
-#include "kernels/cuda/device/int8_left.cuh"
+#include "kernels/cuda/device/int8_panels.cuh"
+#include "kernels/cuda/device/int8_store.cuh"
 #include "kernels/cuda/device/wgmma.cuh"
 #include "kernels/cuda/device/wgmma_shared.cuh"
 
@@ -15,6 +16,7 @@ inline constexpr int kInt8TileX = 128;  // rows of x a tile
 
 struct Int8TileArgs {
   CUtensorMap codes, panels_x, panels_w;  // the panels with a threshold only
+  CUtensorMap direct_x;                   // (m, 2 * cols) bytes, where x may stand for its panels
   CUtensorMap weights[kMaxJobs];
   DeviceJobs jobs;
   Int8Left left;
@@ -29,7 +31,8 @@ struct Int8TileShared {
   static constexpr int kStageBytes = kXBytes + kRows * 128;
   static constexpr int kStages = 212 * 1024 / kStageBytes < 8 ? 212 * 1024 / kStageBytes : 8;
   static constexpr int kBarriers = kStages * kStageBytes;
-  static constexpr int kBytes = kBarriers + 2 * kStages * 8 + 1024;  // its start is moved to a multiple of 1024
+  static constexpr int kAbsmax = kBarriers + 2 * kStages * 8;    // of two tiles, for each warp group
+  static constexpr int kBytes = kAbsmax + 4 * kRows * 4 + 1024;  // its start is moved to a multiple of 1024
   static_assert(kBytes <= 232448);
 };
 
@@ -45,13 +48,15 @@ struct RingPlace {
 };
 
 struct Int8Steps {
-  int chunks, panels;
-  bool has_list;
+  int chunks, panels = 0;
+  bool has_list = false, has_direct_x = false, has_large_x = false;
 
-  __device__ explicit Int8Steps(const Int8TileArgs& args) : chunks(args.chunks), panels(0), has_list(false) {
+  __device__ explicit Int8Steps(const Int8TileArgs& args) : chunks(args.chunks) {
     if (!args.left.summary) return;
     const OutlierSummary summary = *args.left.summary;
     panels = summary.panels;
+    has_direct_x = summary.has_direct_x;
+    has_large_x = summary.has_large_x;
     has_list = summary.live_chunks >= 0;
     if (has_list) chunks = summary.live_chunks;
   }
@@ -82,9 +87,13 @@ __device__ __forceinline__ void produce_tiles(const Int8TileArgs& args, uint32_t
       const int column = (steps.has_list ? args.left.live_chunks[i] : i) * kInt8Chunk;
       bring(args.codes, column, x_row, args.weights[j], column, w_row);
     }
-    for (int p = 0; p < steps.panels; ++p)
-      bring(args.panels_x, 0, p * args.m + x_row, args.panels_w, 0,
-            p * args.panel_rows + args.job_panel_row[j] + w_row);
+    for (int p = 0; p < steps.panels; ++p) {
+      const int panel_row = p * args.panel_rows + args.job_panel_row[j] + w_row;
+      if (steps.has_direct_x)
+        bring(args.direct_x, p * 128, x_row, args.panels_w, 0, panel_row);
+      else
+        bring(args.panels_x, 0, p * args.m + x_row, args.panels_w, 0, panel_row);
+    }
   }
 }
 
@@ -112,75 +121,78 @@ __device__ __forceinline__ void multiply_stages(Acc (&sums)[kCount], int steps, 
   if (to_release && threadIdx.x % 32 == 0) barrier_arrive(to_release);
 }
 
-/// y[i, n] and y[i, n + 1].
-template <typename Y>
-__device__ __forceinline__ void store_pair(const MatmulOutput& out, int64_t i, int n, int rows, float2 sums,
-                                           bool is_paired) {
-  Y* y = static_cast<Y*>(out.y) + i * out.y_stride + n;
-  if (n >= rows) return;
-  if (out.bias) sums.x += out.bias[n];
-  if (out.bias && n + 1 < rows) sums.y += out.bias[n + 1];
-  if (!is_paired || n + 1 == rows) {
-    put_at(y, sums.x, out.accumulate);
-    if (n + 1 < rows) put_at(y + 1, sums.y, out.accumulate);
-    return;
-  }
-  using Pair = std::conditional_t<sizeof(Y) == 4, float2, __nv_bfloat162>;
-  Y both[2] = {};
-  if (out.accumulate) *reinterpret_cast<Pair*>(both) = *reinterpret_cast<const Pair*>(y);
-  put_at(both, sums.x, out.accumulate);
-  put_at(both + 1, sums.y, out.accumulate);
-  *reinterpret_cast<Pair*>(y) = *reinterpret_cast<const Pair*>(both);
-}
+/// The absmax of a tile's weight rows: on their way while its products run, then for the whole warp group.
+template <int kRows>
+class Int8Absmax {
+ public:
+  __device__ explicit Int8Absmax(uint8_t* memory)
+      : room_(reinterpret_cast<float*>(memory + Int8TileShared<kRows>::kAbsmax) + threadIdx.x / 128 * 2 * kRows) {}
 
-template <typename Y, int kCount>
-__device__ __forceinline__ void store_tile(const MatmulOutput& out, int m, int rows, int i, int n,
-                                           const float (&sums)[kCount]) {
-  const bool is_paired = out.y_stride % 2 == 0 && reinterpret_cast<uint64_t>(out.y) % (2 * sizeof(Y)) == 0;
+  __device__ __forceinline__ void fetch(const DeviceJob& job, int first) {
 #pragma unroll
-  for (int j = 0; j < kCount / 4; ++j)
+    for (int k = 0; k < kEach; ++k)
+      own_[k] =
+          __ldg(job.weight.absmax.values + min(first + static_cast<int>(threadIdx.x) % 128 + k * 128, job.rows - 1));
+  }
+  /// The two halves of the room take turns: who still reads the one is a barrier ahead of who writes it again.
+  __device__ __forceinline__ const float* share() {
+    float* half = room_ + turn_ * kRows;
+    turn_ ^= 1;
+    const int thread = threadIdx.x % 128;
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      if (i + 8 * half < m)
-        store_pair<Y>(out, i + 8 * half, n + 8 * j, rows,
-                      make_float2(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]), is_paired);
-}
+    for (int k = 0; k < kEach; ++k)
+      if (thread + k * 128 < kRows) half[thread + k * 128] = own_[k];
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + static_cast<int>(threadIdx.x) / 128) : "memory");
+    return half;
+  }
+
+ private:
+  static constexpr int kEach = (kRows + 127) / 128;
+  float* room_;
+  float own_[kEach];
+  int turn_ = 0;
+};
 
 /// Two warp groups, 64 rows of x each.
 template <typename T, int kRows>
-__device__ __forceinline__ void consume_tiles(const Int8TileArgs& args, uint32_t shared) {
+__device__ __forceinline__ void consume_tiles(const Int8TileArgs& args, uint8_t* memory) {
   constexpr int kCount = kRows / 2;
+  const uint32_t shared = shared_address(memory);
   RingPlace<Int8TileShared<kRows>::kStages> place;
+  Int8Absmax<kRows> absmax(memory);
   const Int8Steps steps(args);
   const int tiles = args.jobs.tiles * args.column_tiles, group = threadIdx.x / 128, lane = threadIdx.x % 32;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    const int row_tile = tile / args.column_tiles;
+    const DeviceJob& job = args.jobs.of_tile(row_tile);
+    const int n = (row_tile - job.first_tile) * kRows;
+    const int i = tile % args.column_tiles * kInt8TileX + threadIdx.x / 32 * 16 + lane / 4;
+    absmax.fetch(job, n);
+    const float x_scales[2] = {args.left.scales[min(i, args.m - 1)] * (1.0f / (127.0f * 127.0f)),
+                               args.left.scales[min(i + 8, args.m - 1)] * (1.0f / (127.0f * 127.0f))};
     int integers[kCount];
 #pragma unroll
     for (int& sum : integers) sum = 0;
     multiply_stages<int8_t, kRows>(integers, steps.chunks, shared, group, place);
 
-    const int row_tile = tile / args.column_tiles;
-    const DeviceJob& job = args.jobs.of_tile(row_tile);
-    const int n = (row_tile - job.first_tile) * kRows + 2 * (lane % 4);
-    const int i = tile % args.column_tiles * kInt8TileX + threadIdx.x / 32 * 16 + lane / 4;
-    const float* absmax = job.weight.absmax.values;
-    const float x_scales[2] = {args.left.scales[min(i, args.m - 1)], args.left.scales[min(i + 8, args.m - 1)]};
+    const float* scales = absmax.share() + 2 * (lane % 4);
     float sums[kCount];
 #pragma unroll
-    for (int j = 0; j < kCount / 4; ++j)
+    for (int j = 0; j < kCount / 4; ++j) {
+      const float2 pair = *reinterpret_cast<const float2*>(scales + 8 * j);
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float w_scale = absmax[min(n + 8 * j + c, job.rows - 1)];
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          sums[4 * j + 2 * half + c] = static_cast<float>(integers[4 * j + 2 * half + c]) *
-                                       (x_scales[half] * w_scale * (1.0f / (127.0f * 127.0f)));
+      for (int half = 0; half < 2; ++half) {
+        sums[4 * j + 2 * half] = static_cast<float>(integers[4 * j + 2 * half]) * (x_scales[half] * pair.x);
+        sums[4 * j + 2 * half + 1] = static_cast<float>(integers[4 * j + 2 * half + 1]) * (x_scales[half] * pair.y);
       }
-    if (steps.panels > 0) multiply_stages<T, kRows>(sums, steps.panels, shared, group, place);
-    if (job.out.y_dtype == DType::bf16)
-      store_tile<__nv_bfloat16>(job.out, args.m, job.rows, i, n, sums);
-    else
-      store_tile<float>(job.out, args.m, job.rows, i, n, sums);
+    }
+    if (steps.panels > 0) {
+      if (__is_same(T, __half) && steps.has_large_x)
+        multiply_stages<__nv_bfloat16, kRows>(sums, steps.panels, shared, group, place);
+      else
+        multiply_stages<T, kRows>(sums, steps.panels, shared, group, place);
+    }
+    store_tile(job.out, args.m, job.rows, i, n, lane, sums);
   }
 }
 
@@ -190,7 +202,8 @@ __global__ void __launch_bounds__(384, 1) int8_tile_kernel(const __grid_constant
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Shared = Int8TileShared<kRows>;
   extern __shared__ __align__(16) uint8_t memory[];
-  const uint32_t shared = (shared_address(memory) + 1023) / 1024 * 1024;
+  uint8_t* const aligned = memory + (1024 - shared_address(memory) % 1024) % 1024;
+  const uint32_t shared = shared_address(aligned);
   const uint32_t full = shared + Shared::kBarriers, empty = full + 8 * Shared::kStages;
   if (threadIdx.x == 0) {
     for (int s = 0; s < Shared::kStages; ++s) {
@@ -206,7 +219,7 @@ __global__ void __launch_bounds__(384, 1) int8_tile_kernel(const __grid_constant
     if (threadIdx.x == 256) produce_tiles<kRows>(args, shared);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    consume_tiles<T, kRows>(args, shared);
+    consume_tiles<T, kRows>(args, aligned);
   }
 #endif
 }

@@ -21,6 +21,13 @@ struct Vector8 {
     for (unsigned i = 0; i < sizeof(T) / 2; ++i) v.words[i] = __ldcs(reinterpret_cast<const uint4*>(from) + i);
     return v;
   }
+  /// What will be read again soon.
+  __device__ static __forceinline__ Vector8 load_cached(const T* from) {
+    Vector8 v;
+#pragma unroll
+    for (unsigned i = 0; i < sizeof(T) / 2; ++i) v.words[i] = reinterpret_cast<const uint4*>(from)[i];
+    return v;
+  }
   __device__ __forceinline__ void store(T* to) const {
 #pragma unroll
     for (unsigned i = 0; i < sizeof(T) / 2; ++i) __stcs(reinterpret_cast<uint4*>(to) + i, words[i]);

@@ -73,8 +73,7 @@ class FewRowsInt8 : public FewRowsPlain<1> {
       const float weight = to_float(from_float<T>(decoded));
 #pragma unroll
       for (int i = 0; i < kFewRowsMax; ++i)
-        if (i < args.m)
-          sums[i] = fmaf(to_float(from_float<T>(args.x[int64_t{i} * args.cols + column])), weight, sums[i]);
+        if (i < args.m) sums[i] = fmaf(outlier_value<T>(args.x[int64_t{i} * args.cols + column]), weight, sums[i]);
     }
     float* out = reinterpret_cast<float*>(shared.extra + kSums) + (half * 16 + threadIdx.x / 32) * kFewRowsMax;
 #pragma unroll
