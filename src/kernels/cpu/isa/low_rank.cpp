@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t kBlockRows = 48;   // of x and dy that an item takes, a multiple of the register tile's six
 constexpr int64_t kPieceCols = 256;  // of x that are dropped at a time: a block of them stays in the second cache
 constexpr int64_t kPanelCols = 64;   // of x or dy that an item of a sum over rows takes
+constexpr int64_t kRowsAhead = 16;   // of x that are asked for: it lies in memory since the way forward
 constexpr int64_t kChunkRows = 64;   // of such a panel at a time: they stay in the first cache
 
 float* floats(Scratch use, int64_t count) { return static_cast<float*>(scratch(use, count * int64_t{sizeof(float)})); }
@@ -165,6 +166,8 @@ struct Gradient {
       return add_product(dlow_t + i, low_step, args.rank, Panel(x, args.cols, depth, count, part), depth, sums);
     for (int64_t r = 0; r < depth; ++r) {
       float* row = part + r * kPanelCols;
+      prefetch_ahead(x + r * args.cols, kPanelCols * int64_t{sizeof(float)},
+                     kRowsAhead * args.cols * int64_t{sizeof(float)});
       drop_run({args.seed, args.p}, static_cast<uint64_t>((i + r) * args.cols + first), x + r * args.cols, count, row);
       for (int64_t c = count; c < padded(count); ++c) row[c] = 0;
     }
@@ -206,7 +209,9 @@ void low_rank_gradient(const Context& context, const LowRankGradientArgs& args) 
   Gradient gradient{args};
   const int64_t width = gradient.width;
   float* memory = floats(Scratch::shared_input, (args.rows + args.m) * width + args.rank * gradient.low_step);
-  unpack_rows(args.b, args.rows, args.rank, memory, width);
+  for (int64_t n = 0; n < args.rows; ++n)
+    for (int64_t j = 0; j < width; j += kLanes)
+      store(memory + n * width + j, load_first(args.b + n * args.rank + j, min_of(kLanes, args.rank - j)));
   gradient.b = memory;
   gradient.dlow = memory + args.rows * width;
   gradient.dlow_t = gradient.dlow + args.m * width;

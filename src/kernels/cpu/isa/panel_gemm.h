@@ -161,6 +161,30 @@ NIBBLE_INLINE void scatter_dwords(const typename Step::Element* row, int64_t dep
   for (int64_t k = 0; k < depth; ++k) std::memcpy(out + k * stride, row + k * Step::kPerDword, 4);
 }
 
+#if defined(NIBBLE_AVX512)
+/// `rows` (at most kTileRows) rows of x, `stride` apart, rounded to bf16: pair k of row r goes to out[k * rows + r].
+[[maybe_unused]] static void pack_pairs(const float* x, int64_t stride, int64_t cols, int64_t rows, uint32_t* out) {
+  alignas(64) uint32_t stage[16 * 16] = {}, turned[16 * 16];
+  const int64_t depth = (cols + 1) / 2;
+  for (int64_t k = 0; k < depth; k += 16) {
+    const int64_t count = smaller(32, cols - 2 * k), pairs = smaller(16, depth - k);
+    const int64_t low = smaller(count, 16), high = count - low;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = x + r * stride + 2 * k;
+      const F32 first = load_some(from, low), second = high > 0 ? load_some(from + 16, high) : set1(0);
+      _mm512_store_si512(stage + 16 * r, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    }
+    transpose_square(stage, 16, turned, 16);
+    uint32_t* to = out + k * rows;
+    // Sixteen dwords at a time run into the next pair's place, which is written later; the last pairs must not.
+    int64_t j = 0;
+    for (; j < pairs && (k + j) * rows + 16 <= depth * rows; ++j)
+      _mm512_storeu_si512(to + j * rows, _mm512_load_si512(turned + 16 * j));
+    for (; j < pairs; ++j) std::memcpy(to + j * rows, turned + 16 * j, static_cast<size_t>(rows) * sizeof(uint32_t));
+  }
+}
+#endif
+
 template <class Step>
 struct PackX {
   using Element = typename Step::Element;
@@ -175,9 +199,14 @@ struct PackX {
   static void task(void* context, int64_t tile, int) {
     const auto& p = *static_cast<const PackX*>(context);
     const int64_t begin = tile_begin(p.m, tile), rows = tile_begin(p.m, tile + 1) - begin;
+    const float* first_row = p.input->x_f32() + (p.first + begin) * p.stride;
+#if defined(NIBBLE_AVX512)
+    if constexpr (Step::kPerDword == 2)
+      return pack_pairs(first_row, p.stride, p.input->cols, rows, p.out + begin * p.depth);
+#endif
     Element row[kPiece * Step::kPerDword];
     for (int64_t r = 0; r < rows; ++r) {
-      const float* x = p.input->x_f32() + (p.first + begin + r) * p.stride;
+      const float* x = first_row + r * p.stride;
       for (int64_t k = 0; k < p.depth; k += kPiece) {
         const int64_t column = k * Step::kPerDword;
         const int64_t count = smaller(kPiece * Step::kPerDword, p.input->cols - column);
