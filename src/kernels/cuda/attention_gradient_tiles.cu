@@ -1,5 +1,7 @@
 // The attention gradient on tensor cores, as FlashAttention-2 (Dao, 2023): scores are computed anew from what the
 // statistics keep of each query; queries' and keys' gradients by launches of their own, so that no sum needs an atomic.
+#include <type_traits>
+
 #include "kernels/cuda/device/attention_gradient.cuh"
 #include "kernels/cuda/device/mma.cuh"
 
@@ -10,12 +12,12 @@ constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
 constexpr int kOwn = kWarps * 16;  // rows of a block: queries, or keys
 
-/// Rows that a block keeps, and two buffers of rows that pass by.
-template <int kDim, int kPassing>
+/// Rows that a block keeps, and two buffers of rows that pass by; of kTensors tensors each.
+template <int kDim, int kPassing, int kTensors>
 struct Tiles {
   static constexpr int kStride = kDim + 8;  // loads of matrices free of bank conflicts
-  __nv_bfloat16 own1[kOwn * kStride], own2[kOwn * kStride];
-  __nv_bfloat16 passing1[2][kPassing * kStride], passing2[2][kPassing * kStride];
+  __nv_bfloat16 own[kTensors][kOwn * kStride];
+  __nv_bfloat16 passing[kTensors][2][kPassing * kStride];
 };
 
 /// Rows of one head among dense (tokens, heads, head_dim).
@@ -109,12 +111,23 @@ __device__ __forceinline__ void store_rows(float* tensor, const HeadRows& like, 
   }
 }
 
-/// Minus infinity where the query does not see the key.
-template <bool kSpecial>
+/// Minus infinity where the query does not see the key, unless all of the tile's do.
+template <bool kSpecial, bool kWhole>
 __device__ __forceinline__ Score seen_score(const GradientCall& call, float product, float slope, int64_t query,
                                             int64_t key) {
-  if (key > query || query - key >= call.window) return {-INFINITY, call.scale};
+  if (!kWhole && (key > query || query - key >= call.window)) return {-INFINITY, call.scale};
   return score_of<kSpecial>(call, product, slope, key);
+}
+
+/// Calls body(std::true_type) if all queries [query, query + queries) see all keys [key, key + keys), else
+/// body(std::false_type).
+template <typename Body>
+__device__ __forceinline__ void with_mask(const GradientCall& call, int64_t query, int64_t queries, int64_t key,
+                                          int64_t keys, const Body& body) {
+  if (key + keys - 1 <= query && query + queries - 1 - key < call.window)
+    body(std::true_type{});
+  else
+    body(std::false_type{});
 }
 
 /// delta = out . dout, a warp a query and head.
@@ -136,7 +149,7 @@ template <int kDim, bool kSpecial>
 __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_constant__ GradientCall call) {
   constexpr int kPassing = 64;
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& tiles = *reinterpret_cast<Tiles<kDim, kPassing>*>(memory);
+  auto& tiles = *reinterpret_cast<Tiles<kDim, kPassing, 1>*>(memory);
   const AttentionGradientSequence& s = call.at[blockIdx.z];
   const int64_t first = static_cast<int64_t>(gridDim.x - 1 - blockIdx.x) * kOwn, head = blockIdx.y;
   if (first >= s.tokens) return;
@@ -144,8 +157,8 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
                 begin = max(int64_t{0}, first + 1 - call.window) / kPassing * kPassing;
   const HeadRows q(s.q, call.heads, head, call.head_dim);
   const HeadRows k(s.k, call.kv_heads, head / (call.heads / call.kv_heads), call.head_dim);
-  start_rows<kDim, kOwn>(tiles.own1, q, first, end);
-  start_rows<kDim, kPassing>(tiles.passing1[0], k, begin, end);
+  start_rows<kDim, kOwn>(tiles.own[0], q, first, end);
+  start_rows<kDim, kPassing>(tiles.passing[0][0], k, begin, end);
   commit_copies();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t query = first + warp * 16 + lane / 4;
@@ -153,24 +166,27 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
   float maximum[2] = {-INFINITY, -INFINITY}, total[2] = {};
   int buffer = 0;
   for (int64_t key = begin; key < end; key += kPassing, buffer ^= 1) {
-    if (key + kPassing < end) start_rows<kDim, kPassing>(tiles.passing1[buffer ^ 1], k, key + kPassing, end);
+    if (key + kPassing < end) start_rows<kDim, kPassing>(tiles.passing[0][buffer ^ 1], k, key + kPassing, end);
     commit_copies();
     wait_for_copies<1>();
     __syncthreads();
     float scores[kPassing / 8][4];
-    multiply_rows<kDim, kPassing>(tiles.own1, tiles.passing1[buffer], scores);
+    multiply_rows<kDim, kPassing>(tiles.own[0], tiles.passing[0][buffer], scores);
+    with_mask(call, first, kOwn, key, kPassing, [&](auto whole) {
+#pragma unroll
+      for (int n = 0; n < kPassing / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          scores[n][i] = seen_score<kSpecial, decltype(whole)::value>(call, scores[n][i], slope, query + i / 2 * 8,
+                                                                      key + n * 8 + lane % 4 * 2 + i % 2)
+                             .log2;
+    });
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float highest = maximum[half];
 #pragma unroll
       for (int n = 0; n < kPassing / 8; ++n)
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          scores[n][i] =
-              seen_score<kSpecial>(call, scores[n][i], slope, query + 8 * half, key + n * 8 + lane % 4 * 2 + i % 2)
-                  .log2;
-          highest = fmaxf(highest, scores[n][i]);
-        }
+        highest = fmaxf(highest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
       const float base = highest == -INFINITY ? 0.0f : highest;
       float sum = total[half] * power_of_two(maximum[half] - base);
 #pragma unroll
@@ -197,10 +213,10 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
 
 /// Grid as above. dq of each query.
 template <int kDim, bool kSpecial>
-__global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__ GradientCall call) {
-  constexpr int kPassing = 64;
+__global__ void __launch_bounds__(kThreads, 3) query_kernel(const __grid_constant__ GradientCall call) {
+  constexpr int kPassing = 32;
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& tiles = *reinterpret_cast<Tiles<kDim, kPassing>*>(memory);
+  auto& tiles = *reinterpret_cast<Tiles<kDim, kPassing, 2>*>(memory);
   const AttentionGradientSequence& s = call.at[blockIdx.z];
   const int64_t first = static_cast<int64_t>(gridDim.x - 1 - blockIdx.x) * kOwn, head = blockIdx.y;
   if (first >= s.tokens) return;
@@ -209,10 +225,10 @@ __global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__
   const int64_t kv_head = head / (call.heads / call.kv_heads);
   const HeadRows q(s.q, call.heads, head, call.head_dim), dout(s.dout, call.heads, head, call.head_dim);
   const HeadRows k(s.k, call.kv_heads, kv_head, call.head_dim), v(s.v, call.kv_heads, kv_head, call.head_dim);
-  start_rows<kDim, kOwn>(tiles.own1, q, first, end);
-  start_rows<kDim, kOwn>(tiles.own2, dout, first, end);
-  start_rows<kDim, kPassing>(tiles.passing1[0], k, begin, end);
-  start_rows<kDim, kPassing>(tiles.passing2[0], v, begin, end);
+  start_rows<kDim, kOwn>(tiles.own[0], q, first, end);
+  start_rows<kDim, kOwn>(tiles.own[1], dout, first, end);
+  start_rows<kDim, kPassing>(tiles.passing[0][0], k, begin, end);
+  start_rows<kDim, kPassing>(tiles.passing[1][0], v, begin, end);
   commit_copies();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t query = first + warp * 16 + lane / 4, at = head * call.total + call.first[blockIdx.z] + query;
@@ -228,24 +244,26 @@ __global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__
   int buffer = 0;
   for (int64_t key = begin; key < end; key += kPassing, buffer ^= 1) {
     if (key + kPassing < end) {
-      start_rows<kDim, kPassing>(tiles.passing1[buffer ^ 1], k, key + kPassing, end);
-      start_rows<kDim, kPassing>(tiles.passing2[buffer ^ 1], v, key + kPassing, end);
+      start_rows<kDim, kPassing>(tiles.passing[0][buffer ^ 1], k, key + kPassing, end);
+      start_rows<kDim, kPassing>(tiles.passing[1][buffer ^ 1], v, key + kPassing, end);
     }
     commit_copies();
     wait_for_copies<1>();
     __syncthreads();
     float scores[kPassing / 8][4], dp[kPassing / 8][4];
-    multiply_rows<kDim, kPassing>(tiles.own1, tiles.passing1[buffer], scores);
-    multiply_rows<kDim, kPassing>(tiles.own2, tiles.passing2[buffer], dp);
+    multiply_rows<kDim, kPassing>(tiles.own[0], tiles.passing[0][buffer], scores);
+    multiply_rows<kDim, kPassing>(tiles.own[1], tiles.passing[1][buffer], dp);
+    with_mask(call, first, kOwn, key, kPassing, [&](auto whole) {
 #pragma unroll
-    for (int n = 0; n < kPassing / 8; ++n)
+      for (int n = 0; n < kPassing / 8; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t column = key + n * 8 + lane % 4 * 2 + i % 2;
-        const Score score = seen_score<kSpecial>(call, scores[n][i], slope, query + i / 2 * 8, column);
-        scores[n][i] = power_of_two(score.log2 - lse2[i / 2]) * (dp[n][i] - delta[i / 2]) * score.slope;
-      }
-    add_rows<kDim, kPassing>(scores, tiles.passing1[buffer], dq);
+        for (int i = 0; i < 4; ++i) {
+          const Score score = seen_score<kSpecial, decltype(whole)::value>(call, scores[n][i], slope, query + i / 2 * 8,
+                                                                           key + n * 8 + lane % 4 * 2 + i % 2);
+          scores[n][i] = power_of_two(score.log2 - lse2[i / 2]) * (dp[n][i] - delta[i / 2]) * score.slope;
+        }
+    });
+    add_rows<kDim, kPassing>(scores, tiles.passing[0][buffer], dq);
     __syncthreads();
   }
   store_rows<kDim>(s.dq, q, head * call.head_dim, first, end, dq);
@@ -256,7 +274,7 @@ template <int kDim, bool kSpecial>
 __global__ void __launch_bounds__(kThreads) key_kernel(const __grid_constant__ GradientCall call) {
   constexpr int kPassing = 32;
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& tiles = *reinterpret_cast<Tiles<kDim, kPassing>*>(memory);
+  auto& tiles = *reinterpret_cast<Tiles<kDim, kPassing, 2>*>(memory);
   const AttentionGradientSequence& s = call.at[blockIdx.z];
   const int64_t first = int64_t{blockIdx.x} * kOwn, kv_head = blockIdx.y, group = call.heads / call.kv_heads;
   if (first >= s.tokens) return;
@@ -268,11 +286,12 @@ __global__ void __launch_bounds__(kThreads) key_kernel(const __grid_constant__ G
   const HeadRows k(s.k, call.kv_heads, kv_head, call.head_dim), v(s.v, call.kv_heads, kv_head, call.head_dim);
   const auto start = [&](int64_t step, int buffer) {
     const int64_t head = kv_head * group + step / tiles_of_head, query = begin + step % tiles_of_head * kPassing;
-    start_rows<kDim, kPassing>(tiles.passing1[buffer], HeadRows(s.q, call.heads, head, call.head_dim), query, last);
-    start_rows<kDim, kPassing>(tiles.passing2[buffer], HeadRows(s.dout, call.heads, head, call.head_dim), query, last);
+    start_rows<kDim, kPassing>(tiles.passing[0][buffer], HeadRows(s.q, call.heads, head, call.head_dim), query, last);
+    start_rows<kDim, kPassing>(tiles.passing[1][buffer], HeadRows(s.dout, call.heads, head, call.head_dim), query,
+                               last);
   };
-  start_rows<kDim, kOwn>(tiles.own1, k, first, end);
-  start_rows<kDim, kOwn>(tiles.own2, v, first, end);
+  start_rows<kDim, kOwn>(tiles.own[0], k, first, end);
+  start_rows<kDim, kOwn>(tiles.own[1], v, first, end);
   start(0, 0);
   commit_copies();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -288,26 +307,29 @@ __global__ void __launch_bounds__(kThreads) key_kernel(const __grid_constant__ G
     const int64_t at = head * call.total + call.first[blockIdx.z];
     const float slope = slope_of(call, head);
     float p[kPassing / 8][4], ds[kPassing / 8][4];
-    multiply_rows<kDim, kPassing>(tiles.own1, tiles.passing1[buffer], p);
-    multiply_rows<kDim, kPassing>(tiles.own2, tiles.passing2[buffer], ds);
+    multiply_rows<kDim, kPassing>(tiles.own[0], tiles.passing[0][buffer], p);
+    multiply_rows<kDim, kPassing>(tiles.own[1], tiles.passing[1][buffer], ds);
+    with_mask(call, query, kPassing, first, kOwn, [&](auto whole) {
 #pragma unroll
-    for (int n = 0; n < kPassing / 8; ++n)
+      for (int n = 0; n < kPassing / 8; ++n)
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int64_t column = query + n * 8 + lane % 4 * 2 + i;
-        const bool is_valid = column < last;
-        const float lse2 = is_valid ? call.lse2[at + column] : INFINITY;
-        const float delta = is_valid ? call.delta[at + column] : 0.0f;
+        for (int i = 0; i < 2; ++i) {
+          const int64_t column = query + n * 8 + lane % 4 * 2 + i;
+          const bool is_valid = column < last;
+          const float lse2 = is_valid ? call.lse2[at + column] : INFINITY;
+          const float delta = is_valid ? call.delta[at + column] : 0.0f;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int e = i + 2 * half;
-          const Score score = seen_score<kSpecial>(call, p[n][e], slope, column, key + 8 * half);
-          p[n][e] = power_of_two(score.log2 - lse2);
-          ds[n][e] = p[n][e] * (ds[n][e] - delta) * score.slope;
+          for (int half = 0; half < 2; ++half) {
+            const int e = i + 2 * half;
+            const Score score =
+                seen_score<kSpecial, decltype(whole)::value>(call, p[n][e], slope, column, key + 8 * half);
+            p[n][e] = power_of_two(score.log2 - lse2);
+            ds[n][e] = p[n][e] * (ds[n][e] - delta) * score.slope;
+          }
         }
-      }
-    add_rows<kDim, kPassing>(p, tiles.passing2[buffer], dv);
-    add_rows<kDim, kPassing>(ds, tiles.passing1[buffer], dk);
+    });
+    add_rows<kDim, kPassing>(p, tiles.passing[1][buffer], dv);
+    add_rows<kDim, kPassing>(ds, tiles.passing[0][buffer], dk);
     __syncthreads();
   }
   store_rows<kDim>(s.dk, k, kv_head * call.head_dim, first, end, dk);
@@ -325,9 +347,9 @@ template <int kDim, bool kSpecial>
 void launch_all(const Context& context, const GradientCall& call) {
   const dim3 grid(blocks_for(call.longest * call.heads, kWarps), 1, static_cast<unsigned>(call.count));
   delta_kernel<<<grid, kThreads, 0, stream_of(context.stream)>>>(call);
-  launch(context, call, statistics_kernel<kDim, kSpecial>, call.heads, sizeof(Tiles<kDim, 64>));
-  launch(context, call, query_kernel<kDim, kSpecial>, call.heads, sizeof(Tiles<kDim, 64>));
-  launch(context, call, key_kernel<kDim, kSpecial>, call.kv_heads, sizeof(Tiles<kDim, 32>));
+  launch(context, call, statistics_kernel<kDim, kSpecial>, call.heads, sizeof(Tiles<kDim, 64, 1>));
+  launch(context, call, query_kernel<kDim, kSpecial>, call.heads, sizeof(Tiles<kDim, 32, 2>));
+  launch(context, call, key_kernel<kDim, kSpecial>, call.kv_heads, sizeof(Tiles<kDim, 32, 2>));
 }
 
 template <int kDim>

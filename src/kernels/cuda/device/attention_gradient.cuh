@@ -34,10 +34,10 @@ struct Score {
   float log2, slope;
 };
 
-/// kSpecial: with a soft cap, or ALiBi in bf16 or scaled; `slope` is ALiBi's, 0 without.
+/// kSpecial: with a soft cap or ALiBi, whose slope is `slope`.
 template <bool kSpecial>
 __device__ __forceinline__ Score score_of(const GradientCall& call, float product, float slope, int64_t key) {
-  if constexpr (!kSpecial) return {fmaf(product, call.scale, slope * static_cast<float>(key)) * kLog2E, call.scale};
+  if constexpr (!kSpecial) return {product * (call.scale * kLog2E), call.scale};
   float score = product * call.scale, steepness = call.scale;
   if (call.softcap > 0) {
     const float turned = tanhf(score / call.softcap);
@@ -55,9 +55,7 @@ __device__ __forceinline__ float slope_of(const GradientCall& call, int64_t head
   return call.alibi_slopes ? call.alibi_slopes[head] : 0.0f;
 }
 
-inline bool is_special(const GradientCall& call) {
-  return call.softcap > 0 || (call.alibi_slopes && (call.alibi_dtype == DType::bf16 || call.alibi_scale != 1));
-}
+inline bool is_special(const GradientCall& call) { return call.softcap > 0 || call.alibi_slopes; }
 
 /// The three gradients for any type and head size up to kGeneralDim; statistics by the first.
 inline constexpr int64_t kGeneralDim = 512;
