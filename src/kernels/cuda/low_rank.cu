@@ -38,14 +38,23 @@ Dropper dropper_of(float p, uint64_t seed) { return {seed, p > 0 ? dropout_limit
 __device__ __forceinline__ uint4 load_16(const bf16* from) { return *reinterpret_cast<const uint4*>(from); }
 __device__ __forceinline__ uint32_t load_4(const bf16* from) { return *reinterpret_cast<const uint32_t*>(from); }
 
-/// to (padded, count) or its transpose = from rounded to bf16; zeros for ranks from `rank` on.
-__global__ void prepare_kernel(const float* from, int64_t count, int rank, int padded, bool rank_first_in,
-                               bool rank_first_out, bf16* to) {
-  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+/// A side of the adapter for the products: to (padded, count), or its transpose, = from rounded to bf16; zeros for
+/// ranks from `rank` on.
+struct Side {
+  const float* from;
+  int64_t count;
+  bool rank_first_in, rank_first_out;
+  bf16* to;
+};
+
+/// Grid: (elements, sides).
+__global__ void prepare_kernel(Side first, Side second, int rank, int padded) {
+  const Side& side = blockIdx.y == 0 ? first : second;
+  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, count = side.count;
   if (at >= count * padded) return;
-  const int64_t r = rank_first_out ? at / count : at % padded, i = rank_first_out ? at % count : at / padded;
-  const float value = r < rank ? from[rank_first_in ? r * count + i : i * rank + r] : 0.0f;
-  to[at] = from_float<bf16>(value);
+  const int64_t r = side.rank_first_out ? at / count : at % padded, i = side.rank_first_out ? at % count : at / padded;
+  const float value = r < rank ? side.from[side.rank_first_in ? r * count + i : i * rank + r] : 0.0f;
+  side.to[at] = from_float<bf16>(value);
 }
 
 /// Of low_transposed: an even number of elements, so that pairs are aligned; those beyond m are zero.
@@ -63,21 +72,30 @@ __global__ void __launch_bounds__(kLowWarps * 32)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int64_t first = int64_t{blockIdx.x} * 16, stride = stride_of(m);
   const int64_t row0 = min(first + g, m - 1), row1 = min(first + g + 8, m - 1);
+  constexpr int64_t kStep = kLowWarps * 32;
+  const auto load = [&](uint4(&to)[2], int64_t c) {
+    to[0] = c < cols ? load_16(x + row0 * cols + c) : uint4{};
+    to[1] = c < cols ? load_16(x + row1 * cols + c) : uint4{};
+  };
   float sum[kRank / 8][4] = {};
-#pragma unroll 2
-  for (int64_t k = warp * 32; k < cols; k += kLowWarps * 32) {
-    const int64_t c = k + 8 * t;
-    const bool is_valid = c < cols;
-    uint4 a0 = is_valid ? load_16(x + row0 * cols + c) : uint4{},
-          a1 = is_valid ? load_16(x + row1 * cols + c) : uint4{};
-    dropper.apply(a0, row0 * cols + c);
-    dropper.apply(a1, row1 * cols + c);
-    const uint32_t first_half[4] = {a0.x, a1.x, a0.y, a1.y}, second_half[4] = {a0.z, a1.z, a0.w, a1.w};
+  uint4 ahead[2][2];  // loads come before what waits for others
+  load(ahead[0], warp * 32 + 8 * t);
+  load(ahead[1], warp * 32 + 8 * t + kStep);
+  for (int64_t c = warp * 32 + 8 * t; c - 8 * t < cols; c += kStep) {
+    uint4 now[2] = {ahead[0][0], ahead[0][1]}, b[kRank / 8];
+    ahead[0][0] = ahead[1][0];
+    ahead[0][1] = ahead[1][1];
+    load(ahead[1], c + 2 * kStep);
+#pragma unroll
+    for (int n = 0; n < kRank / 8; ++n) b[n] = c < cols ? load_16(w + (n * 8 + g) * cols + c) : uint4{};
+    dropper.apply(now[0], row0 * cols + c);
+    dropper.apply(now[1], row1 * cols + c);
+    const uint32_t first_half[4] = {now[0].x, now[1].x, now[0].y, now[1].y};
+    const uint32_t second_half[4] = {now[0].z, now[1].z, now[0].w, now[1].w};
 #pragma unroll
     for (int n = 0; n < kRank / 8; ++n) {
-      const uint4 b = is_valid ? load_16(w + (n * 8 + g) * cols + c) : uint4{};
-      multiply_bf16(sum[n], first_half, b.x, b.y);
-      multiply_bf16(sum[n], second_half, b.z, b.w);
+      multiply_bf16(sum[n], first_half, b[n].x, b[n].y);
+      multiply_bf16(sum[n], second_half, b[n].z, b[n].w);
     }
   }
 #pragma unroll
@@ -120,13 +138,22 @@ __global__ void __launch_bounds__(kWideWarps * 32)
   }
   const int64_t column = base + 8 * t;
   const int64_t begin = first_row + int64_t{blockIdx.y} * kWideRows;
+  const int64_t end = min(m, begin + kWideRows);
+  const auto load = [&](uint4(&to)[2], int64_t first) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t row = first + g + 8 * half;
+      to[half] = row < end && column < n ? load_16(y + row * n + column) : uint4{};
+    }
+  };
+  uint4 ahead[2];
+  load(ahead, begin);
 #pragma unroll 1
-  for (int64_t first = begin; first < min(m, begin + kWideRows); first += 16) {
+  for (int64_t first = begin; first < end; first += 16) {
     const int64_t rows[2] = {first + g, first + g + 8};
     const bool is_valid[2] = {rows[0] < m && column < n, rows[1] < m && column < n};
-    uint4 before[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) before[half] = is_valid[half] ? load_16(y + rows[half] * n + column) : uint4{};
+    uint4 before[2] = {ahead[0], ahead[1]};
+    load(ahead, first + 16);
     float sum[4][4] = {};
 #pragma unroll
     for (int k = 0; k < kRank / 16; ++k) {
@@ -172,25 +199,34 @@ __global__ void __launch_bounds__(kTallWarps * 32)
   if (base >= n) return;
   const int64_t begin = blockIdx.y * rows_of_split, end = min(m, begin + rows_of_split), stride = stride_of(m);
   float sum[kRank / 16][8][4] = {};
-  for (int64_t row = begin; row < end; row += 16) {
+  struct Rows {
     uint4 v[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t r = row + 2 * t + i % 2 + i / 2 * 8;
-      const bool is_valid = r < end && column < n;
-      v[i] = is_valid ? load_16(x + r * n + column) : uint4{};
-      dropper.apply(v[i], r * n + column);
-    }
-    const bool has_low = row + 2 * t < end, has_high = row + 2 * t + 8 < end;
     uint32_t a[kRank / 16][4];
+  };
+  const auto row_of = [&](int64_t row, int i) { return row + 2 * t + i % 2 + i / 2 * 8; };
+  const auto load = [&](Rows& to, int64_t row) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      to.v[i] = row_of(row, i) < end && column < n ? load_16(x + row_of(row, i) * n + column) : uint4{};
+    const bool has_low = row + 2 * t < end, has_high = row + 2 * t + 8 < end;
 #pragma unroll
     for (int k = 0; k < kRank / 16; ++k) {
       const bf16 *low0 = low_transposed + (k * 16 + g) * stride + row + 2 * t, *low1 = low0 + 8 * stride;
-      a[k][0] = has_low ? load_4(low0) : 0;
-      a[k][1] = has_low ? load_4(low1) : 0;
-      a[k][2] = has_high ? load_4(low0 + 8) : 0;
-      a[k][3] = has_high ? load_4(low1 + 8) : 0;
+      to.a[k][0] = has_low ? load_4(low0) : 0;
+      to.a[k][1] = has_low ? load_4(low1) : 0;
+      to.a[k][2] = has_high ? load_4(low0 + 8) : 0;
+      to.a[k][3] = has_high ? load_4(low1 + 8) : 0;
     }
+  };
+  Rows ahead;  // loads come before what waits for others
+  load(ahead, begin);
+  for (int64_t row = begin; row < end; row += 16) {
+    Rows now = ahead;
+    load(ahead, row + 16);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) dropper.apply(now.v[i], row_of(row, i) * n + column);
+    const auto& v = now.v;
+    const auto& a = now.a;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const uint32_t b0 = pair_of(v[0], v[1], j), b1 = pair_of(v[2], v[3], j);
@@ -228,9 +264,9 @@ struct Launches {
   cudaStream_t stream;
   int rank;
 
-  void prepare(const float* from, int64_t count, bool rank_first_in, bool rank_first_out, bf16* to) const {
-    prepare_kernel<<<blocks_for(count * kRank, 256), 256, 0, stream>>>(from, count, rank, kRank, rank_first_in,
-                                                                       rank_first_out, to);
+  void prepare(const Side& first, const Side& second) const {
+    const int64_t count = std::max(first.count, second.count);
+    prepare_kernel<<<dim3(blocks_for(count * kRank, 256), 2), 256, 0, stream>>>(first, second, rank, kRank);
   }
   void low(const void* x, const bf16* w, int64_t m, int64_t cols, Dropper dropper, float factor, bf16* out,
            bf16* transposed) const {
@@ -279,11 +315,10 @@ void low_rank_update(const Context& context, const LowRankArgs& args) {
     auto *a = reinterpret_cast<bf16*>(scratch), *b = reinterpret_cast<bf16*>(scratch + a_bytes),
          *low = reinterpret_cast<bf16*>(scratch + a_bytes + b_bytes);
     const Launches<kRank> launches{stream_of(context.stream), static_cast<int>(args.rank)};
-    launches.prepare(args.a, args.cols, true, true, a);
+    launches.prepare({args.a, args.cols, true, true, a}, {args.b, args.y ? args.rows : 0, false, false, b});
     launches.low(args.x, a, args.m, args.cols, dropper_of(args.p, args.seed), args.scale / (1 - args.p), low,
                  static_cast<bf16*>(args.low_transposed));
     if (!args.y) return;
-    launches.prepare(args.b, args.rows, false, false, b);
     launches.wide(low, b, args.m, args.rows, {0, 0}, 1, args.y);
   });
 }
@@ -303,7 +338,7 @@ void low_rank_gradient(const Context& context, const LowRankGradientArgs& args) 
     const Launch launches{stream_of(context.stream), static_cast<int>(args.rank)};
     const Dropper dropper = dropper_of(args.p, args.seed);
     const float inverse = 1 / (1 - args.p);
-    launches.prepare(args.b, args.rows, false, true, b);
+    launches.prepare({args.b, args.rows, false, true, b}, {args.a, args.dx ? args.cols : 0, true, false, a});
     launches.low(args.dy, b, args.m, args.rows, {0, 0}, args.scale, low, transposed);
     if (args.db)
       launches.tall(static_cast<const bf16*>(args.low_transposed), args.dy, args.m, args.rows, {0, 0}, 1, true,
@@ -312,7 +347,6 @@ void low_rank_gradient(const Context& context, const LowRankGradientArgs& args) 
       launches.tall(transposed, args.x, args.m, args.cols, dropper, inverse, false, args.accumulate_a, partials,
                     args.da);
     if (!args.dx) return;
-    launches.prepare(args.a, args.cols, true, false, a);
     launches.wide(low, a, args.m, args.cols, dropper, inverse, args.dx);
   });
 }
