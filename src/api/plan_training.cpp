@@ -85,6 +85,7 @@ void add_activations(const PlannedModel& model, const TrainingPlanOptions& optio
   const bool is_offloaded = is_checkpointed && options.activation_offloading && options.is_gpu;
   // Checkpointed MLPs run on so many rows at a time, if there are twice as many (src/train/model.cpp).
   const int64_t mlp_rows = is_checkpointed && tokens >= 2 * kMlpRows ? kMlpRows : tokens;
+  const int64_t apart = mlp_rows < tokens ? bytes(spec.hidden_size) : 0;  // the gradient of the MLP's whole input
   int64_t worst = 0, inner = 0;
   plan.kept_bytes = bytes(spec.hidden_size);  // the embedded tokens
   for (const models::LayerSpec& layer : spec.layers) {
@@ -93,7 +94,8 @@ void add_activations(const PlannedModel& model, const TrainingPlanOptions& optio
     int64_t& kept = is_offloaded ? plan.host_bytes : plan.kept_bytes;
     kept = checked_add(kept, bytes(is_checkpointed ? spec.hidden_size : whole), "activations");
     const int64_t inner_bytes = checked_mul(mlp_rows, widths.inner * element, "activations");
-    worst = std::max(worst, bytes(spec.hidden_size) + inner_bytes + (is_checkpointed ? bytes(outer) + inner_bytes : 0));
+    worst = std::max(
+        worst, bytes(spec.hidden_size) + inner_bytes + (is_checkpointed ? bytes(outer) + inner_bytes + apart : 0));
     inner = std::max(inner, layer.mlp.intermediate_size);
   }
   if (is_offloaded) plan.kept_bytes += bytes(spec.hidden_size);  // of a layer's input, one more is on its way
