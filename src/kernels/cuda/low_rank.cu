@@ -238,12 +238,13 @@ __global__ void __launch_bounds__(kTallWarps * 32)
 #pragma unroll
   for (int k = 0; k < kRank / 16; ++k)
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t c = base + 8 * (2 * t + i % 2) + j;
-        if (c < n) out[(k * 16 + g + i / 2 * 8) * n + c] = sum[k][j][i];
-      }
+    for (int i = 0; i < 4; ++i) {
+      const int64_t c = base + 8 * (2 * t + i % 2);
+      if (c >= n) continue;
+      auto* to = reinterpret_cast<float4*>(out + (k * 16 + g + i / 2 * 8) * n + c);  // a whole sector
+      to[0] = {sum[k][0][i], sum[k][1][i], sum[k][2][i], sum[k][3][i]};
+      to[1] = {sum[k][4][i], sum[k][5][i], sum[k][6][i], sum[k][7][i]};
+    }
 }
 
 /// out (rank, n), or its transpose, (=, or +=) factor * the sum of the partials, in their order.
@@ -253,6 +254,7 @@ __global__ void sum_partials_kernel(const float* partials, int64_t splits, int64
   if (at >= n * rank) return;
   const int64_t r = at / n, c = at % n;
   float sum = 0;
+#pragma unroll 8
   for (int64_t s = 0; s < splits; ++s) sum += partials[(s * padded + r) * n + c];
   float* to = out + (is_transposed ? c * rank + r : at);
   *to = accumulate ? *to + sum * factor : sum * factor;
