@@ -149,6 +149,7 @@ Handles& handles() {
   return all;
 }
 
+/// Without scratch it only looks whether the library would take the product.
 bool launch(const Context& context, const DenseProduct& p, const void* bias, void* scratch) {
   int device = 0;
   if (!has_dense_library() || cudaGetDevice(&device) != cudaSuccess) return false;
@@ -171,7 +172,26 @@ bool launch(const Context& context, const DenseProduct& p, const void* bias, voi
     if (!product.find(handle, algorithm)) return false;
     found = handles().algorithms.emplace(shape, algorithm).first;
   }
-  return product.launch(handle, found->second, scratch, stream);
+  return !scratch || product.launch(handle, found->second, scratch, stream);
+}
+
+DenseProduct product_of(const void* x, const void* w, DType dtype, int64_t m, int64_t rows, int64_t cols,
+                        const MatmulOutput& out) {
+  return {.a = {x, cols, false},
+          .b = {w, cols, true},
+          .m = m,
+          .n = rows,
+          .k = cols,
+          .out = out.y,
+          .out_stride = out.y_stride,
+          .out_dtype = out.y_dtype,
+          .accumulate = out.accumulate,
+          .dtype = dtype};
+}
+
+/// The library takes a bias of y's type only, so that one for bf16 has to fit into scratch.
+bool suits_bias(const MatmulOutput& out, int64_t rows) {
+  return !out.bias || out.y_dtype != DType::bf16 || rows * 2 <= kBiasBytes;
 }
 
 }  // namespace
@@ -183,29 +203,23 @@ bool suits_dense_library(const MatmulOutput& out) {
          reinterpret_cast<uintptr_t>(out.bias) % 16 == 0;
 }
 
+bool takes_dense_multiply(const Context& context, DType dtype, int64_t m, int64_t rows, int64_t cols,
+                          const MatmulOutput& out) {
+  return suits_dense_library(out) && suits_bias(out, rows) &&
+         launch(context, product_of(nullptr, nullptr, dtype, m, rows, cols, out), out.bias, nullptr);
+}
+
 bool dense_multiply(const Context& context, const void* x, const void* w, DType dtype, int64_t m, int64_t rows,
                     int64_t cols, const MatmulOutput& out, void* scratch) {
-  if (!suits_dense_library(out)) return false;
+  if (!has_dense_library() || !suits_dense_library(out) || !suits_bias(out, rows)) return false;
   const void* bias = out.bias;
-  if (out.bias && out.y_dtype == DType::bf16) {  // then the library takes a bf16 bias only
-    if (rows * 2 > kBiasBytes || !has_dense_library()) return false;
+  if (out.bias && out.y_dtype == DType::bf16) {
     auto* rounded = reinterpret_cast<__nv_bfloat16*>(static_cast<uint8_t*>(scratch) + kWorkspaceBytes);
     round_bias_kernel<<<blocks_for(rows, 256), 256, 0, static_cast<cudaStream_t>(context.stream)>>>(out.bias, rows,
                                                                                                     rounded);
     bias = rounded;
   }
-  return launch(context,
-                {.a = {x, cols, false},
-                 .b = {w, cols, true},
-                 .m = m,
-                 .n = rows,
-                 .k = cols,
-                 .out = out.y,
-                 .out_stride = out.y_stride,
-                 .out_dtype = out.y_dtype,
-                 .accumulate = out.accumulate,
-                 .dtype = dtype},
-                bias, scratch);
+  return launch(context, product_of(x, w, dtype, m, rows, cols, out), bias, scratch);
 }
 
 bool dense_product(const Context& context, const DenseProduct& product, void* scratch) {

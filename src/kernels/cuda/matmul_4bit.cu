@@ -4,6 +4,7 @@
 #include "kernels/cuda/dense_library.h"
 #include "kernels/cuda/device/any_shape.cuh"
 #include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/pair_4bit.cuh"
 #include "kernels/cuda/device/panel_4bit.cuh"
 #include "kernels/cuda/device/tile_4bit.cuh"
 #include "kernels/cuda/device/vector.cuh"
@@ -94,9 +95,11 @@ float half_book_scale(const float* code_book) {
   return 1.0f;
 }
 
+/// What tile_4bit.cuh and pair_4bit.cuh know of a call; x in T goes to scratch where it does not lie so already. False
+/// if the driver can't describe it.
 template <typename T, typename Shape>
-bool multiply_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
-  Tile4BitArgs args{};
+bool describe_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count,
+                    int blocks, Tile4BitArgs& args) {
   TileArgs& tile = args.tile;
   tile.jobs = with_weights(jobs, count, Shape::rows);
   const float scale = Shape::is_late && input.compute == DType::bf16 ? book_scale(jobs[0].code_book, input.compute)
@@ -110,23 +113,44 @@ bool multiply_tiles(const Context& context, const MatmulInput& input, const Matm
   tile.column_tiles = static_cast<int>((input.m + Shape::columns - 1) / Shape::columns);
   tile.flags = context.counters;
   const int64_t x_bytes = is_rounded<T>(input) ? 0 : padded_to_256(input.m * input.cols * 2);
-  const int64_t partials = int64_t{context.multiprocessors} * Shape::rows * Shape::columns * 4;
+  const int64_t partials = int64_t{context.multiprocessors} * (Shape::rows / blocks) * Shape::columns * 4;
   auto* scratch = static_cast<uint8_t*>(context.scratch->reserve(x_bytes + partials));
   tile.partials = reinterpret_cast<float*>(scratch + x_bytes);
   const void* x = x_bytes > 0 ? scratch : input.x;
-  if (!describe_matrix(args.x, x, input.m, input.cols * 2, Shape::columns)) return false;
+  if (!describe_matrix(args.x, x, input.m, input.cols * 2, Shape::columns / blocks)) return false;
   for (int64_t j = 0; j < count; ++j)
-    if (!describe_matrix(args.codes[j], jobs[j].packed, jobs[j].rows, input.cols / 2, Shape::rows, 64)) return false;
+    if (!describe_matrix(args.codes[j], jobs[j].packed, jobs[j].rows, input.cols / 2, Shape::rows / blocks,
+                         64 / blocks))
+      return false;
   if (x_bytes > 0) round_x(context, input, reinterpret_cast<T*>(scratch));
+  return true;
+}
+
+template <typename T, typename Shape>
+bool multiply_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  Tile4BitArgs args{};
+  if (!describe_tiles<T, Shape>(context, input, jobs, count, 1, args)) return false;
   const auto kernel = tile_4bit_kernel<T, Shape>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
-  const int64_t pieces = int64_t{tile.jobs.tiles} * tile.column_tiles * tile.chunks;
+  const int64_t pieces = int64_t{args.tile.jobs.tiles} * args.tile.column_tiles * args.tile.chunks;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(pieces, context.multiprocessors));
   launch_early(kernel, blocks, Shape::threads + 128, Shape::kBytes, stream_of(context.stream), args);
   return true;
 }
 
-/// Rows of x up to which tile_4bit.cuh wins over tile.cuh.
+template <typename T, typename Shape>
+bool multiply_pairs(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  Tile4BitArgs args{};
+  if (!describe_tiles<T, Shape>(context, input, jobs, count, 2, args)) return false;
+  const auto kernel = pair_4bit_kernel<T, Shape>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
+  const int64_t pieces = int64_t{args.tile.jobs.tiles} * args.tile.column_tiles * args.tile.chunks;
+  const auto pairs = static_cast<unsigned>(std::min<int64_t>(pieces, context.multiprocessors / 2));
+  launch_early(kernel, 2 * pairs, Shape::threads + 128, Shape::kBytes, stream_of(context.stream), args, 2);
+  return true;
+}
+
+/// Rows of x up to which tile_4bit.cuh wins over pair_4bit.cuh.
 constexpr int64_t kTileRows = 128;
 
 /// By the tile for m rows of x, at most kTileRows; f16 has fewer, to keep the build small.
@@ -140,11 +164,20 @@ bool multiply_tiles(const Context& context, const MatmulInput& input, const Matm
   return multiply_tiles<T, Tile4BitShape<false, 128, 1, 2, 1>>(context, input, jobs, count);
 }
 
+/// By the tile that wastes least of m rows of x; f16 has one, to keep the build small.
+template <typename T>
+bool multiply_pairs(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  if constexpr (!std::is_same_v<T, __half>)
+    if ((input.m + 191) / 192 * 192 < (input.m + 255) / 256 * 256)
+      return multiply_pairs<T, Pair4BitShape<192>>(context, input, jobs, count);
+  return multiply_pairs<T, Pair4BitShape<256>>(context, input, jobs, count);
+}
+
 int64_t blocks_of(const MatmulInput& input, const Matmul4BitJob& job) {
   return quant::block_count(job.rows * input.cols, job.block);
 }
 
-/// For more rows of x, and blocks of 32: tile.cuh.
+/// For blocks of 32 and columns that are no multiple of 64: tile.cuh.
 template <typename T>
 void multiply_wide_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
   using Launch = TileLaunch<Tile4Bit<T>, TileShape<256, 2>>;
@@ -188,9 +221,11 @@ bool multiply_by_library(const Context& context, const MatmulInput& input, const
   if (!has_dense_library()) return false;
   constexpr int64_t kStep = 1024;
   const int64_t panel_rows = std::max(kStep, kPanelBytes / (2 * input.cols) / kStep * kStep);
-  for (int64_t j = 0; j < count; ++j)
-    if (!suits_dense_library(jobs[j].out) || panel_rows * input.cols % (jobs[j].block * quant::kNestedBlock) != 0)
-      return false;
+  for (int64_t j = 0; j < count; ++j) {
+    if (panel_rows * input.cols % (jobs[j].block * quant::kNestedBlock) != 0) return false;
+    for (const int64_t rows : {std::min(panel_rows, jobs[j].rows), (jobs[j].rows - 1) % panel_rows + 1})
+      if (!takes_dense_multiply(context, input.compute, input.m, rows, input.cols, jobs[j].out)) return false;
+  }
   const int64_t x_bytes = is_rounded<T>(input) ? 0 : padded_to_256(input.m * input.cols * 2);
   auto* scratch =
       static_cast<uint8_t*>(context.scratch->reserve(kDenseLibraryBytes + x_bytes + panel_rows * input.cols * 2));
@@ -239,6 +274,9 @@ bool multiply_regular(const Context& context, const MatmulInput& input, const Ma
   if (input.batch_invariant || !is_regular(context, input, jobs, count, 32)) return false;
   if (input.m >= kLibraryRows && multiply_by_library<T>(context, input, jobs, count)) return true;
   if (context.capability != 90) return multiply_by_library<T>(context, input, jobs, count);
+  if (input.m > kTileRows && is_regular(context, input, jobs, count, 64) &&
+      multiply_pairs<T>(context, input, jobs, count))
+    return true;
   if (input.m > kTileRows || !is_regular(context, input, jobs, count, 64) ||
       !multiply_tiles<T>(context, input, jobs, count))
     multiply_wide_tiles<T>(context, input, jobs, count);

@@ -8,8 +8,8 @@
 namespace nibble::kernels::cuda {
 
 /// A matrix of single bytes, 16-byte aligned and with rows of a multiple of 16: boxes of `box_rows` rows by `box_cols`
-/// columns, 128 or 64, go to shared memory, rows of so many bytes swizzled in groups of eight, zeros outside. False if
-/// the driver can't.
+/// columns, 128, 64 or 32, go to shared memory, rows of so many bytes swizzled in groups of eight, zeros outside. False
+/// if the driver can't.
 bool describe_matrix(CUtensorMap& map, const void* data, int64_t rows, int64_t cols, int box_rows, int box_cols = 128);
 
 /// Heads of 16-bit rows: (heads, capacity, head_dim) of which the first `keys` rows of a head count; zeros come for

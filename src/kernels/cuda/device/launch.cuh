@@ -28,20 +28,23 @@ inline int64_t shared_limit(int capability) {
   }
 }
 
-/// Starts while the launch before finishes; the kernel itself waits where it must.
+/// Starts while the launch before finishes; the kernel itself waits where it must. `cluster` blocks share memory.
 template <typename Kernel, typename Args>
 void launch_early(Kernel kernel, unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream,
-                  const Args& args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+                  const Args& args, unsigned cluster = 1) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = cluster;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : 1;
   cudaLaunchKernelEx(&config, kernel, args);
 }
 

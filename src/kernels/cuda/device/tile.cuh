@@ -25,10 +25,11 @@ struct TileArgs {
 struct TileRange {
   int64_t at, end;
 
-  __device__ TileRange(const TileArgs& args, int block) {
+  __device__ TileRange(const TileArgs& args, int block) : TileRange(args, block, static_cast<int>(gridDim.x)) {}
+  __device__ TileRange(const TileArgs& args, int block, int blocks) {
     const int64_t all = int64_t{args.jobs.tiles} * args.column_tiles * args.chunks;
-    at = all * block / gridDim.x;
-    end = all * (block + 1) / gridDim.x;
+    at = all * block / blocks;
+    end = all * (block + 1) / blocks;
   }
 };
 
