@@ -61,9 +61,10 @@ void Decoder::bind() {
 void Decoder::set_updates(std::shared_ptr<const Updates> updates) {
   if (updates && backend_->cuda()) {
     auto there = std::make_shared<Updates>();
-    int64_t rank = 0;
-    for (const auto& [module, update] : updates->layers) rank = std::max(rank, update.a.dim(0));
-    const Tensor room = backend_->empty(DType::f32, {nn::LowRank::kRoomRows * rank});
+    int64_t width = 0;
+    for (const auto& [module, update] : updates->layers)
+      width = std::max({width, update.a.dim(0), update.row_scale ? update.b.dim(0) : 0});
+    const Tensor room = backend_->empty(DType::f32, {nn::LowRank::kRoomRows * width});
     for (const auto& [module, update] : updates->layers)
       there->layers[module] = {backend_->to_device(update.a), backend_->to_device(update.b),
                                backend_->to_device(update.row_scale), room};

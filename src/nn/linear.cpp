@@ -95,11 +95,17 @@ struct Runner {
   }
 };
 
+/// f32 (m, width): the update's room, or a tensor of its own.
+Tensor room_for(const ops::Backend& backend, const LowRank& update, int64_t m, int64_t width) {
+  if (update.room && m <= LowRank::kRoomRows && m * width <= update.room.count()) return update.room;
+  return backend.empty(DType::f32, {m, width});
+}
+
 /// Through fp32 between the two products.
 void add_update(const ops::Backend& backend, ConstValues x, int64_t m, const LinearCall& call, bool batch_invariant) {
   const LowRank& update = *call.layer->update;
   const int64_t rank = update.a.dim(0);
-  Tensor low = update.room && m <= LowRank::kRoomRows ? update.room : backend.empty(DType::f32, {m, rank});
+  Tensor low = room_for(backend, update, m, rank);
   const auto multiply = [&](ConstValues from, const Tensor& w, const kernels::MatmulOutput& out) {
     const kernels::MatmulDenseJob job{w.data(), DType::f32, w.dim(0), out};
     backend.kernels().matmul_dense(backend.context(), {from.data, m, w.dim(1), DType::f32, batch_invariant, from.dtype},
@@ -115,11 +121,11 @@ void run_scaled(const ops::Backend& backend, ConstValues x, int64_t m, const Lin
   Linear bare = layer;
   bare.bias = {};
   bare.update = nullptr;
-  Tensor product = backend.empty(DType::f32, {m, layer.rows});
+  Tensor product = room_for(backend, *layer.update, m, layer.rows);
   const std::array calls{LinearCall{&bare, {product.data(), DType::f32}, layer.rows}};
   run_linear(backend, x, m, calls, batch_invariant);
   backend.kernels().scale_columns(
-      backend.context_for(product.count()),
+      backend.context_for(m * layer.rows),
       {product.as<float>(), layer.update->row_scale.as<float>(), layer.bias ? layer.bias.as<float>() : nullptr, m,
        layer.rows, static_cast<float*>(call.y.data), call.y_stride, call.accumulate, DType::f32, call.y.dtype});
 }

@@ -35,7 +35,7 @@ struct LowRank {
   Tensor a;               // f32 (r, cols)
   Tensor b;               // f32 (rows, r), with the adapter's scale
   Tensor row_scale = {};  // f32 (rows), or empty: factors of the weight's rows (DoRA)
-  /// On a GPU: space for x a^T of up to kRoomRows rows, so that a recorded step allocates nothing. Updates share it.
+  /// On a GPU: room between two products of up to kRoomRows rows: a recorded step allocates nothing. Updates share it.
   Tensor room = {};
   static constexpr int64_t kRoomRows = 1024;
 };

@@ -7,7 +7,7 @@ import unittest
 
 from nibble_case import NIBBLE, NibbleCase
 
-UNSUPPORTED, OUT_OF_MEMORY = 4, 5
+USAGE, UNSUPPORTED, OUT_OF_MEMORY = 2, 4, 5
 NF4 = ("--load-in-4bit", "--bnb-4bit-quant-type", "nf4", "--bnb-4bit-use-double-quant")
 SENTENCES = {"policy": "The quick brown fox jumps over the lazy dog.", "reward": "0123456789 9876543210 0123456789"}
 
@@ -70,6 +70,17 @@ class OnTheCpu(NibbleCase):
         report = self.finetune(out, *self.compute, "--use-dora", "--modules-to-save", "lm_head", "--bias", "all", steps=20)
         self.assertLess(report["final_loss"], 4)
         self.assertLess(self.perplexity("policy", "--adapter", out), 0.5 * self.perplexity("policy"))
+        answer = self.succeed_json({"text"}, "generate", self.model, *self.device, "--adapter", out, "-p", "The quick brown",
+                                   "--max-new-tokens", "6")
+        self.assertEqual(answer["text"], " fox j")
+
+    def test_options_of_gpus_are_refused_elsewhere(self):
+        if self.device[1] != "cpu":
+            self.skipTest("has a GPU")
+        self.fail_with(USAGE, *self.command(self.root / "never", "--max-memory", "16GB"), names=["max_memory", "GPU"])
+        offloading = ("--gradient-checkpointing", "--activation-offloading")
+        self.fail_with(USAGE, *self.command(self.root / "never", *offloading), names=["activation_offloading", "GPU"])
+        self.fail_with(USAGE, *self.command(self.root / "never", offloading[1]), names=["gradient_checkpointing"])
 
     def test_starting_from_the_quantization_error(self):
         out, quantized = self.root / "loftq", (*NF4, *self.compute)
