@@ -10,7 +10,7 @@ HostStore::HostStore(const ops::Backend& backend)
 
 HostStore::~HostStore() {
   try {
-    clear();
+    copies_->synchronize();  // pinned memory goes before the stream
   } catch (const std::exception&) {
     // A GPU that is lost has been reported where it was.
   }
