@@ -106,6 +106,39 @@ TEST(Finetune, LossesAsTorchAndPeftOnAGpu) {
   expect_golden_losses("cuda");
 }
 
+/// Of a run that trains more than low-rank updates: DoRA and the head, or the whole model.
+std::vector<double> losses_beyond_lora(const std::string& device, bool is_whole) {
+  Scratch scratch;
+  const auto decoder = load({}, device);
+  LoraConfig config{.r = 4, .lora_alpha = 8, .lora_dropout = 0.1};
+  config.target_modules = "all-linear";
+  config.use_dora = true;
+  config.modules_to_save = {"lm_head"};
+  adapters::Adapter adapter =
+      is_whole ? adapters::whole_model(*decoder) : adapters::create_adapter(decoder->spec(), config, 1);
+  if (!is_whole) adapters::add_from_model(adapter, *decoder);
+  TrainingArguments arguments = arguments_for(scratch.path / "out", 6);
+  arguments.learning_rate = 2e-3;
+  arguments.gradient_checkpointing = true;
+  std::vector<double> losses;
+  train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr,
+                [&](const TrainingProgress& now) { losses.push_back(now.loss); });
+  return losses;
+}
+
+TEST(Finetune, DoraWholeModulesAndWholeModelsOnAGpuAsOnTheCpu) {
+  for (const bool is_whole : {false, true}) {
+    SCOPED_TRACE(is_whole);
+    const std::vector<double> expected = losses_beyond_lora("cpu", is_whole);
+    EXPECT_LT(expected.back(), expected.front() - 0.1);
+    if (!device::describe_cuda().missing.empty()) continue;
+    const std::vector<double> found = losses_beyond_lora("cuda", is_whole);
+    ASSERT_EQ(found.size(), expected.size());
+    for (size_t i = 0; i < found.size(); ++i)
+      EXPECT_NEAR(found[i], expected[i], 2e-3 * expected[i]) << "step " << i + 1;
+  }
+}
+
 /// Runs `steps` in one go, or stops after `stop` and goes on; what is written at the end.
 std::string run(const fs::path& out, int64_t steps, std::optional<int64_t> stop, const std::string& optim, bool packing,
                 const std::string& device = "cpu") {
