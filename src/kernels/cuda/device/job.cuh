@@ -29,8 +29,9 @@ struct DeviceJobs {
 
   __device__ __forceinline__ const DeviceJob& of_tile(int tile) const {
     int j = 0;
-    for (int next = 1; next < count; ++next)
-      if (tile >= jobs[next].first_tile) j = next;
+#pragma unroll
+    for (int next = 1; next < kMaxJobs; ++next)
+      if (next < count && tile >= jobs[next].first_tile) j = next;
     return jobs[j];
   }
 };
