@@ -219,18 +219,6 @@ int run(int count, char** arguments) {
     return 0;
   }
   std::printf("%s\n", gpu.stream->description().name.c_str());
-  if (count == 2) {
-    gpu.bandwidth = 2.44e12;
-    for (const DType dtype : {DType::bf16, DType::i8}) {
-      for (const int64_t past : {64, 512, 900, 2048}) bench(gpu, {32, 32, 128, 1, past, dtype});
-      for (const auto& [heads, kv_heads] : {std::pair{64, 8}, {32, 8}})
-        for (const int64_t past : {512, 2048}) bench(gpu, {heads, kv_heads, 128, 1, past, dtype});
-      if (arguments[1][0] == 'a') bench(gpu, {64, 8, 128, 16, 512, dtype});
-      if (arguments[1][0] == 'a') bench(gpu, {64, 8, 128, 16, 2048, dtype});
-      if (arguments[1][0] == 'a') bench(gpu, {32, 32, 128, 16, 512, dtype});
-    }
-    return 0;
-  }
   gpu.measure_copy();
   for (const DType dtype : {DType::bf16, DType::i8}) {
     for (const int64_t past : {64, 512, 2048, 4096, 16384}) bench(gpu, {32, 32, 128, 1, past, dtype});

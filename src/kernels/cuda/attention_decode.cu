@@ -1,5 +1,4 @@
 // Attention of one query a sequence: blocks share a sequence's keys, and the last of them to finish joins the parts.
-#include <cstdlib>
 #include <type_traits>
 
 #include "kernels/cuda/device/attention_decode.cuh"
@@ -9,10 +8,6 @@
 #include "kernels/cuda/program.h"
 
 namespace nibble::kernels::cuda {
-namespace next {
-bool rotate_attention(const Context& context, const RotateAppendArgs& rotation, const AttentionArgs& args);
-void attention_decode(const Context& context, const AttentionArgs& args, const Sequences& sequences);
-}  // namespace next
 namespace {
 
 __device__ __forceinline__ DecodeGroup this_group() { return {static_cast<int>(threadIdx.x), 1}; }
@@ -166,7 +161,6 @@ bool read_attention(const cudaKernelNodeParams& kernel, ProgramAttention& attent
 }
 
 bool rotate_attention(const Context& context, const RotateAppendArgs& rotation, const AttentionArgs& args) {
-  if (std::getenv("NIBBLE_NEXT")) return next::rotate_attention(context, rotation, args);
   if (!suits_new_tokens(context, rotation, args)) return false;
   for (int64_t first = 0; first < args.sequence_count; first += kMaxSequences) {
     Sequences sequences;
@@ -189,7 +183,6 @@ bool rotate_attention(const Context& context, const RotateAppendArgs& rotation, 
 }
 
 void attention_decode(const Context& context, const AttentionArgs& args, const Sequences& sequences) {
-  if (std::getenv("NIBBLE_NEXT")) return next::attention_decode(context, args, sequences);
   if (has_tensor_cores(context, args))
     return args.kv_dtype == DType::i8 ? choose<int8_t, false>(context, args, sequences)
                                       : choose<__nv_bfloat16, false>(context, args, sequences);
