@@ -31,8 +31,8 @@ TEST(Plan, GrowsWithContextAndBatch) {
 
 /// Bytes that fine-tuning the tiny model takes beside its weights.
 int64_t measured_training(const TrainingPlanOptions& options) {
-  AutoModelForCausalLM model = AutoModelForCausalLM::from_pretrained(std::string(NIBBLE_TEST_DATA) + "/models/llama",
-                                                                     {.dtype = DType::f32, .threads = 1});
+  AutoModelForCausalLM model = AutoModelForCausalLM::from_pretrained(
+      std::string(NIBBLE_TEST_DATA) + "/models/llama", {.dtype = DType::f32, .device_map = "cpu", .threads = 1});
   Random random(1);
   Dataset data;
   for (int64_t i = 0; i < 2 * options.per_device_train_batch_size; ++i) {
