@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cpu/isa/quantize_8bit_lanes.h"
+#include "kernels/cpu/isa/quantize_8bit_linear.h"
 #include "kernels/cpu/isa/quantize_8bit_mirrored.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
@@ -13,7 +14,8 @@ struct Encoder {
   bool has_lanes;
 #if defined(__AVX512F__)
   MirroredLanes mirrored;
-  bool is_mirrored;
+  LinearLanes linear;
+  bool is_mirrored, is_linear;
 #endif
 };
 
@@ -34,6 +36,7 @@ struct Encoder {
   encoder.has_lanes = make_lanes(encoder.search, encoder.lanes);
 #if defined(__AVX512F__)
   encoder.is_mirrored = make_mirrored_lanes(code_book, encoder.mirrored);
+  encoder.is_linear = make_linear_lanes(encoder.search, encoder.linear);
 #endif
   return encoder;
 }
@@ -44,6 +47,8 @@ NIBBLE_SIMD int64_t encode_run(const Encoder& encoder, const T* x, int64_t count
                                bool streamed) {
 #if defined(__AVX512F__)
   if (encoder.is_mirrored) return encode_run(encoder.mirrored, x, count, inverse, codes, streamed);
+  if constexpr (sizeof(T) == sizeof(float))
+    if (encoder.is_linear) return encode_run(encoder.linear, encoder.search, x, count, inverse, codes);
 #endif
   const int64_t ahead = prefetch_distance(count * int64_t{sizeof(T)});
   int64_t i = 0;

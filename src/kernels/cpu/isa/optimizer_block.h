@@ -58,8 +58,9 @@ NIBBLE_SIMD Mask is_finite(const F32 (&s)[3]) {
 /// Moves p and the states of `count` elements. Guarded: as optimizer_step_8bit treats states that are not finite;
 /// absmax[k] becomes the largest size in states[k].
 template <typename Rule, bool kIsGuarded>
-NIBBLE_SIMD void step_block(const OptimizerScalars& c, float rate, int64_t count, float* p, const float* g,
+NIBBLE_SIMD void step_block(const OptimizerScalars& shared, float rate, int64_t count, float* p, const float* g,
                             float* const (&states)[3], float (&absmax)[3]) {
+  const OptimizerScalars c = shared;  // stores to p cannot change it
   const F32 down = set1(-rate), keep = set1(c.keep);
   F32 largest[3] = {set1(0), set1(0), set1(0)};
   for (int64_t i = 0; i < count; i += kLanes) {

@@ -1,7 +1,7 @@
 // optimizer_step_8bit: a block's states are decoded, stepped and encoded while they lie in the first cache.
 #include "kernels/cpu/isa/dequantize_8bit_lanes.h"
 #include "kernels/cpu/isa/encoder_8bit.h"
-#include "kernels/cpu/isa/optimizer_block.h"
+#include "kernels/cpu/isa/optimizer_lanes.h"
 #include "kernels/cpu/isa/optimizer_trust.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
@@ -107,18 +107,84 @@ void measure_chunk(const Maps& maps, const OptimizerJob8Bit& job, int64_t chunk,
   });
 }
 
+/// The new states of a block to their codes.
+template <typename Rule>
+void encode_states(const Maps& maps, const OptimizerJob8Bit& job, int64_t begin, int64_t count,
+                   float* const (&states)[3], const float (&absmax)[3]) {
+  for (int k = 0; k < Rule::kStates; ++k) {
+    const StateCodes state = maps.state(job, k);
+    state.absmax[begin / kStateBlock] = encode_block(*state.map, states[k], count, absmax[k], state.codes + begin);
+  }
+}
+
+#if defined(__AVX512F__)
+/// The whole blocks of a chunk, each encoded while the next one is stepped.
+template <typename Rule, typename T>
+void step_whole_blocks(const Maps& maps, const OptimizerJob8Bit& job, float rate, int64_t begin, int64_t end) {
+  PendingBlock blocks[2];
+  T* p = static_cast<T*>(job.of.parameter);
+  const T* g = static_cast<const T*>(job.of.gradient);
+  const Encoder &first = *maps.first.encoder, &second = *maps.second.encoder;
+  int turn = 0;
+  for (int64_t at = begin; at < end; at += kStateBlock, turn ^= 1) {
+    PendingBlock &next = blocks[turn], &pending = blocks[turn ^ 1];
+    CodedState coded[3] = {};
+    float absmax[3];
+    for (int k = 0; k < Rule::kStates; ++k) {
+      const StateCodes state = maps.state(job, k);
+      coded[k] = {&state.map->values.table, state.codes + at, state.absmax[at / kStateBlock]};
+    }
+    if (at == begin)
+      step_coded_block<Rule, T, false>(job.of.scalars, rate, coded, p + at, g + at, next, absmax, first, second,
+                                       pending);
+    else
+      step_coded_block<Rule, T, true>(job.of.scalars, rate, coded, p + at, g + at, next, absmax, first, second,
+                                      pending);
+    for (int k = 0; k < Rule::kStates; ++k) {
+      const StateCodes state = maps.state(job, k);
+      const bool is_zero = absmax[k] < 0x1p-126f;
+      state.absmax[at / kStateBlock] = is_zero ? 0 : absmax[k];
+      next.codes[k] = state.codes + at;
+      next.inverse[k] = is_zero ? 0 : 1.0f / absmax[k];  // its codes are set below
+    }
+  }
+  if (end > begin) encode_block<Rule>(first, second, blocks[turn ^ 1]);
+  for (int64_t at = begin; at < end; at += kStateBlock)
+    for (int k = 0; k < Rule::kStates; ++k) {
+      const StateCodes state = maps.state(job, k);
+      if (state.absmax[at / kStateBlock] == 0) __builtin_memset(state.codes + at, 0, kStateBlock);
+    }
+}
+
+/// The chunk's elements that were stepped: those of whole blocks, if types and maps suit.
+template <typename Rule>
+int64_t step_whole_blocks(const Maps& maps, const OptimizerJob8Bit& job, float rate, int64_t chunk) {
+  const OptimizerParameter& of = job.of;
+  const int64_t begin = chunk * kOptimizerChunk, count = min_of(of.count - begin, kOptimizerChunk);
+  const int64_t end = begin + count / kStateBlock * kStateBlock;
+  if (of.dtype != of.gradient_dtype || of.dtype == DType::f16 || !maps.first.encoder->is_mirrored) return 0;
+  if (Rule::kStates > 1 && !maps.second.encoder->is_linear) return 0;
+  if (of.dtype == DType::bf16)
+    step_whole_blocks<Rule, bf16_t>(maps, job, rate, begin, end);
+  else
+    step_whole_blocks<Rule, float>(maps, job, rate, begin, end);
+  return end - begin;
+}
+#endif
+
 template <typename Rule>
 void step_chunk(const Maps& maps, const OptimizerJob8Bit& job, float rate, int64_t chunk) {
+  int64_t first = 0;
+#if defined(__AVX512F__)
+  first = chunk * kOptimizerChunk + step_whole_blocks<Rule>(maps, job, rate, chunk);
+#endif
   for_blocks(job.of, chunk, [&](int64_t begin, int64_t count) {
+    if (begin < first) return;
     const Block<Rule> block(maps, job, begin, count);
     float absmax[3];
     step_block<Rule, true>(job.of.scalars, rate, count, block.p, block.g, block.states, absmax);
     close_block(job.of.parameter, job.of.dtype, begin, count, block.p);
-    for (int k = 0; k < Rule::kStates; ++k) {
-      const StateCodes state = maps.state(job, k);
-      state.absmax[begin / kStateBlock] =
-          encode_block(*state.map, block.states[k], count, absmax[k], state.codes + begin);
-    }
+    encode_states<Rule>(maps, job, begin, count, block.states, absmax);
   });
 }
 
