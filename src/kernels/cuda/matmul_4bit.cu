@@ -153,6 +153,8 @@ bool multiply_pairs(const Context& context, const MatmulInput& input, const Matm
 
 /// Rows of x up to which tile_4bit.cuh wins over pair_4bit.cuh.
 constexpr int64_t kTileRows = 128;
+/// Rows of x up to which pair_4bit.cuh serves; above, a run of a model failed and what failed was not found.
+constexpr int64_t kPairRows = 512;
 
 /// By the tile for m rows of x, at most kTileRows; f16 has fewer, to keep the build small.
 template <typename T>
@@ -178,7 +180,7 @@ int64_t blocks_of(const MatmulInput& input, const Matmul4BitJob& job) {
   return quant::block_count(job.rows * input.cols, job.block);
 }
 
-/// For blocks of 32 and columns that are no multiple of 64: tile.cuh.
+/// For more rows of x, blocks of 32 and columns that are no multiple of 64: tile.cuh.
 template <typename T>
 void multiply_wide_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
   using Launch = TileLaunch<Tile4Bit<T>, TileShape<256, 2>>;
@@ -275,7 +277,7 @@ bool multiply_regular(const Context& context, const MatmulInput& input, const Ma
   if (input.batch_invariant || !is_regular(context, input, jobs, count, 32)) return false;
   if (input.m >= kLibraryRows && multiply_by_library<T>(context, input, jobs, count)) return true;
   if (context.capability != 90) return multiply_by_library<T>(context, input, jobs, count);
-  if (input.m > kTileRows && is_regular(context, input, jobs, count, 64) &&
+  if (input.m > kTileRows && input.m <= kPairRows && is_regular(context, input, jobs, count, 64) &&
       multiply_pairs<T>(context, input, jobs, count))
     return true;
   if (input.m > kTileRows || !is_regular(context, input, jobs, count, 64) ||
