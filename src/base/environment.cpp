@@ -11,8 +11,7 @@ const Environment& environment() {
       const char* value = std::getenv(name);
       return std::string(value ? value : "");
     };
-    return Environment{text("NIBBLE_BACKEND"), text("NIBBLE_FORCE_ISA"), text("NIBBLE_PROFILE") == "1",
-                       text("NIBBLE_FUSE_STEPS") == "1"};
+    return Environment{text("NIBBLE_BACKEND"), text("NIBBLE_FORCE_ISA"), text("NIBBLE_PROFILE") == "1"};
   }();
   return values;
 }

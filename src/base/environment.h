@@ -6,10 +6,9 @@
 namespace nibble {
 
 struct Environment {
-  std::string backend;       // NIBBLE_BACKEND: "reference" runs the plain loops, "cpu" (default) the fast kernels
-  std::string force_isa;     // NIBBLE_FORCE_ISA: "portable", "avx2" or "avx512"
-  bool profile = false;      // NIBBLE_PROFILE=1: time spent per kernel entry, printed when the program ends
-  bool fuses_steps = false;  // NIBBLE_FUSE_STEPS=1: the launches of a decode step on a GPU become one (docs/gpu.md)
+  std::string backend;    // NIBBLE_BACKEND: "reference" runs the plain loops, "cpu" (default) the fast kernels
+  std::string force_isa;  // NIBBLE_FORCE_ISA: "portable", "avx2" or "avx512"
+  bool profile = false;   // NIBBLE_PROFILE=1: time spent per kernel entry, printed when the program ends
 };
 
 /// Read once, at the first call.

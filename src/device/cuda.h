@@ -87,10 +87,8 @@ class CudaStream {
   virtual void synchronize() = 0;
   /// Errors: device, if a launch was refused or earlier work is known to have failed.
   virtual void check() const = 0;
-  /// Records what `work` puts on the stream, without running it. `work` must not allocate. `rewrite` may change the
-  /// cudaGraph_t before it is prepared to run; what it returns lives as long as the graph.
-  virtual std::unique_ptr<CudaGraph> capture(const std::function<void()>& work,
-                                             const std::function<std::shared_ptr<void>(void*)>& rewrite = {}) = 0;
+  /// Records what `work` puts on the stream, without running it. `work` must not allocate.
+  virtual std::unique_ptr<CudaGraph> capture(const std::function<void()>& work) = 0;
 };
 
 /// Waits for the work of a cudaStream_t.

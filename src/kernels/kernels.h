@@ -9,7 +9,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 
 #include "base/thread_pool.h"
 #include "kernels/gradients.h"
@@ -17,10 +16,6 @@
 #include "kernels/sampling.h"
 #include "nibble/types.h"
 #include "quant/format.h"
-
-namespace nibble::device {
-class CudaStream;
-}
 
 namespace nibble::kernels {
 
@@ -456,9 +451,6 @@ struct Kernels {
   /// rotate_append and then attention of the same sequences, except that q may stay as it was. May be missing; false:
   /// nothing was done, as the call does not suit it, which does not depend on the number of sequences.
   bool (*rotate_attention)(const Context&, const RotateAppendArgs&, const AttentionArgs&) = nullptr;
-  /// Rewrites a recorded cudaGraph_t so that it does the same, to the bit, in fewer launches; what it returns must live
-  /// as long as the graph; null: nothing was changed. May be missing.
-  std::shared_ptr<void> (*fuse_graph)(const Context&, device::CudaStream&, void* recorded) = nullptr;
   Entry<ActivateArgs> activate = nullptr;
   Entry<EmbedArgs> embed = nullptr;
   Entry<SplitHeadsArgs> split_heads = nullptr;

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <bit>
 
-#include "base/environment.h"
 #include "models/layer.h"
 
 namespace nibble::models {
@@ -50,17 +49,6 @@ void StepGraph::enqueue(Pass& pass) {
                            {logits_.as<float>(), pass.tokens, decoder_.vocab_size(), best_.as<int32_t>()});
 }
 
-void StepGraph::record(Pass& pass) {
-  const ops::Backend& backend = decoder_.backend();
-  const auto fuse_graph = environment().fuses_steps ? backend.kernels().fuse_graph : nullptr;
-  graph_ = cuda_.capture(
-      [&] {
-        workspace_.send_inputs(true);
-        enqueue(pass);
-      },
-      [&](void* graph) { return fuse_graph ? fuse_graph(backend.context(), cuda_, graph) : nullptr; });
-}
-
 void StepGraph::launch(std::span<const SequenceTokens> sequences, const int32_t* ids, bool batch_invariant) {
   make_room(static_cast<int64_t>(sequences.size()));
   const int64_t bucket = is_recordable_ ? bucket_of(sequences) : 0;
@@ -71,7 +59,11 @@ void StepGraph::launch(std::span<const SequenceTokens> sequences, const int32_t*
     if (sequence.source) key.insert(key.end(), {sequence.source->storage_id(), sequence.source->length()});
   }
   const bool is_known = is_recordable_ && key == key_;
-  if (is_known && !graph_) record(pass);
+  if (is_known && !graph_)
+    graph_ = cuda_.capture([&] {
+      workspace_.send_inputs(true);
+      enqueue(pass);
+    });
   if (is_known) return graph_->launch();
   // The first step of its kind runs by itself and leaves all memory in its place for the recording.
   graph_.reset();

@@ -31,7 +31,6 @@ class StepGraph {
  private:
   void launch(std::span<const SequenceTokens> sequences, const int32_t* ids, bool batch_invariant);
   void enqueue(Pass& pass);
-  void record(Pass& pass);
   void make_room(int64_t sequences);
 
   const Decoder& decoder_;

@@ -10,8 +10,7 @@ namespace {
 
 class RuntimeGraph final : public CudaGraph {
  public:
-  RuntimeGraph(cudaGraph_t graph, cudaStream_t stream, std::shared_ptr<void> owned)
-      : stream_(stream), owned_(std::move(owned)) {
+  RuntimeGraph(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
     const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
     cudaGraphDestroy(graph);
     check_cuda(status, "preparing a graph");
@@ -25,7 +24,6 @@ class RuntimeGraph final : public CudaGraph {
 
  private:
   cudaStream_t stream_;
-  std::shared_ptr<void> owned_;
   cudaGraphExec_t executable_ = nullptr;
 };
 
@@ -126,8 +124,7 @@ class RuntimeStream final : public CudaStream {
   }
   void check() const override { check_cuda(cudaGetLastError(), "a launch"); }
 
-  std::unique_ptr<CudaGraph> capture(const std::function<void()>& work,
-                                     const std::function<std::shared_ptr<void>(void*)>& rewrite) override {
+  std::unique_ptr<CudaGraph> capture(const std::function<void()>& work) override {
     activate();
     check_cuda(cudaStreamBeginCapture(stream_.stream, cudaStreamCaptureModeThreadLocal), "recording a graph");
     cudaGraph_t graph = nullptr;
@@ -139,14 +136,7 @@ class RuntimeStream final : public CudaStream {
       throw;
     }
     check_cuda(cudaStreamEndCapture(stream_.stream, &graph), "recording a graph");
-    std::shared_ptr<void> owned;
-    try {
-      if (rewrite) owned = rewrite(graph);
-    } catch (...) {
-      cudaGraphDestroy(graph);
-      throw;
-    }
-    return std::make_unique<RuntimeGraph>(graph, stream_.stream, std::move(owned));
+    return std::make_unique<RuntimeGraph>(graph, stream_.stream);
   }
 
  private:

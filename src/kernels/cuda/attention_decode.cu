@@ -5,7 +5,6 @@
 #include "kernels/cuda/device/attention_decode_plain.cuh"
 #include "kernels/cuda/device/dependent.cuh"
 #include "kernels/cuda/entries.h"
-#include "kernels/cuda/program.h"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -133,32 +132,7 @@ bool suits_new_tokens(const Context& context, const RotateAppendArgs& rotation, 
   return true;
 }
 
-template <int kDim, int kHeads>
-bool is_decode_of(const void* kernel, ProgramAttention& attention) {
-  if (kernel != reinterpret_cast<const void*>(decode_kernel<__nv_bfloat16, kDim, kHeads, true>)) return false;
-  attention.dim = kDim;
-  attention.heads = kHeads;
-  return true;
-}
-
 }  // namespace
-
-bool read_attention(const cudaKernelNodeParams& kernel, ProgramAttention& attention) {
-  if (!is_decode_of<64, 1>(kernel.func, attention) && !is_decode_of<64, 8>(kernel.func, attention) &&
-      !is_decode_of<128, 1>(kernel.func, attention) && !is_decode_of<128, 8>(kernel.func, attention))
-    return false;
-  const auto& sequences = *static_cast<const Sequences*>(kernel.kernelParams[1]);
-  if (sequences.count > kProgramSequences) return false;
-  attention.parts = static_cast<int>(kernel.gridDim.x);
-  attention.columns = static_cast<int>(kernel.gridDim.y);
-  attention.count = static_cast<int>(kernel.gridDim.z);
-  attention.args = *static_cast<const AttentionArgs*>(kernel.kernelParams[0]);
-  std::copy_n(sequences.at, sequences.count, attention.sequences);
-  attention.tokens = *static_cast<const NewTokens*>(kernel.kernelParams[2]);
-  attention.scratch = *static_cast<float* const*>(kernel.kernelParams[3]);
-  attention.counters = *static_cast<unsigned* const*>(kernel.kernelParams[4]);
-  return true;
-}
 
 bool rotate_attention(const Context& context, const RotateAppendArgs& rotation, const AttentionArgs& args) {
   if (!suits_new_tokens(context, rotation, args)) return false;

@@ -24,7 +24,6 @@ void cache_append(const Context& context, const CacheAppendArgs& args);
 void rotate_append(const Context& context, const RotateAppendArgs& args);
 bool rotate_attention(const Context& context, const RotateAppendArgs& rotation, const AttentionArgs& args);
 void attention(const Context& context, const AttentionArgs& args);
-std::shared_ptr<void> fuse_graph(const Context& context, device::CudaStream& stream, void* recorded);
 void activate(const Context& context, const ActivateArgs& args);
 void embed(const Context& context, const EmbedArgs& args);
 void split_heads(const Context& context, const SplitHeadsArgs& args);

@@ -10,7 +10,6 @@
 #include "kernels/cuda/device/vector.cuh"
 #include "kernels/cuda/device/weights_4bit.cuh"
 #include "kernels/cuda/entries.h"
-#include "kernels/cuda/program.h"
 #include "kernels/cuda/tensor_map.h"
 
 namespace nibble::kernels::cuda {
@@ -297,27 +296,7 @@ void multiply(const Context& context, const MatmulInput& input, const Matmul4Bit
   for (int64_t j = 0; j < count; ++j) multiply_slowly(context, input, jobs[j]);
 }
 
-template <typename T, bool kNested>
-bool is_few_rows(const void* kernel) {
-  return kernel == reinterpret_cast<const void*>(few_rows_kernel<FewRows4Bit<T, kNested>>);
-}
-
 }  // namespace
-
-bool read_product(const cudaKernelNodeParams& kernel, ProductKind& kind, FewRowsArgs& args) {
-  if (is_few_rows<__nv_bfloat16, true>(kernel.func))
-    kind = {DType::bf16, true};
-  else if (is_few_rows<__nv_bfloat16, false>(kernel.func))
-    kind = {DType::bf16, false};
-  else if (is_few_rows<__half, true>(kernel.func))
-    kind = {DType::f16, true};
-  else if (is_few_rows<__half, false>(kernel.func))
-    kind = {DType::f16, false};
-  else
-    return false;
-  args = *static_cast<const FewRowsArgs*>(kernel.kernelParams[0]);
-  return true;
-}
 
 void matmul_4bit(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
   if (input.m == 0) return;

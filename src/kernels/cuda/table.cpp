@@ -29,7 +29,6 @@ const Kernels* table() {
       .rotate_append = rotate_append,
       .attention = attention,
       .rotate_attention = rotate_attention,
-      .fuse_graph = fuse_graph,
       .activate = activate,
       .embed = embed,
       .split_heads = split_heads,

@@ -10,13 +10,10 @@
 
 namespace nibble::kernels::cuda {
 
-struct FewRowsShape {
-  int m, cols;  // of x
-};
-
-struct FewRowsArgs : FewRowsShape {
+struct FewRowsArgs {
   DeviceJobs jobs;
-  DeviceX x;
+  DeviceX x;  // (m, cols)
+  int m, cols;
   float book[16];    // 4 bits: the code book times a factor
   float book_scale;  // and what the sums are multiplied by in return
   float threshold;   // LLM.int8()
@@ -59,7 +56,6 @@ struct FewRowsShared {
   int extra_half;  // bytes from its first half to its second
   typename Weights::X* x;
 
-  FewRowsShared() = default;
   __device__ FewRowsShared(const FewRowsArgs& args, uint8_t* shared)
       : table(shared), ring(shared + Weights::kTableBytes) {
     sums = reinterpret_cast<typename Weights::Sum*>(ring + kFewRowsWarps * kFewRowsStages * Weights::kSlotBytes);
@@ -69,47 +65,41 @@ struct FewRowsShared {
   }
 };
 
-/// The threads that multiply, in a block that may have more.
-__device__ __forceinline__ void sync_few_rows() {
-  asm volatile("bar.sync 0, %0;" ::"n"(kFewRowsWarps * 32) : "memory");
-}
-
-/// kPitch: values from a warp's sum i to its sum i + 1 of the same lane.
-template <int kPitch, typename Sum>
+template <typename Sum>
 __device__ __forceinline__ Sum sum_of_warps(const Sum* first) {
   Sum sum = first[0];
 #pragma unroll
-  for (int w = 1; w < kFewRowsWarps; ++w) sum += first[w * 4 * kPitch];
+  for (int w = 1; w < kFewRowsWarps; ++w) sum += first[w * kFewRowsSums];
   return sum;
 }
 
 /// The end of a tile of eight rows of gate and eight of up.
-template <int kPitch, typename Sum>
+template <typename Sum>
 __device__ __forceinline__ void finish_gated_tile(const FewRowsArgs& args, const Sum* sums, int tile, int warp,
                                                   int lane) {
   if (warp >= 2) return;
-  const Sum* first = sums + warp * kPitch + lane;
+  const Sum* first = sums + warp * 32 + lane;
   const int row = tile * (kFewRowsTile / 2) + lane / 4, i = 2 * (lane % 4) + warp;
   if (row >= args.jobs.jobs[0].rows || i >= args.m) return;
   const float* gate_bias = args.jobs.jobs[0].out.bias;
   const float* up_bias = args.jobs.jobs[1].out.bias;
-  const float gate = sum_of_warps<kPitch>(first) * args.book_scale + (gate_bias ? gate_bias[row] : 0.0f);
-  const float up = sum_of_warps<kPitch>(first + 2 * kPitch) * args.book_scale + (up_bias ? up_bias[row] : 0.0f);
+  const float gate = sum_of_warps(first) * args.book_scale + (gate_bias ? gate_bias[row] : 0.0f);
+  const float up = sum_of_warps(first + kFewRowsSums / 2) * args.book_scale + (up_bias ? up_bias[row] : 0.0f);
   put(args.gated_out, i, row, activated(args.activation, gate) * up);
 }
 
 /// The warps' `sums` of a tile, added in the order of the warps, and stored: by four warps, of which this is `warp`.
-template <int kPitch, typename Weights>
+template <typename Weights>
 __device__ __forceinline__ void finish_tile(const FewRowsArgs& args, const Weights& weights,
                                             const FewRowsShared<Weights>& shared, const typename Weights::Sum* sums,
                                             int tile, int half, int warp, int lane) {
   if constexpr (Weights::kCanGate)
-    if (args.is_gated) return finish_gated_tile<kPitch>(args, sums, tile, warp, lane);
+    if (args.is_gated) return finish_gated_tile(args, sums, tile, warp, lane);
   const DeviceJob& job = args.jobs.of_tile(tile);
   const int in_tile = lane / 4 + 8 * (warp / 2), row = (tile - job.first_tile) * kFewRowsTile + in_tile;
   const int i = 2 * (lane % 4) + warp % 2;
   if (row >= job.rows || i >= args.m) return;
-  const auto sum = sum_of_warps<kPitch>(sums + warp * kPitch + lane);
+  const auto sum = sum_of_warps(sums + warp * 32 + lane);
   put(job.out, i, row, weights.finish(args, shared, job, in_tile, row, i, half, sum));
 }
 
@@ -176,7 +166,7 @@ __global__ void __launch_bounds__(kFewRowsWarps * 32, 1) few_rows_kernel(const _
     if (next_tile < tiles) weights.store_scales(args, shared, next_tile, half ^ 1);
     __syncthreads();
     if (warp < 4)
-      finish_tile<32>(args, weights, shared, shared.sums + half * kFewRowsWarps * kFewRowsSums, tile, half, warp, lane);
+      finish_tile(args, weights, shared, shared.sums + half * kFewRowsWarps * kFewRowsSums, tile, half, warp, lane);
     half ^= 1;
   }
 #endif

@@ -27,60 +27,31 @@ class FewRows4Bit {
   /// Scales of 16 rows for each 64 columns, twice; the rows 8 bytes apart, modulo all banks.
   static int extra_bytes(int64_t cols) { return 2 * 16 * 4 * scale_stride(static_cast<int>(cols)); }
 
-  /// A row of a tile: of one job, or of gate (the upper eight) and up.
-  struct TileRow {
-    int job, row;
-  };
-  __device__ __forceinline__ static TileRow row_of(const FewRowsArgs& args, int tile, int in_tile) {
-    if (args.is_gated) return {in_tile / 8, min(tile * (kFewRowsTile / 2) + in_tile % 8, args.jobs.jobs[0].rows - 1)};
-    const DeviceJob& job = args.jobs.of_tile(tile);
-    return {static_cast<int>(&job - args.jobs.jobs),
-            min((tile - job.first_tile) * kFewRowsTile + in_tile, job.rows - 1)};
-  }
-
   __device__ explicit FewRows4Bit(int lane) : lane_(lane), group_(lane / 4), quad_(lane % 4) {}
 
   __device__ __forceinline__ void fill_table(const FewRowsArgs& args, const Shared& shared) {
-    load_norm(args);
-    load_books(args);  // under way while the table is filled
-    fill_pairs(args, shared);
-    store_books(reinterpret_cast<float*>(shared.table + kPairBytes));
-  }
-
-  /// Starts loading what prepare() multiplies the first elements of x with.
-  __device__ __forceinline__ void load_norm(const FewRowsArgs& args) {
-    if (!args.norm_weight) return;
+    if (args.norm_weight)
 #pragma unroll
-    for (int j = 0; j < kNormQuads; ++j) {
-      const int quad = static_cast<int>(threadIdx.x) + j * kThreads;
-      if (4 * quad < args.cols) norm_[j] = *reinterpret_cast<const float4*>(args.norm_weight + 4 * quad);
-    }
-  }
-
-  /// Starts loading the jobs' nested code books.
-  __device__ __forceinline__ void load_books(const FewRowsArgs& args) {
+      for (int j = 0; j < kNormQuads; ++j) {
+        const int quad = static_cast<int>(threadIdx.x) + j * kThreads;
+        if (4 * quad < args.cols) norm_[j] = *reinterpret_cast<const float4*>(args.norm_weight + 4 * quad);
+      }
+    constexpr int kBookLoads = kBookBytes / 4 / kThreads;
+    float book[kBookLoads + 1];  // under way while the table is filled
 #pragma unroll
     for (int j = 0; j < kBookLoads; ++j) {
       const int i = static_cast<int>(threadIdx.x) + j * kThreads;
-      loaded_[j] = i < 256 * args.jobs.count ? args.jobs.jobs[i / 256].weight.absmax.nested_code_book[i % 256] : 0.0f;
+      book[j] = i < 256 * args.jobs.count ? args.jobs.jobs[i / 256].weight.absmax.nested_code_book[i % 256] : 0.0f;
     }
-  }
-
-  /// Puts them to `books` (kMaxJobs of 256), where use_books() finds them.
-  __device__ __forceinline__ void store_books(float* books) {
-#pragma unroll
-    for (int j = 0; j < kBookLoads; ++j) books[threadIdx.x + j * kThreads] = loaded_[j];
-    use_books(books);
-  }
-  __device__ __forceinline__ void use_books(const float* books) { books_ = books; }
-
-  __device__ __forceinline__ static void fill_pairs(const FewRowsArgs& args, const Shared& shared) {
     for (int i = threadIdx.x; i < 256 * 8; i += kThreads) {
       const int byte = i / 8, piece = (i + byte) % 8;  // rotated: neighbours write to different banks
       const T pair[2] = {from_float<T>(args.book[byte / 16]), from_float<T>(args.book[byte % 16])};
       const uint32_t word = *reinterpret_cast<const uint32_t*>(pair);
       *reinterpret_cast<uint4*>(shared.table + byte * kTableRow + piece * 16) = make_uint4(word, word, word, word);
     }
+#pragma unroll
+    for (int j = 0; j < kBookLoads; ++j)
+      reinterpret_cast<float*>(shared.table + kPairBytes)[threadIdx.x + j * kThreads] = book[j];
   }
 
   __device__ __forceinline__ void prepare(const FewRowsArgs& args, const Shared& shared, int padded) const {
@@ -106,7 +77,7 @@ class FewRows4Bit {
       squares = warp_sum(squares);
       if (lane_ == 0) shared.sums[i * kFewRowsWarps + warp] = squares;
     }
-    sync_few_rows();
+    __syncthreads();
     for (int i = 0; i < args.m; ++i) {
       float total = 0;
 #pragma unroll
@@ -136,8 +107,8 @@ class FewRows4Bit {
     }
   }
 
-  __device__ __forceinline__ void prefetch(const FewRowsShape& shape, uint32_t slot, int chunk) {
-    const bool is_inside = chunk * kChunk + quad_ * 32 < shape.cols;
+  __device__ __forceinline__ void prefetch(const FewRowsArgs& args, uint32_t slot, int chunk) {
+    const bool is_inside = chunk * kChunk + quad_ * 32 < args.cols;
     const int valid = is_inside ? 16 : 0, at = is_inside ? chunk * 64 : 0;
     // A row's 64 bytes in two halves, swapped in every second pair of rows: eight rows are read without conflicts.
     const uint32_t to = slot + group_ * 64 + (((quad_ >> 1) ^ (group_ >> 1 & 1)) * 32) + (quad_ & 1) * 16;
@@ -174,7 +145,7 @@ class FewRows4Bit {
     const int units = args.cols >> 6, stride = scale_stride(args.cols);
     float* row = reinterpret_cast<float*>(shared.extra + half * shared.extra_half) + threadIdx.x / 32 * stride;
     const int job = row_of(args, tile, static_cast<int>(threadIdx.x) / 32).job;
-    const float* book = books_ + 256 * job;
+    const float* book = reinterpret_cast<const float*>(shared.table + kPairBytes) + 256 * job;
     const float offset = args.jobs.jobs[job].weight.absmax.offset;
 #pragma unroll
     for (int j = 0; j < kScales; ++j) {
@@ -193,28 +164,27 @@ class FewRows4Bit {
     for (float& value : total_) value = 0;
   }
 
-  __device__ __forceinline__ void multiply(const FewRowsShape& shape, const Shared& shared, uint32_t slot, const T* x,
+  __device__ __forceinline__ void multiply(const FewRowsArgs& args, const Shared& shared, uint32_t slot, const T* x,
                                            int chunk, int half) {
-    const int stride = scale_stride(shape.cols);
+    const int stride = scale_stride(args.cols);
     const float* scales =
         reinterpret_cast<const float*>(shared.extra + half * shared.extra_half) + group_ * stride + 2 * chunk;
     const float2 upper = *reinterpret_cast<const float2*>(scales);
     const float2 lower = *reinterpret_cast<const float2*>(scales + 8 * stride);
     const uint32_t at = slot + group_ * 64 + quad_ * 8, swapped = (group_ >> 1 & 1) * 32;
-    accumulate<512>(at + swapped, at + (swapped ^ 32), shared_address(x + chunk * kChunk + quad_ * 16),
-                    group_ < shape.m, upper, lower);
+    accumulate(at + swapped, at + (swapped ^ 32), shared_address(x + chunk * kChunk + quad_ * 16), group_ < args.m,
+               upper, lower);
   }
 
-  /// The products of a chunk, all in shared memory: codes of this lane's row and the one kLower bytes on, in blocks of
-  /// 64 columns at two places; x from the lane's columns on. Lanes whose sums nobody reads need no x.
-  template <int kLower>
+  /// The products of a chunk, all in shared memory: codes of this lane's row and the one eight below, in blocks of 64
+  /// columns at two places; x from the lane's columns on. Lanes whose sums nobody reads need no x.
   __device__ __forceinline__ void accumulate(uint32_t first, uint32_t second, uint32_t columns, bool has_x,
                                              float2 upper_scales, float2 lower_scales) {
     float sums[2][4];
 #pragma unroll
     for (int block = 0; block < 2; ++block) {
       const uint32_t at = block ? second : first;
-      const uint2 upper = load_8(at), lower = load_8(at + kLower);
+      const uint2 upper = load_8(at), lower = load_8(at + kSlotBytes / 2);
 #pragma unroll
       for (float& value : sums[block]) value = 0;
 #pragma unroll
@@ -248,7 +218,17 @@ class FewRows4Bit {
  private:
   static constexpr int kThreads = kFewRowsWarps * 32;
   static constexpr int kNormQuads = 2;  // of a norm's weights, in hand before x is there
-  static constexpr int kBookLoads = kBookBytes / 4 / kThreads;
+
+  /// A row of a tile: of one job, or of gate (the upper eight) and up.
+  struct TileRow {
+    int job, row;
+  };
+  __device__ __forceinline__ static TileRow row_of(const FewRowsArgs& args, int tile, int in_tile) {
+    if (args.is_gated) return {in_tile / 8, min(tile * (kFewRowsTile / 2) + in_tile % 8, args.jobs.jobs[0].rows - 1)};
+    const DeviceJob& job = args.jobs.of_tile(tile);
+    return {static_cast<int>(&job - args.jobs.jobs),
+            min((tile - job.first_tile) * kFewRowsTile + in_tile, job.rows - 1)};
+  }
 
   __device__ __forceinline__ static void store_normed(const FewRowsArgs& args, const Shared& shared, int i, int quad,
                                                       float scale, float4 weight, float4 x) {
@@ -292,8 +272,6 @@ class FewRows4Bit {
 
   int lane_, group_, quad_;
   float4 norm_[kNormQuads] = {};
-  float loaded_[kBookLoads + 1];
-  const float* books_ = nullptr;
   const uint8_t* codes_[2];  // of the copies
   float total_[4];
   float scales_[kScales];
