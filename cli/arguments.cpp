@@ -1,6 +1,7 @@
 // The options that several commands share, under the names users know from transformers.
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 #include <iostream>
 
 #include "base/error.h"
@@ -73,7 +74,9 @@ void ModelArguments::add_to(CLI::App& app) {
   app.add_option("--max-memory", max_memory, "Most that may be taken from the GPU, such as 16GB")->group("Placement");
   app.add_option("--threads", threads, "CPU threads (0: all)")->group("Placement");
   app.add_flag("--verbose", verbose, "Say on standard error what auto chose, and why")->group("Placement");
-  app.add_option("--adapter", adapter, "Directory of a LoRA adapter, by PEFT or `nibble finetune`, to apply");
+  app.add_option("--adapter", adapters,
+                 "DIR or NAME=DIR: a LoRA adapter, by PEFT or `nibble finetune`; repeatable, the first is applied");
+  app.add_option("--active-adapter", active_adapter, "NAME of the --adapter to apply instead");
 }
 
 LoadOptions ModelArguments::load_options() const {
@@ -90,10 +93,31 @@ LoadOptions ModelArguments::load_options() const {
   return options;
 }
 
+namespace {
+
+/// Every adapter by its name, the chosen one applied. One without a name is "default".
+template <typename Model>
+Model with_adapters(Model model, const ModelArguments& arguments) {
+  std::string first;
+  for (const std::string& text : arguments.adapters) {
+    const size_t equals = std::filesystem::exists(text) ? std::string::npos : text.find('=');
+    const std::string name = equals == std::string::npos ? "default" : text.substr(0, equals);
+    model.load_adapter(equals == std::string::npos ? text : text.substr(equals + 1), name);
+    if (first.empty()) first = name;
+  }
+  const std::string& active = arguments.active_adapter.empty() ? first : arguments.active_adapter;
+  if (!active.empty()) model.set_adapter(active);
+  return model;
+}
+
+}  // namespace
+
 AutoModelForCausalLM ModelArguments::load() const {
-  AutoModelForCausalLM loaded = AutoModelForCausalLM::from_pretrained(resolve_model(model), load_options());
-  if (!adapter.empty()) loaded.load_adapter(adapter);
-  return loaded;
+  return with_adapters(AutoModelForCausalLM::from_pretrained(resolve_model(model), load_options()), *this);
+}
+
+AutoModelForSeq2SeqLM ModelArguments::load_seq2seq() const {
+  return with_adapters(AutoModelForSeq2SeqLM::from_pretrained(resolve_model(model), load_options()), *this);
 }
 
 void SamplingArguments::add_choice_to(CLI::App& app) {

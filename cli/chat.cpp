@@ -15,6 +15,18 @@ struct ChatArguments {
   std::string system;
 };
 
+/// From here on the adapter of that name answers; without a name, the model alone.
+void switch_adapter(AutoModelForCausalLM& model, const std::string& name) {
+  try {
+    if (name.empty())
+      model.disable_adapter();
+    else
+      model.set_adapter(name);
+  } catch (const Error& error) {
+    print_warning(error.what());
+  }
+}
+
 int run(const ChatArguments& arguments) {
   const AutoTokenizer tokenizer = AutoTokenizer::from_pretrained(resolve_model(arguments.model.model));
   if (!tokenizer.has_chat_template())
@@ -31,6 +43,11 @@ int run(const ChatArguments& arguments) {
   while (true) {
     if (is_terminal) std::cerr << "> " << std::flush;
     if (!std::getline(std::cin, line) || line.empty()) break;
+    constexpr std::string_view kSwitch = "/adapter";
+    if (line == kSwitch || line.starts_with(std::string(kSwitch) + " ")) {
+      switch_adapter(model, line == kSwitch ? "" : line.substr(kSwitch.size() + 1));
+      continue;
+    }
     messages.push_back({"user", line});
     const auto ids = tokenizer.encode(tokenizer.apply_chat_template(messages), {.add_special_tokens = false});
     const auto output = model.generate(ids, config, &tokenizer, [](int64_t, int32_t, std::string_view text) {

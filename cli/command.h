@@ -59,13 +59,15 @@ struct ModelArguments {
   std::string device_map = "auto";
   std::string kv_cache_dtype = "auto";
   std::string max_memory;
-  std::string adapter;
+  std::vector<std::string> adapters;  // DIR or NAME=DIR
+  std::string active_adapter;
   int threads = 0;
   bool verbose = false;
 
   void add_to(CLI::App& app);
   LoadOptions load_options() const;
   AutoModelForCausalLM load() const;
+  AutoModelForSeq2SeqLM load_seq2seq() const;
 };
 
 /// Options of generate and chat that choose the next token.

@@ -39,6 +39,31 @@ void print_counts(const char* what, const Dataset& dataset) {
   std::cerr << '\n';
 }
 
+/// Reads the data, then trains what `load` gives.
+template <typename Load>
+TrainingReport train(const FinetuneArguments& arguments, const Load& load) {
+  const AutoTokenizer tokenizer = AutoTokenizer::from_pretrained(resolve_model(arguments.model.model));
+  Dataset train = Dataset::from_jsonl(arguments.data, tokenizer, arguments.dataset);
+  print_counts("training data", train);
+  std::optional<Dataset> evaluation;
+  if (!arguments.eval_data.empty()) {
+    evaluation = Dataset::from_jsonl(arguments.eval_data, tokenizer, arguments.dataset);
+    print_counts("evaluation data", *evaluation);
+  }
+  auto&& model = load();
+  Trainer trainer(model, arguments.is_full ? std::nullopt : std::optional(arguments.lora), arguments.training,
+                  std::move(train), std::move(evaluation));
+  const bool is_terminal = isatty(STDERR_FILENO) != 0;
+  return trainer.train([&](const TrainingProgress& now) { print_progress(now, is_terminal); });
+}
+
+TrainingReport train_either(FinetuneArguments& arguments) {
+  if (!is_encoder_decoder(arguments.model.model)) return train(arguments, [&] { return arguments.model.load(); });
+  AutoModelForSeq2SeqLM model = arguments.model.load_seq2seq();
+  arguments.dataset.decoder_start_token_id = model.decoder_start_token_id();
+  return train(arguments, [&]() -> AutoModelForSeq2SeqLM& { return model; });
+}
+
 int run(FinetuneArguments& arguments) {
   arguments.lora.target_modules = parse_modules(arguments.targets);
   arguments.lora.exclude_modules = parse_modules(arguments.excluded);
@@ -54,19 +79,7 @@ int run(FinetuneArguments& arguments) {
   training.validate();
   if (arguments.completion_only || arguments.all_tokens)
     arguments.dataset.completion_only_loss = arguments.completion_only;
-  const AutoTokenizer tokenizer = AutoTokenizer::from_pretrained(resolve_model(arguments.model.model));
-  Dataset train = Dataset::from_jsonl(arguments.data, tokenizer, arguments.dataset);
-  print_counts("training data", train);
-  std::optional<Dataset> evaluation;
-  if (!arguments.eval_data.empty()) {
-    evaluation = Dataset::from_jsonl(arguments.eval_data, tokenizer, arguments.dataset);
-    print_counts("evaluation data", *evaluation);
-  }
-  AutoModelForCausalLM model = arguments.model.load();
-  Trainer trainer(model, arguments.is_full ? std::nullopt : std::optional(arguments.lora), training, std::move(train),
-                  std::move(evaluation));
-  const bool is_terminal = isatty(STDERR_FILENO) != 0;
-  const TrainingReport report = trainer.train([&](const TrainingProgress& now) { print_progress(now, is_terminal); });
+  const TrainingReport report = train_either(arguments);
   if (arguments.json) {
     Json json = {{"steps", report.steps},
                  {"final_loss", report.final_loss},

@@ -81,9 +81,8 @@ int run(const GenerateArguments& arguments) {
   if (!is_encoder_decoder(model.model))
     return run_with(
         arguments, [&] { return model.load(); }, true);
-  require(model.adapter.empty(), "--adapter: found an encoder-decoder, expected a decoder alone");
-  const auto load = [&] { return AutoModelForSeq2SeqLM::from_pretrained(model.model, model.load_options()); };
-  return run_with(arguments, load, false);
+  return run_with(
+      arguments, [&] { return model.load_seq2seq(); }, false);
 }
 
 }  // namespace

@@ -35,6 +35,12 @@ class AutoModelForSeq2SeqLM {
   /// Logits (target.size(), vocab), row-major, after each token of a target that starts with decoder_start_token_id().
   std::vector<float> logits(std::span<const int32_t> source, std::span<const int32_t> target);
 
+  /// As AutoModelForCausalLM's.
+  void load_adapter(const std::filesystem::path& path, const std::string& name = "default");
+  void set_adapter(const std::string& name);
+  void disable_adapter();
+  const std::string& active_adapter() const;
+
   /// Parameters and buffers as stored; statistics are not counted (as in transformers).
   int64_t get_memory_footprint() const;
   int64_t num_parameters() const;
@@ -46,8 +52,10 @@ class AutoModelForSeq2SeqLM {
   /// As AutoModelForCausalLM::save_pretrained.
   void save_pretrained(const std::filesystem::path& path, int64_t max_shard_size_bytes = int64_t{50} << 30) const;
 
- private:
   struct Implementation;
+  Implementation& implementation() { return *model_; }
+
+ private:
   explicit AutoModelForSeq2SeqLM(std::unique_ptr<Implementation> model);
   std::unique_ptr<Implementation> model_;
 };

@@ -12,9 +12,13 @@
 
 #include "nibble/adapter.h"
 #include "nibble/model.h"
+#include "nibble/seq2seq.h"
 #include "nibble/tokenizer.h"
 
 namespace nibble {
+namespace api {
+struct LoadedModel;
+}
 
 /// How lines of text become samples.
 struct DatasetOptions {
@@ -22,6 +26,8 @@ struct DatasetOptions {
   bool drop_long = false;
   std::optional<bool> completion_only_loss{};  // loss on completions and assistant turns alone; nullopt: for
                                                // prompt/completion samples only
+  /// For an encoder-decoder: prompts become sources, and completions targets after this id.
+  std::optional<int32_t> decoder_start_token_id{};
 };
 
 /// Tokenized samples.
@@ -29,7 +35,8 @@ class Dataset {
  public:
   struct Sample {
     std::vector<int32_t> ids;
-    std::vector<bool> is_target;  // whether the token is to be predicted; never the first
+    std::vector<bool> is_target;       // whether the token is to be predicted; never the first
+    std::vector<int32_t> source = {};  // what the encoder reads, if there is one
   };
 
   /// One JSON object a line: {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [{"role", "content"},
@@ -111,10 +118,13 @@ class Trainer {
  public:
   Trainer(AutoModelForCausalLM& model, std::optional<LoraConfig> lora, TrainingArguments arguments, Dataset train,
           std::optional<Dataset> evaluation = std::nullopt, std::string adapter_name = "default");
+  /// An encoder-decoder: every sample has a source, and a target that starts with decoder_start_token_id().
+  Trainer(AutoModelForSeq2SeqLM& model, std::optional<LoraConfig> lora, TrainingArguments arguments, Dataset train,
+          std::optional<Dataset> evaluation = std::nullopt, std::string adapter_name = "default");
   TrainingReport train(const std::function<void(const TrainingProgress&)>& on_progress = {});
 
  private:
-  AutoModelForCausalLM& model_;
+  api::LoadedModel& model_;
   std::optional<LoraConfig> lora_;
   TrainingArguments arguments_;
   Dataset train_;
@@ -124,5 +134,6 @@ class Trainer {
 
 /// The mean loss over the targets of `dataset`, by the model with the adapter that is applied.
 double evaluate(AutoModelForCausalLM& model, const Dataset& dataset);
+double evaluate(AutoModelForSeq2SeqLM& model, const Dataset& dataset);
 
 }  // namespace nibble

@@ -259,7 +259,7 @@ Json lora_config_json(const LoraConfig& config, const models::ModelSpec& spec, c
   json["rank_pattern"] = config.rank_pattern;
   json["revision"] = nullptr;
   json["target_modules"] = names_json(config.target_modules);
-  json["task_type"] = "CAUSAL_LM";
+  json["task_type"] = spec.encoder ? "SEQ_2_SEQ_LM" : "CAUSAL_LM";
   json["use_dora"] = config.use_dora;
   json["use_rslora"] = config.use_rslora;
   if (json["target_modules"].is_null()) {  // PEFT's defaults go by model type: say what was chosen

@@ -8,6 +8,7 @@
 #include "checkpoint/checkpoint.h"
 #include "nibble/checkpoint.h"
 #include "nibble/model.h"
+#include "nibble/seq2seq.h"
 
 namespace nibble {
 namespace {
@@ -50,6 +51,23 @@ TEST(AdapterApi, LogitsAsPeft) {
     AutoModelForCausalLM model = load(name);
     model.load_adapter(entry.path());
     EXPECT_LT(relative_error(model.logits(prompt_of(*goldens)), goldens->get("logits")), 1e-4);
+  }
+}
+
+TEST(AdapterApi, EncoderDecodersAsPeft) {
+  const fs::path folder = fs::path(NIBBLE_TEST_DATA) / "seq2seq_training";
+  for (const std::string name : {"t5", "t5-gated"}) {
+    const auto goldens = Checkpoint::open(folder / name / "goldens.safetensors");
+    LoadOptions options;
+    options.dtype = DType::f32;
+    options.threads = 2;
+    auto model = AutoModelForSeq2SeqLM::from_pretrained(kModels / name, options);
+    model.load_adapter(folder / name);
+    const Tensor source = goldens->get("source"), lengths = goldens->get("source_lengths");
+    EXPECT_LT(relative_error(model.logits({source.as<int32_t>(), static_cast<size_t>(lengths.as<int32_t>()[0])},
+                                          prompt_of(*goldens)),
+                             goldens->get("logits")),
+              1e-4);
   }
 }
 

@@ -107,8 +107,8 @@ void AutoModelForCausalLM::save_pretrained(const std::filesystem::path& path, in
   model_->save(model_->decoder->weights(), path, max_shard_size_bytes);
 }
 
-void AutoModelForCausalLM::Implementation::save(const models::Weights& weights, const std::filesystem::path& path,
-                                                int64_t max_shard_size_bytes) const {
+void api::LoadedModel::save(const models::Weights& weights, const std::filesystem::path& path,
+                            int64_t max_shard_size_bytes) const {
   AtomicDirectory directory(path);
   SafetensorsWriter writer(directory.path(), models::plan_saved(decoder->spec(), weights), max_shard_size_bytes);
   models::write_saved(decoder->spec(), weights, decoder->backend(), writer);

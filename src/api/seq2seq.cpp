@@ -7,24 +7,15 @@
 #include <ostream>
 
 #include "api/generation_config.h"
+#include "api/implementation.h"
 #include "api/model_source.h"
 #include "api/placement.h"
 #include "base/error.h"
-#include "base/output.h"
-#include "checkpoint/safetensors_writer.h"
 #include "generate/generator.h"
-#include "models/convert_weights.h"
 #include "models/registry.h"
 #include "runtime/session.h"
 
 namespace nibble {
-
-struct AutoModelForSeq2SeqLM::Implementation {
-  api::ModelSource source;
-  std::unique_ptr<models::Decoder> decoder;
-  GenerationConfig generation_config;
-  int32_t start = 0;
-};
 
 namespace {
 
@@ -118,15 +109,7 @@ int32_t AutoModelForSeq2SeqLM::decoder_start_token_id() const { return model_->s
 const GenerationConfig& AutoModelForSeq2SeqLM::generation_config() const { return model_->generation_config; }
 
 void AutoModelForSeq2SeqLM::save_pretrained(const std::filesystem::path& path, int64_t max_shard_size_bytes) const {
-  AtomicDirectory directory(path);
-  const auto& decoder = *model_->decoder;
-  SafetensorsWriter writer(directory.path(), models::plan_saved(decoder.spec(), decoder.weights()),
-                           max_shard_size_bytes);
-  models::write_saved(decoder.spec(), decoder.weights(), decoder.backend(), writer);
-  writer.finish();
-  api::write_config(decoder.config(), directory.path());
-  api::copy_companions(model_->source, directory.path());
-  directory.commit();
+  model_->save(model_->decoder->weights(), path, max_shard_size_bytes);
 }
 
 std::ostream& operator<<(std::ostream& out, const AutoModelForSeq2SeqLM& model) { return out << model.summary().tree; }

@@ -29,7 +29,16 @@ Dataset Dataset::from_jsonl(const std::filesystem::path& path, const AutoTokeniz
 
 Trainer::Trainer(AutoModelForCausalLM& model, std::optional<LoraConfig> lora, TrainingArguments arguments,
                  Dataset train, std::optional<Dataset> evaluation, std::string adapter_name)
-    : model_(model),
+    : model_(model.implementation()),
+      lora_(std::move(lora)),
+      arguments_(std::move(arguments)),
+      train_(std::move(train)),
+      evaluation_(std::move(evaluation)),
+      adapter_name_(std::move(adapter_name)) {}
+
+Trainer::Trainer(AutoModelForSeq2SeqLM& model, std::optional<LoraConfig> lora, TrainingArguments arguments,
+                 Dataset train, std::optional<Dataset> evaluation, std::string adapter_name)
+    : model_(model.implementation()),
       lora_(std::move(lora)),
       arguments_(std::move(arguments)),
       train_(std::move(train)),
@@ -59,7 +68,7 @@ adapters::Adapter start(const models::Decoder& decoder, const Checkpoint& origin
 /// What PiSSA's adapter stands beside where the original weights are quantized.
 constexpr const char* kResidual = "residual_model";
 
-void save_residual(const AutoModelForCausalLM::Implementation& implementation, const adapters::Adapter& adapter,
+void save_residual(const api::LoadedModel& implementation, const adapters::Adapter& adapter,
                    const std::filesystem::path& directory) {
   std::unordered_map<std::string, nn::Weight> residuals;
   for (const adapters::AdapterLayer& layer : adapter.layers) residuals[layer.module] = *layer.residual;
@@ -77,7 +86,7 @@ double loss_of(std::span<const float> logits, int32_t target) {
 }  // namespace
 
 TrainingReport Trainer::train(const std::function<void(const TrainingProgress&)>& on_progress) {
-  auto& implementation = model_.implementation();
+  api::LoadedModel& implementation = model_;
   models::Decoder& decoder = *implementation.decoder;
   require(train_.samples.size() > 0, "train: found no samples");
   require(!adapter_name_.empty(), "adapter_name: found an empty name");
@@ -95,12 +104,15 @@ TrainingReport Trainer::train(const std::function<void(const TrainingProgress&)>
   return report;
 }
 
-double evaluate(AutoModelForCausalLM& model, const Dataset& dataset) {
+namespace {
+
+/// The mean over all targets; `logits_of` gives those of a sample.
+template <typename LogitsOf>
+double mean_loss(const Dataset& dataset, size_t vocab, const LogitsOf& logits_of) {
   double loss = 0;
   int64_t targets = 0;
-  const auto vocab = static_cast<size_t>(model.vocab_size());
   for (const Dataset::Sample& sample : dataset.samples) {
-    const std::vector<float> logits = model.logits(sample.ids);
+    const std::vector<float> logits = logits_of(sample);
     for (size_t i = 1; i < sample.ids.size(); ++i) {
       if (!sample.is_target[i]) continue;
       loss += loss_of(std::span(logits).subspan((i - 1) * vocab, vocab), sample.ids[i]);
@@ -109,6 +121,18 @@ double evaluate(AutoModelForCausalLM& model, const Dataset& dataset) {
   }
   require(targets > 0, "evaluate: found no token to predict");
   return loss / static_cast<double>(targets);
+}
+
+}  // namespace
+
+double evaluate(AutoModelForCausalLM& model, const Dataset& dataset) {
+  return mean_loss(dataset, static_cast<size_t>(model.vocab_size()),
+                   [&](const Dataset::Sample& sample) { return model.logits(sample.ids); });
+}
+
+double evaluate(AutoModelForSeq2SeqLM& model, const Dataset& dataset) {
+  return mean_loss(dataset, static_cast<size_t>(model.vocab_size()),
+                   [&](const Dataset::Sample& sample) { return model.logits(sample.source, sample.ids); });
 }
 
 }  // namespace nibble

@@ -113,6 +113,36 @@ TEST(Trainer, PissaAdaptersFitWhatTheyAreWrittenFor) {
   }
 }
 
+TEST(Trainer, EncoderDecodersLearnPairs) {
+  Scratch scratch;
+  for (const bool is_4bit : {false, true}) {
+    LoadOptions options;
+    options.dtype = DType::f32;
+    options.threads = 2;
+    options.device_map = "cpu";
+    options.quantization_config.load_in_4bit = is_4bit;
+    auto model = AutoModelForSeq2SeqLM::from_pretrained(kModels / "t5", options);
+    Dataset data = counting(0, 1);
+    for (Dataset::Sample& sample : data.samples) {
+      sample.source = {sample.ids.rbegin(), sample.ids.rend()};
+      sample.ids[0] = model.decoder_start_token_id();
+    }
+    const double before = evaluate(model, data);
+    const fs::path out = scratch.path / (is_4bit ? "packed" : "plain");
+    TrainingArguments arguments = arguments_for(out, 20);
+    arguments.packing = is_4bit;
+    Trainer(model, LoraConfig{.r = 4, .lora_alpha = 8}, arguments, data).train();
+    const double after = evaluate(model, data);
+    EXPECT_LT(after, before - 0.3);
+    EXPECT_NE(read_file(out / "adapter_config.json").find("SEQ_2_SEQ_LM"), std::string::npos);
+    model.disable_adapter();
+    EXPECT_EQ(evaluate(model, data), before);
+    auto again = AutoModelForSeq2SeqLM::from_pretrained(kModels / "t5", options);
+    again.load_adapter(out);
+    EXPECT_EQ(evaluate(again, data), after);
+  }
+}
+
 TEST(Trainer, WholeModelsAreModels) {
   Scratch scratch;
   AutoModelForCausalLM model = load(kModels / "llama");

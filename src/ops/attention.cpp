@@ -23,32 +23,40 @@ void rotate(const Backend& backend, Tensor& x, int64_t tokens, int64_t heads, in
 /// The element `index` of x, whatever its type.
 float* at(Tensor& x, int64_t index) { return reinterpret_cast<float*>(x.as<std::byte>() + index * size_of(x.dtype())); }
 
+/// Tokens and keys of each sequence.
+struct Lengths {
+  std::vector<int64_t> tokens, keys;
+};
+
 /// One sequence after the other through the forward entry, whose keys lie by head.
-void run_forward(const Backend& backend, const Var& q, const Var& k, const Var& v, std::span<const int64_t> lengths,
+void run_forward(const Backend& backend, const Var& q, const Var& k, const Var& v, const Lengths& lengths,
                  const AttentionShape& shape, Tensor& out) {
   const int64_t width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
   Tensor keys = empty_like(backend, k->value), values = empty_like(backend, v->value);
   std::vector<kernels::AttentionSequence> sequences;
-  int64_t first = 0, work = 0;
+  int64_t first = 0, first_key = 0, work = 0;
   const auto append = [&](const Var& x, Tensor& to, int64_t length) {
-    void* cache = at(to, first * kv_width);
+    void* cache = at(to, first_key * kv_width);
     backend.kernels().cache_append(backend.context_for(length * kv_width),
-                                   {at(x->value, first * kv_width), kv_width, cache, to.dtype(), length, length, 0,
+                                   {at(x->value, first_key * kv_width), kv_width, cache, to.dtype(), length, length, 0,
                                     shape.kv_heads, shape.head_dim, nullptr, nullptr, to.dtype()});
     return cache;
   };
-  for (const int64_t length : lengths) {
-    const void* cached_keys = append(k, keys, length);
-    const void* cached_values = append(v, values, length);
+  for (size_t i = 0; i < lengths.tokens.size(); ++i) {
+    const int64_t length = lengths.tokens[i], count = lengths.keys[i];
+    const void* cached_keys = append(k, keys, count);
+    const void* cached_values = append(v, values, count);
     sequences.push_back({.q = at(q->value, first * width),
                          .k = cached_keys,
                          .v = cached_values,
-                         .capacity = length,
+                         .capacity = count,
                          .tokens = length,
                          .past = 0,
-                         .out = at(out, first * width)});
+                         .out = at(out, first * width),
+                         .keys = count});
     first += length;
-    work += length * length * width;
+    first_key += count;
+    work += length * count * width;
   }
   backend.kernels().attention(backend.context_for(work), {.sequences = sequences.data(),
                                                           .sequence_count = static_cast<int64_t>(sequences.size()),
@@ -63,25 +71,31 @@ void run_forward(const Backend& backend, const Var& q, const Var& k, const Var& 
                                                           .alibi_slopes = shape.alibi_slopes,
                                                           .alibi_dtype = shape.alibi_dtype,
                                                           .alibi_scale = shape.alibi_scale,
+                                                          .is_causal = shape.is_causal,
+                                                          .relative_bias = shape.relative_bias,
+                                                          .relative_span = shape.relative_span,
                                                           .q_dtype = q->value.dtype()});
 }
 
 void run_backward(const Backend& backend, const Var& q, const Var& k, const Var& v, const Var& y,
-                  const std::vector<int64_t>& lengths, const AttentionShape& shape) {
+                  const Lengths& lengths, const AttentionShape& shape) {
   const int64_t width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
   Tensor dq = empty_like(backend, q->value), dk = empty_like(backend, k->value), dv = empty_like(backend, v->value);
   std::vector<kernels::AttentionGradientSequence> sequences;
-  int64_t first = 0;
-  for (const int64_t length : lengths) {
-    const int64_t query = first * width, kv = first * kv_width;
+  int64_t first = 0, first_key = 0;
+  for (size_t i = 0; i < lengths.tokens.size(); ++i) {
+    const int64_t query = first * width, kv = first_key * kv_width;
     sequences.push_back({at(q->value, query), at(k->value, kv), at(v->value, kv), at(y->value, query),
-                         at(y->grad, query), length, at(dq, query), at(dk, kv), at(dv, kv)});
-    first += length;
+                         at(y->grad, query), lengths.tokens[i], at(dq, query), at(dk, kv), at(dv, kv),
+                         lengths.keys[i]});
+    first += lengths.tokens[i];
+    first_key += lengths.keys[i];
   }
   backend.kernels().attention_gradient(
-      backend.context(), {sequences.data(), static_cast<int64_t>(sequences.size()), shape.heads, shape.kv_heads,
-                          shape.head_dim, shape.scale, shape.window, shape.alibi_slopes, q->value.dtype(),
-                          shape.softcap, shape.alibi_dtype, shape.alibi_scale});
+      backend.context(),
+      {sequences.data(), static_cast<int64_t>(sequences.size()), shape.heads, shape.kv_heads, shape.head_dim,
+       shape.scale, shape.window, shape.alibi_slopes, q->value.dtype(), shape.softcap, shape.alibi_dtype,
+       shape.alibi_scale, shape.is_causal, shape.relative_bias, shape.relative_span});
   add_gradient(backend, q, std::move(dq));
   add_gradient(backend, k, std::move(dk));
   add_gradient(backend, v, std::move(dv));
@@ -104,12 +118,17 @@ Var rope(Tape& tape, const Backend& backend, const Var& x, int64_t heads, int64_
 }
 
 Var attention(Tape& tape, const Backend& backend, const Var& q, const Var& k, const Var& v,
-              std::span<const int64_t> lengths, const AttentionShape& shape) {
+              std::span<const int64_t> lengths, const AttentionShape& shape, std::span<const int64_t> key_lengths) {
+  if (key_lengths.empty()) key_lengths = lengths;
+  require(key_lengths.size() == lengths.size() && (!shape.is_causal || key_lengths.data() == lengths.data()),
+          "attention: found {} sequences of keys, expected those of the {} queries", key_lengths.size(),
+          lengths.size());
   Var y = result_of(tape, empty_like(backend, q->value), {q.get(), k.get(), v.get()});
-  run_forward(backend, q, k, v, lengths, shape, y->value);
+  Lengths both{{lengths.begin(), lengths.end()}, {key_lengths.begin(), key_lengths.end()}};
+  run_forward(backend, q, k, v, both, shape, y->value);
   if (y->requires_grad)
-    tape.record([&backend, q, k, v, y, lengths = std::vector<int64_t>(lengths.begin(), lengths.end()), shape] {
-      run_backward(backend, q, k, v, y, lengths, shape);
+    tape.record([&backend, q, k, v, y, both = std::move(both), shape] {
+      run_backward(backend, q, k, v, y, both, shape);
       y->grad = {};
     });
   return y;

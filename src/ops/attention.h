@@ -1,4 +1,4 @@
-// Causal attention over whole sequences, with gradients: rope included, no cache.
+// Attention over whole sequences, with gradients: rope included, no cache.
 #pragma once
 
 #include <span>
@@ -29,11 +29,16 @@ struct AttentionShape {
   float softcap = 0;
   DType alibi_dtype = DType::f32;
   float alibi_scale = 1;
+  bool is_causal = true;
+  const float* relative_bias = nullptr;  // contract: kernels::AttentionArgs
+  int64_t relative_span = 0;
 };
 /// q (tokens, heads, head_dim), k and v (tokens, kv_heads, head_dim) of sequences of `lengths`, one after the other,
-/// which do not see each other. Gives (tokens, heads, head_dim). Contract: kernels::AttentionArgs.
+/// which do not see each other. Gives (tokens, heads, head_dim). Contract: kernels::AttentionArgs. `key_lengths`: those
+/// of k's and v's sequences, if they are other ones (not causal).
 autograd::Var attention(autograd::Tape& tape, const Backend& backend, const autograd::Var& q, const autograd::Var& k,
-                        const autograd::Var& v, std::span<const int64_t> lengths, const AttentionShape& shape);
+                        const autograd::Var& v, std::span<const int64_t> lengths, const AttentionShape& shape,
+                        std::span<const int64_t> key_lengths = {});
 
 /// A projection to q, k and v in one, taken apart. Contract: kernels::SplitHeadsArgs.
 struct SplitHeads {

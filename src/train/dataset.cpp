@@ -11,7 +11,7 @@ namespace nibble {
 
 int64_t Dataset::token_count() const {
   int64_t count = 0;
-  for (const Sample& sample : samples) count += static_cast<int64_t>(sample.ids.size());
+  for (const Sample& sample : samples) count += static_cast<int64_t>(sample.ids.size() + sample.source.size());
   return count;
 }
 
@@ -43,6 +43,18 @@ Sample completion_sample(const Json& line, std::string_view source, const TextEn
   Sample sample;
   append(sample, encoder.encode(prompt, true), !is_completion_only);
   append(sample, encoder.encode(completion, false), true);
+  append_eos(sample, encoder);
+  return sample;
+}
+
+/// A source and a target, each with an end.
+Sample pair_sample(const Json& line, std::string_view source, const TextEncoder& encoder, int32_t start) {
+  Sample sample;
+  sample.source = encoder.encode(get_value<std::string>(line, "prompt", source), true);
+  if (encoder.eos && (sample.source.empty() || sample.source.back() != *encoder.eos))
+    sample.source.push_back(*encoder.eos);
+  append(sample, {start}, false);
+  append(sample, encoder.encode(get_value<std::string>(line, "completion", source), false), true);
   append_eos(sample, encoder);
   return sample;
 }
@@ -95,6 +107,7 @@ Sample parse_sample(const Json& line, std::string_view source, const TextEncoder
                     const DatasetOptions& options) {
   if (!line.is_object())
     fail(ErrorCode::corrupt_file, "{}: found {}, expected a JSON object", source, line.type_name());
+  if (options.decoder_start_token_id) return pair_sample(line, source, encoder, *options.decoder_start_token_id);
   if (line.contains("messages"))
     return chat_sample(line, source, encoder, options.completion_only_loss.value_or(false));
   if (line.contains("prompt") || line.contains("completion"))
@@ -120,10 +133,14 @@ Dataset read_jsonl(const std::filesystem::path& path, const TextEncoder& encoder
     const std::string source = fmt::format("{}, line {}", path.string(), number);
     Sample sample = parse_sample(parse_json(line, source), source, encoder, options);
     const auto limit = static_cast<size_t>(options.max_length);
-    const bool is_long = sample.ids.size() > limit;
+    const bool is_long = std::max(sample.ids.size(), sample.source.size()) > limit;
     if (is_long && !options.drop_long) {
-      sample.ids.resize(limit);
-      sample.is_target.resize(limit);
+      sample.ids.resize(std::min(limit, sample.ids.size()));
+      sample.is_target.resize(sample.ids.size());
+      if (sample.source.size() > limit) {  // its end stays, as where a tokenizer cuts
+        sample.source.resize(limit);
+        if (encoder.eos) sample.source.back() = *encoder.eos;
+      }
       ++dataset.shortened;
     }
     if (!sample.is_target.empty()) sample.is_target[0] = false;

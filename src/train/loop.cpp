@@ -135,8 +135,9 @@ class Loop {
     for (const Batch& batch : batches) {
       const uint64_t seed = arguments_.seed ^ (static_cast<uint64_t>(step_) << 20 | micro++) * 0xbf58476d1ce4e5b9u;
       loss += model_.accumulate_gradients(batch, seed, static_cast<float>(1.0 / static_cast<double>(targets)));
-      report_.trained_tokens += static_cast<int64_t>(batch.ids.size());
-      tokens_ += static_cast<int64_t>(batch.ids.size());
+      const auto count = static_cast<int64_t>(batch.ids.size() + batch.source_ids.size());
+      report_.trained_tokens += count;
+      tokens_ += count;
       throw_if_cancelled();
     }
     loss /= static_cast<double>(targets);

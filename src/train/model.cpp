@@ -1,4 +1,4 @@
-// Each block of a layer as ops on the tape; the loss a chunk of rows at a time.
+// Binds layers to what is trained, and runs a batch through them; the loss a chunk of rows at a time.
 #include "train/model.h"
 
 #include <algorithm>
@@ -7,12 +7,10 @@
 #include <numeric>
 
 #include "base/error.h"
-#include "ops/attention.h"
-#include "ops/elementwise.h"
 #include "ops/gradient.h"
 #include "ops/norm.h"
-#include "ops/rows.h"
 #include "train/loss.h"
+#include "train/pass.h"
 
 namespace nibble::train {
 
@@ -22,28 +20,6 @@ using autograd::Var;
 int64_t Batch::target_count() const {
   return std::count_if(targets.begin(), targets.end(), [](int32_t target) { return target >= 0; });
 }
-
-static Tensor uploaded(const ops::Backend& backend, const std::vector<int32_t>& values) {
-  Tensor tensor = backend.empty(DType::i32, {static_cast<int64_t>(values.size())});
-  backend.upload(tensor.data(), values.data(), tensor.size_bytes());
-  return tensor;
-}
-
-/// One forward pass; angles live here until the way back is done.
-struct TrainableModel::Pass {
-  const Batch& batch;
-  Tape tape;
-  bool is_training;
-  uint64_t seed;
-  float scale;
-  struct Angles {
-    Tensor cos, sin, minus_sin;  // (tokens, rotary_dim / 2)
-  };
-  std::vector<Angles> angles = {};  // of each rope
-};
-
-/// Rows of an MLP at a time where a batch has at least twice as many and layers are checkpointed.
-constexpr int64_t kMlpRows = 8192;
 
 /// What passes between layers: bf16 on a GPU that multiplies it, if that is the model's type, too.
 DType activation_dtype(const models::Decoder& base) {
@@ -72,11 +48,11 @@ TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& a
 
 void TrainableModel::refuse_unsupported() const {
   const models::ModelSpec& spec = base_.spec();
-  if (spec.encoder || !spec.relative_biases.empty())
-    fail(ErrorCode::unsupported, "training an encoder-decoder is not supported ({})", spec.architecture);
-  for (const models::LayerSpec& layer : spec.layers)
-    if (layer.mlp.experts.count > 0)
-      fail(ErrorCode::unsupported, "training a model with experts is not supported ({})", spec.architecture);
+  bool has_experts = false;
+  for (const models::LayerSpec& layer : spec.layers) has_experts = has_experts || layer.mlp.experts.count > 0;
+  if (base_.backend().cuda() && (spec.encoder || has_experts))
+    fail(ErrorCode::unsupported, "{}: {} are trained on the CPU alone: load the model with device_map 'cpu'",
+         spec.architecture, spec.encoder ? "encoder-decoders" : "models with experts");
 }
 
 /// What the layer multiplies with: the trained weight itself, so that steps are seen at once; where activations are
@@ -144,39 +120,66 @@ void TrainableModel::attach_norm(const adapters::Adapter& adapter, std::optional
   norms_[&*norm] = variables;
 }
 
+void TrainableModel::bind_layer(adapters::Adapter& adapter, const models::LayerSpec& layer, const std::string& prefix,
+                                uint64_t& number) {
+  layers_.push_back(models::bind_layer(base_.backend(), base_.spec(), layer, prefix, base_.weights()));
+  models::Layer& bound = layers_.back();
+  const auto with_number = [&](nn::Linear& linear, const std::string& name) {
+    Attached attached = attach(adapter, linear, prefix + name);
+    attached.number = ++number;
+    return attached;
+  };
+  const auto attach_attention = [&](models::AttentionWeights& weights, const models::AttentionSpec& spec) {
+    return AttentionLinears{with_number(weights.q, spec.q), with_number(weights.k, spec.k),
+                            with_number(weights.v, spec.v), with_number(weights.qkv, spec.qkv),
+                            with_number(weights.out, spec.out)};
+  };
+  LayerLinears linears{attach_attention(bound.attention, layer.attention), {}, {}, {}};
+  if (layer.has_cross()) linears.cross = attach_attention(bound.cross, layer.cross);
+  const models::ExpertsSpec& experts = layer.mlp.experts;
+  if (experts.count > 0) linears.router = with_number(bound.router, experts.router);
+  for (size_t e = 0; e < bound.mlps.size(); ++e) {
+    const std::string at = experts.count > 0 ? experts.prefix + std::to_string(e) + "." : "";
+    models::MlpWeights& mlp = bound.mlps[e];
+    linears.mlps.push_back({with_number(mlp.gate, at + layer.mlp.gate), with_number(mlp.up, at + layer.mlp.up),
+                            with_number(mlp.gate_up, at + layer.mlp.gate_up),
+                            with_number(mlp.down, at + layer.mlp.down)});
+  }
+  linears_.push_back(std::move(linears));
+  const std::pair<std::optional<nn::Norm>*, const models::NormSpec*> norms[] = {
+      {&bound.attention_norm, &layer.attention_norm},
+      {&bound.attention_out_norm, &layer.attention_out_norm},
+      {&bound.attention_sum_norm, &layer.attention_sum_norm},
+      {&bound.cross_norm, &layer.cross_norm},
+      {&bound.mlp_norm, &layer.mlp_norm},
+      {&bound.mlp_out_norm, &layer.mlp_out_norm},
+      {&bound.mlp_sum_norm, &layer.mlp_sum_norm},
+      {&bound.attention.q_norm, &layer.attention.q_norm},
+      {&bound.attention.k_norm, &layer.attention.k_norm}};
+  for (const auto& [norm, norm_spec] : norms) attach_norm(adapter, *norm, prefix, *norm_spec);
+}
+
 void TrainableModel::bind(adapters::Adapter& adapter) {
   const models::ModelSpec& spec = base_.spec();
   const models::Weights& weights = base_.weights();
   const ops::Backend& backend = base_.backend();
   uint64_t number = 0;
-  layers_.reserve(spec.layers.size());
-  for (size_t i = 0; i < spec.layers.size(); ++i) {
-    const models::LayerSpec& layer = spec.layers[i];
-    const std::string prefix = spec.layers_prefix + std::to_string(i) + ".";
-    layers_.push_back(models::bind_layer(backend, spec, layer, prefix, weights));
-    models::Layer& bound = layers_.back();
-    const auto with_number = [&](nn::Linear& linear, const std::string& name) {
-      Attached attached = attach(adapter, linear, prefix + name);
-      attached.number = ++number;
-      return attached;
-    };
-    models::AttentionWeights& attention = bound.attention;
-    models::MlpWeights& mlp = bound.mlps[0];
-    linears_.push_back({with_number(attention.q, layer.attention.q), with_number(attention.k, layer.attention.k),
-                        with_number(attention.v, layer.attention.v), with_number(attention.qkv, layer.attention.qkv),
-                        with_number(attention.out, layer.attention.out), with_number(mlp.gate, layer.mlp.gate),
-                        with_number(mlp.up, layer.mlp.up), with_number(mlp.gate_up, layer.mlp.gate_up),
-                        with_number(mlp.down, layer.mlp.down)});
-    const std::pair<std::optional<nn::Norm>*, const models::NormSpec*> norms[] = {
-        {&bound.attention_norm, &layer.attention_norm},
-        {&bound.attention_out_norm, &layer.attention_out_norm},
-        {&bound.attention_sum_norm, &layer.attention_sum_norm},
-        {&bound.mlp_norm, &layer.mlp_norm},
-        {&bound.mlp_out_norm, &layer.mlp_out_norm},
-        {&bound.mlp_sum_norm, &layer.mlp_sum_norm},
-        {&attention.q_norm, &layer.attention.q_norm},
-        {&attention.k_norm, &layer.attention.k_norm}};
-    for (const auto& [norm, norm_spec] : norms) attach_norm(adapter, *norm, prefix, *norm_spec);
+  encoder_layers_ = spec.encoder ? spec.encoder->layers.size() : 0;
+  layers_.reserve(encoder_layers_ + spec.layers.size());
+  for (size_t i = 0; i < encoder_layers_; ++i)
+    bind_layer(adapter, spec.encoder->layers[i], spec.encoder->layers_prefix + std::to_string(i) + ".", number);
+  for (size_t i = 0; i < spec.layers.size(); ++i)
+    bind_layer(adapter, spec.layers[i], spec.layers_prefix + std::to_string(i) + ".", number);
+  if (spec.encoder) {
+    encoder_norm_ = models::bind_norm(backend, weights, "", spec.encoder->final_norm);
+    attach_norm(adapter, encoder_norm_, "", spec.encoder->final_norm);
+  }
+  for (const models::RelativeBiasSpec& bias : spec.relative_biases) {
+    if (trained(adapter, bias.embed + ".weight"))
+      fail(ErrorCode::unsupported, "training the positions '{}' is not supported: train an adapter, or leave them out",
+           bias.embed);
+    relative_biases_.emplace_back(backend.to_host(weights.dense(bias.embed + ".weight")), bias.max_distance,
+                                  bias.is_bidirectional);
   }
   const auto linear = [&](nn::Linear& target, const std::string& path) {
     if (path.empty()) return Attached{&target};
@@ -202,16 +205,33 @@ void TrainableModel::bind(adapters::Adapter& adapter) {
   positions_ = positions_variable_ ? positions_variable_->value : weights.dense(spec.positions.embed + ".weight");
 }
 
+/// Errors: invalid_argument if lengths and ids disagree, or for an id outside the vocabulary.
+static void check_ids(const std::vector<int32_t>& ids, const std::vector<int64_t>& lengths, int64_t vocab) {
+  const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+  require(static_cast<size_t>(tokens) == ids.size(), "a batch of {} ids, expected {}", ids.size(), tokens);
+  for (const int32_t id : ids) require(id >= 0 && id < vocab, "token id {}: expected 0 to {}", id, vocab - 1);
+}
+
 TrainableModel::Pass TrainableModel::make_pass(const Batch& batch, bool is_training, uint64_t seed, float scale) const {
-  int64_t tokens = 0;
-  for (const int64_t length : batch.lengths) tokens += length;
-  require(static_cast<size_t>(tokens) == batch.ids.size() && batch.targets.size() == batch.ids.size(),
-          "a batch of {} ids and {} targets, expected {} each", batch.ids.size(), batch.targets.size(), tokens);
-  for (const int32_t id : batch.ids)
-    require(id >= 0 && id < base_.vocab_size(), "token id {}: expected 0 to {}", id, base_.vocab_size() - 1);
+  const auto tokens = static_cast<int64_t>(batch.ids.size());
+  check_ids(batch.ids, batch.lengths, base_.vocab_size());
+  require(batch.targets.size() == batch.ids.size(), "a batch of {} ids and {} targets, expected as many", tokens,
+          batch.targets.size());
   for (const int32_t target : batch.targets)
     require(target < base_.vocab_size(), "target {}: expected at most {}", target, base_.vocab_size() - 1);
+  check_ids(batch.source_ids, batch.source_lengths, base_.vocab_size());
+  require(batch.source_lengths.size() == (base_.spec().encoder ? batch.lengths.size() : 0),
+          "a batch of {} sources and {} sequences, expected {} sources", batch.source_lengths.size(),
+          batch.lengths.size(), base_.spec().encoder ? "as many" : "no");
   Pass pass{batch, Tape(is_training), is_training, seed, scale};
+  for (const nn::RelativeBias& bias : relative_biases_) {
+    int64_t span = 1;
+    for (const auto* lengths : {&batch.lengths, &batch.source_lengths})
+      for (const int64_t length : *lengths) span = std::max(span, length);
+    Tensor table(DType::f32, {bias.heads(), 2 * span - 1});
+    bias.fill(span, table.as<float>());
+    pass.relative_biases.push_back({span, base_.backend().to_device(table)});
+  }
   for (const nn::Rope& rope : ropes_) {
     const int64_t half = rope.spec().rotary_dim / 2;
     Tensor cos(DType::f32, {tokens, half}), sin(DType::f32, {tokens, half}), minus_sin(DType::f32, {tokens, half});
@@ -315,90 +335,15 @@ void TrainableModel::record_rows(Tape& tape, const Var& x, const Var& table, con
   });
 }
 
-Var TrainableModel::run_attention(Tape& tape, const Pass& pass, size_t index, const Var& x) const {
-  const models::AttentionSpec& spec = layers_[index].spec->attention;
-  const LayerLinears& linears = linears_[index];
-  ops::SplitHeads heads;
-  if (linears.qkv.layer->rows > 0) {
-    heads = ops::split_heads(tape, base_.backend(), run_linear(tape, pass, linears.qkv, x), spec.qkv_groups,
-                             spec.heads / spec.qkv_groups, spec.kv_heads / spec.qkv_groups, spec.head_dim);
-  } else {
-    heads = {run_linear(tape, pass, linears.q, x), run_linear(tape, pass, linears.k, x),
-             run_linear(tape, pass, linears.v, x)};
-  }
-  heads.q = run_norm(tape, layers_[index].attention.q_norm, heads.q);
-  heads.k = run_norm(tape, layers_[index].attention.k_norm, heads.k);
-  if (spec.rope) {
-    const Pass::Angles& of = pass.angles[*spec.rope];
-    const ops::RopeAngles angles{of.cos.as<float>(), of.sin.as<float>(), of.minus_sin.as<float>(),
-                                 ropes_[*spec.rope].spec().rotary_dim, ropes_[*spec.rope].spec().interleaved};
-    heads.q = ops::rope(tape, base_.backend(), heads.q, spec.heads, spec.head_dim, angles);
-    heads.k = ops::rope(tape, base_.backend(), heads.k, spec.kv_heads, spec.head_dim, angles);
-  }
-  const Var attended = ops::attention(
-      tape, base_.backend(), heads.q, heads.k, heads.v, pass.batch.lengths,
-      {spec.heads, spec.kv_heads, spec.head_dim, spec.scale, spec.window, spec.has_alibi ? alibi_.as<float>() : nullptr,
-       spec.softcap, base_.spec().alibi.dtype, base_.spec().alibi.scale});
-  return run_linear(tape, pass, linears.out, attended);
-}
-
-Var TrainableModel::run_mlp(Tape& tape, const Pass& pass, size_t index, const Var& x, uint64_t salt,
-                            bool needs_value) const {
-  const models::MlpSpec& spec = layers_[index].spec->mlp;
-  const LayerLinears& linears = linears_[index];
-  const ops::Backend& backend = base_.backend();
-  if (linears.gate_up.layer->rows > 0) {
-    const Var both = run_linear(tape, pass, linears.gate_up, x, salt);
-    return run_linear(tape, pass, linears.down, ops::activate_gated(tape, backend, both, spec.activation), salt,
-                      needs_value);
-  }
-  if (linears.gate.layer->rows > 0) {
-    const Var gate = run_linear(tape, pass, linears.gate, x, salt), up = run_linear(tape, pass, linears.up, x, salt);
-    return run_linear(tape, pass, linears.down, ops::activate_times(tape, backend, gate, up, spec.activation), salt,
-                      needs_value);
-  }
-  const Var up = run_linear(tape, pass, linears.up, x, salt);
-  return run_linear(tape, pass, linears.down, ops::activate(tape, backend, up, spec.activation), salt, needs_value);
-}
-
-Var TrainableModel::run_mlp_rows(Tape& tape, const Pass& pass, size_t index, const Var& x, bool needs_value) const {
-  const bool is_long = has_gradient_checkpointing_ && x->value.dim(0) >= 2 * kMlpRows;
-  if (!is_long) return run_mlp(tape, pass, index, x, 0, needs_value);
-  return ops::checkpoint_rows(tape, base_.backend(), x, kMlpRows, x->value.dim(1), needs_value,
-                              [this, &pass, index](Tape& again, const Var& rows, int64_t first) {
-                                return run_mlp(again, pass, index, rows, static_cast<uint64_t>(first),
-                                               !again.is_recording());
-                              });
-}
-
-Var TrainableModel::run_layer(Tape& tape, const Pass& pass, size_t index, const Var& x) const {
-  const models::Layer& layer = layers_[index];
-  const models::LayerSpec& spec = *layer.spec;
-  const ops::Backend& backend = base_.backend();
-  // What a checkpoint computes anew is what the way back needs, and the sum at a layer's end is not.
-  const bool is_again = has_gradient_checkpointing_ && tape.is_recording();
-  const bool needs_value = !is_again || layer.mlp_out_norm || layer.mlp_sum_norm;
-  const Var attention_x = run_norm(tape, layer.attention_norm, x);
-  Var mlp_x;
-  if (spec.is_parallel) mlp_x = layer.mlp_norm ? run_norm(tape, layer.mlp_norm, x) : attention_x;
-  const Var attended = run_norm(tape, layer.attention_out_norm, run_attention(tape, pass, index, attention_x));
-  Var sum =
-      run_norm(tape, layer.attention_sum_norm, ops::add(tape, backend, spec.keeps_normed ? attention_x : x, attended));
-  if (!mlp_x) mlp_x = run_norm(tape, layer.mlp_norm, sum);
-  const Var branch = run_norm(tape, layer.mlp_out_norm, run_mlp_rows(tape, pass, index, mlp_x, needs_value));
-  return run_norm(tape, layer.mlp_sum_norm,
-                  ops::add(tape, backend, spec.keeps_normed ? mlp_x : sum, branch, needs_value));
-}
-
-Var TrainableModel::run(Pass& pass) const {
+Var TrainableModel::run_embedding(Pass& pass, const std::vector<int32_t>& ids) const {
   const models::ModelSpec& spec = base_.spec();
   const ops::Backend& backend = base_.backend();
-  const auto tokens = static_cast<int64_t>(pass.batch.ids.size());
+  const auto tokens = static_cast<int64_t>(ids.size());
   Var x = autograd::constant(backend.empty(dtype_, {tokens, embed_.dim(1)}));
-  const Tensor ids = uploaded(backend, pass.batch.ids);
-  backend.kernels().embed(backend.context(), {embed_.data(), embed_.dtype(), ids.as<int32_t>(), tokens, embed_.dim(1),
+  const Tensor sent = uploaded(backend, ids);
+  backend.kernels().embed(backend.context(), {embed_.data(), embed_.dtype(), sent.as<int32_t>(), tokens, embed_.dim(1),
                                               spec.embed_scale, x->value.data(), false, dtype_});
-  record_rows(pass.tape, x, embed_variable_, pass.batch.ids, spec.embed_scale);
+  record_rows(pass.tape, x, embed_variable_, ids, spec.embed_scale);
   if (project_in_.rows > 0) x = run_linear(pass.tape, pass, into_, x);
   if (positions_) {
     std::vector<int32_t> positions;
@@ -409,8 +354,11 @@ Var TrainableModel::run(Pass& pass) const {
                                                 spec.hidden_size, 1, x->value.data(), true, dtype_});
     record_rows(pass.tape, x, positions_variable_, positions, 1);
   }
-  x = run_norm(pass.tape, embed_norm_, x);
-  for (size_t i = 0; i < layers_.size(); ++i) {
+  return run_norm(pass.tape, embed_norm_, x);
+}
+
+Var TrainableModel::run_layers(Pass& pass, size_t begin, size_t end, Var x) const {
+  for (size_t i = begin; i < end; ++i) {
     if (has_gradient_checkpointing_ && pass.is_training)
       x = checkpoint(
           pass.tape, x, [this, &pass, i](Tape& tape, const Var& in) { return run_layer(tape, pass, i, in); },
@@ -419,6 +367,13 @@ Var TrainableModel::run(Pass& pass) const {
       x = run_layer(pass.tape, pass, i, x);
   }
   return x;
+}
+
+Var TrainableModel::run(Pass& pass) const {
+  if (encoder_layers_ > 0)
+    pass.encoded = run_norm(pass.tape, encoder_norm_,
+                            run_layers(pass, 0, encoder_layers_, run_embedding(pass, pass.batch.source_ids)));
+  return run_layers(pass, encoder_layers_, layers_.size(), run_embedding(pass, pass.batch.ids));
 }
 
 double TrainableModel::run_loss(Pass& pass, const Var& x) const {

@@ -14,6 +14,7 @@
 #include "models/decoder.h"
 #include "models/layer.h"
 #include "nn/dora.h"
+#include "nn/relative_bias.h"
 #include "nn/rope.h"
 #include "train/host_store.h"
 #include "train/loss.h"
@@ -25,6 +26,9 @@ struct Batch {
   std::vector<int32_t> ids;
   std::vector<int32_t> targets;  // what each position is to predict; below zero: nothing
   std::vector<int64_t> lengths;  // of the sequences
+  // For an encoder-decoder: what each sequence's encoder reads, in the same order.
+  std::vector<int32_t> source_ids = {};
+  std::vector<int64_t> source_lengths = {};
 
   int64_t target_count() const;
 };
@@ -32,7 +36,7 @@ struct Batch {
 /// Borrows the decoder and the adapter, whose gradients it fills. One call at a time.
 class TrainableModel {
  public:
-  /// Errors: unsupported for what has no gradient yet (experts, encoders), named.
+  /// Errors: unsupported for what has no gradient yet (experts and encoders on a GPU), named.
   /// `has_activation_offloading`: inputs of checkpointed layers wait in main memory; on a GPU alone.
   TrainableModel(const models::Decoder& base, adapters::Adapter& adapter, bool has_gradient_checkpointing,
                  bool has_activation_offloading = false);
@@ -45,11 +49,16 @@ class TrainableModel {
  private:
   struct Pass;
   struct Attached;
+  struct MlpLinears;
   autograd::Var run(Pass& pass) const;
+  autograd::Var run_embedding(Pass& pass, const std::vector<int32_t>& ids) const;
+  autograd::Var run_layers(Pass& pass, size_t begin, size_t end, autograd::Var x) const;
   autograd::Var run_layer(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
   autograd::Var run_attention(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
-  autograd::Var run_mlp(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x, uint64_t salt,
-                        bool needs_value) const;
+  autograd::Var run_cross_attention(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
+  autograd::Var run_mlp(autograd::Tape& tape, const Pass& pass, const models::MlpSpec& spec, const MlpLinears& linears,
+                        const autograd::Var& x, uint64_t salt, bool needs_value) const;
+  autograd::Var run_experts(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x) const;
   autograd::Var run_mlp_rows(autograd::Tape& tape, const Pass& pass, size_t index, const autograd::Var& x,
                              bool needs_value) const;
   /// `salt`: another makes other dropout.
@@ -58,6 +67,8 @@ class TrainableModel {
   autograd::Var run_norm(autograd::Tape& tape, const std::optional<nn::Norm>& norm, const autograd::Var& x) const;
   double run_loss(Pass& pass, const autograd::Var& x) const;
   void bind(adapters::Adapter& adapter);
+  void bind_layer(adapters::Adapter& adapter, const models::LayerSpec& layer, const std::string& prefix,
+                  uint64_t& number);
   void refuse_unsupported() const;
   nn::DenseWeight weight_in_use(const autograd::Var& trained);
   void refresh();
@@ -86,14 +97,24 @@ class TrainableModel {
     autograd::Var from;
     Tensor to;
   };
+  struct AttentionLinears {
+    Attached q, k, v, qkv, out;
+  };
+  struct MlpLinears {
+    Attached gate, up, gate_up, down;
+  };
   struct LayerLinears {
-    Attached q, k, v, qkv, out, gate, up, gate_up, down;
+    AttentionLinears attention, cross;
+    Attached router;
+    std::vector<MlpLinears> mlps;  // one, or one per expert
   };
 
   const models::Decoder& base_;
   bool has_gradient_checkpointing_;
   DType dtype_;  // of activations
   std::vector<nn::Rope> ropes_;
+  std::vector<nn::RelativeBias> relative_biases_;
+  size_t encoder_layers_ = 0;  // the first of these layers
   std::vector<models::Layer> layers_;
   std::vector<LayerLinears> linears_;
   Tensor embed_, positions_;
@@ -107,7 +128,7 @@ class TrainableModel {
   Tensor row_numbers_;                                        // 0, 1, ...: as many as a rounded weight has rows
   std::unique_ptr<HostStore> store_;                          // of layers' inputs, or null
   std::unordered_map<const nn::Norm*, NormVariables> norms_;  // those that are trained
-  std::optional<nn::Norm> embed_norm_, final_norm_;
+  std::optional<nn::Norm> embed_norm_, encoder_norm_, final_norm_;
 };
 
 }  // namespace nibble::train

@@ -19,6 +19,9 @@ Batch make_batch(const Dataset& dataset, std::span<const size_t> samples) {
     for (size_t t = 0; t < count; ++t)
       batch.targets.push_back(t + 1 < count && sample.is_target[t + 1] ? sample.ids[t + 1] : -100);
     batch.lengths.push_back(static_cast<int64_t>(count));
+    if (sample.source.empty()) continue;
+    batch.source_ids.insert(batch.source_ids.end(), sample.source.begin(), sample.source.end());
+    batch.source_lengths.push_back(static_cast<int64_t>(sample.source.size()));
   }
   return batch;
 }

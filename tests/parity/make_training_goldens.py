@@ -5,7 +5,7 @@
 
 Each NAME/ is an adapter that PEFT saved (A and B random), with goldens.safetensors: two sequences whose first targets are
 left out, the summed loss, the gradients of everything trained, and logits with the adapter applied. BASE.MORE is another
-adapter of BASE. full_training holds the same of models that are trained whole, pissa beside it an adapter that started so.
+adapter of BASE. full_training holds the same of models that are trained whole, pissa beside it an adapter that started so, seq2seq_training adapters of encoder-decoders.
 """
 import pathlib
 import shutil
@@ -14,7 +14,7 @@ import sys
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 CASES = {
     "llama": dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]),
@@ -34,16 +34,78 @@ CASES = {
     "gemma2": dict(r=4, lora_alpha=8, target_modules="all-linear"),
     "falcon-rw": dict(r=4, lora_alpha=8, target_modules="all-linear"),
     "stablelm-12b": dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]),
+    "mixtral": dict(r=3, lora_alpha=6, target_modules=["q_proj", "o_proj", "w1", "w2", "w3", "gate"]),
+}
+SEQ2SEQ = {
+    "t5": dict(r=4, lora_alpha=8, target_modules=["q", "v"]),
+    "t5-gated": dict(r=3, lora_alpha=6, target_modules="all-linear"),
 }
 PISSA = dict(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa")
-FULL = ("llama", "opt-350m", "gpt2", "gemma2")  # trained whole
+FULL = ("llama", "opt-350m", "gpt2", "gemma2", "mixtral")  # trained whole
+SOURCES = (21, 9)  # tokens of an encoder-decoder's sources; its sequences start with decoder_start_token_id
 LENGTHS, SKIPPED = (30, 13), (4, 1)  # tokens of the sequences, and how many of each predict nothing
+
+
+class Expert(torch.nn.Module):
+    """Mixtral's as a module of three linear layers, as in the files: transformers 5 fuses them."""
+
+    def __init__(self, stored, prefix):
+        super().__init__()
+        for name in ("w1", "w2", "w3"):
+            weight = stored[f"{prefix}.{name}.weight"].float()
+            linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            linear.weight = torch.nn.Parameter(weight)
+            setattr(self, name, linear)
+
+    def forward(self, x):
+        return self.w2(torch.nn.functional.silu(self.w1(x)) * self.w3(x))
+
+
+class Experts(torch.nn.Module):
+    def __init__(self, stored, prefix, config):
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.gate = torch.nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
+        self.gate.weight = torch.nn.Parameter(stored[prefix + ".gate.weight"].float())
+        self.experts = torch.nn.ModuleList(Expert(stored, f"{prefix}.experts.{e}") for e in range(config.num_local_experts))
+
+    def forward(self, hidden):
+        x = hidden.reshape(-1, hidden.shape[-1])
+        weights, chosen = torch.topk(self.gate(x).softmax(-1), self.top_k, dim=-1)
+        weights = weights / weights.sum(-1, keepdim=True)
+        total = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            rows, places = torch.where(chosen == e)
+            total = total.index_add(0, rows, expert(x[rows]) * weights[rows, places, None])
+        return total.reshape(hidden.shape)
+
+
+def load(models, name):
+    if name in SEQ2SEQ:
+        return AutoModelForSeq2SeqLM.from_pretrained(models / name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32)
+    if name == "mixtral":
+        ids = torch.arange(3, 40)[None]
+        with torch.no_grad():
+            before = model(ids).logits
+        stored = load_file(models / name / "model.safetensors")
+        for number, layer in enumerate(model.model.layers):
+            layer.mlp = Experts(stored, f"model.layers.{number}.block_sparse_moe", model.config)
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids).logits, before, rtol=1e-4, atol=1e-4)
+        model.config.model_type = "plain"  # or PEFT looks for the fused experts
+    return model
+
+
+def file_name(key):
+    return key.replace(".mlp.gate.", ".block_sparse_moe.gate.").replace(".mlp.experts.", ".block_sparse_moe.experts.")
 
 
 def make(models, out, name, options):
     torch.manual_seed(len(name))
-    model = AutoModelForCausalLM.from_pretrained(models / name.split(".")[0], dtype=torch.float32)
-    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+    base = name.split(".")[0]
+    model = load(models, base)
+    peft = get_peft_model(model, LoraConfig(task_type="SEQ_2_SEQ_LM" if base in SEQ2SEQ else "CAUSAL_LM", **options))
     with torch.no_grad():
         for key, parameter in peft.named_parameters():
             if "lora_magnitude" in key:
@@ -56,10 +118,15 @@ def make(models, out, name, options):
     shutil.rmtree(folder, ignore_errors=True)
     peft.save_pretrained(folder)
     (folder / "README.md").unlink()
+    if base == "mixtral":
+        saved = load_file(folder / "adapter_model.safetensors")
+        save_file({file_name(key): value for key, value in saved.items()}, folder / "adapter_model.safetensors")
     peft.eval()  # GPT-2 has dropouts of its own
-    tensors = gradients(models, name.split(".")[0], peft)
+    tensors = gradients(models, base, peft)
+    ids = tensors["ids"][None, :LENGTHS[0]].long()
     with torch.no_grad():
-        tensors["logits"] = peft(tensors["ids"][None, :LENGTHS[0]].long()).logits[0].contiguous()
+        given = dict(input_ids=tensors["source"][None, :SOURCES[0]].long(), decoder_input_ids=ids) if base in SEQ2SEQ else dict(input_ids=ids)
+        tensors["logits"] = peft(**given).logits[0].contiguous()
     save_file(tensors, folder / "goldens.safetensors")
     config = folder / "adapter_config.json"
     config.write_text(config.read_text().replace(str(models / name.split(".")[0]), name.split(".")[0]))
@@ -67,26 +134,37 @@ def make(models, out, name, options):
 
 def gradients(models, name, model):
     """The batch, its summed loss, and the gradient of every trained parameter."""
-    prompt = load_file(models / name / "goldens.safetensors")["prompt"].long()
+    sources = [None, None]
+    if name in SEQ2SEQ:
+        goldens = load_file(models / name / "seq2seq.safetensors")
+        prompt = torch.cat([goldens["target"], goldens["target"][1:]]).long()
+        prompt[LENGTHS[0]] = prompt[0]
+        source = goldens["source"].long()
+        sources = [source[:SOURCES[0]], source[SOURCES[0]:SOURCES[0] + SOURCES[1]]]
+    else:
+        prompt = load_file(models / name / "goldens.safetensors")["prompt"].long()
     sequences = [prompt[:LENGTHS[0]], prompt[LENGTHS[0]:LENGTHS[0] + LENGTHS[1]]]
     total = 0
-    for ids, skipped in zip(sequences, SKIPPED):
-        logits = model(ids[None]).logits[0]
+    for ids, skipped, source in zip(sequences, SKIPPED, sources):
+        given = dict(input_ids=ids[None]) if source is None else dict(input_ids=source[None], decoder_input_ids=ids[None])
+        logits = model(**given).logits[0]
         total = total + torch.nn.functional.cross_entropy(logits[skipped:-1], ids[skipped + 1:], reduction="sum")
     total.backward()
     tensors = {"ids": torch.cat(sequences).int(), "lengths": torch.tensor(LENGTHS).int(), "skipped": torch.tensor(SKIPPED).int(),
                "loss": total.detach()[None]}
+    if sources[0] is not None:
+        tensors |= {"source": torch.cat(sources).int(), "source_lengths": torch.tensor(SOURCES).int()}
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
             for infix in (".modules_to_save.default", ".default.weight" if "magnitude" in key else ".default", ".base_layer"):
                 key = key.replace(infix, "")
-            tensors[key.removeprefix("base_model.model.")] = parameter.grad
+            tensors[file_name(key.removeprefix("base_model.model."))] = parameter.grad
     return tensors
 
 
 def make_full(models, out, name):
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32).eval()
+    model = load(models, name).eval()
     save_file(gradients(models, name, model), out / f"{name}.safetensors")
 
 
@@ -118,6 +196,9 @@ if __name__ == "__main__":
     for case, case_options in CASES.items():
         if not only or case in only:
             make(models, out, case, case_options)
+    for case, case_options in SEQ2SEQ.items():
+        if not only or case in only:
+            make(models, full.parent / "seq2seq_training", case, case_options)
     full.mkdir(exist_ok=True)
     for name in FULL:
         if not only or name in only:

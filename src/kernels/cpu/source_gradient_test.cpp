@@ -124,6 +124,14 @@ TEST(SourceGradient, RoutingIsTheSlope) {
     const std::vector<int32_t> chosen = ids;
     kernels.route_experts_gradient({}, {logits.as<float>(), kTokens, kExperts, kTop, normalize, chosen.data(),
                                         dweights.as<float>(), dlogits.data()});
+    check({std::string("route_experts_gradient, normalize ") + (normalize ? "on" : "off"),
+           [&](const Kernels& k, const Context& c) {
+             Outputs out{Buffer(DType::f32, logits.count())};
+             k.route_experts_gradient(c, {logits.as<float>(), kTokens, kExperts, kTop, normalize, chosen.data(),
+                                          dweights.as<float>(), out[0].as<float>()});
+             return out;
+           },
+           1e-5});
     expect_slope("logits", random, logits.as<float>(), logits.count(), dlogits.data(), loss);
   }
 }
@@ -134,6 +142,17 @@ TEST(SourceGradient, DotsOfRows) {
   std::vector<float> dots(2);
   reference::table().dot_rows({}, {x.data(), rows.data(), y.data(), 2, 2, dots.data()});
   EXPECT_EQ(dots, (std::vector<float>{17, 430}));
+  Random random(24);
+  for (const int64_t cols : {1, 33, 500}) {
+    const Buffer a = random_buffer(random, DType::f32, 2 * cols), b = random_buffer(random, DType::f32, 3 * cols);
+    check({"dot_rows (" + std::to_string(cols) + ")",
+           [&](const Kernels& k, const Context& c) {
+             Outputs out{Buffer(DType::f32, 2)};
+             k.dot_rows(c, {a.as<float>(), rows.data(), b.as<float>(), 2, cols, out[0].as<float>()});
+             return out;
+           },
+           1e-5});
+  }
 }
 
 }  // namespace

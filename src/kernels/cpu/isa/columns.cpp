@@ -1,4 +1,4 @@
-// scale_columns: rows in parallel. sum_columns: columns in parallel, rows in ascending order.
+// scale_columns and dot_rows: rows in parallel. sum_columns: columns in parallel, rows in ascending order.
 #include "kernels/cpu/isa/simd.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
@@ -15,6 +15,20 @@ void scale_columns(const Context& context, const ScaleColumnsArgs& args) {
         if (args.accumulate) value = value + load_first(out + c, n);
         store_first(out + c, value, n);
       }
+    }
+  });
+}
+
+void dot_rows(const Context& context, const DotRowsArgs& args) {
+  for_ranges(context, args.count, max_of(1, 16384 / max_of(1, args.cols)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float *x = args.x + i * args.cols, *y = args.y + args.rows[i] * args.cols;
+      F32 sum = set1(0);
+      for (int64_t c = 0; c < args.cols; c += kLanes) {
+        const int64_t n = min_of(kLanes, args.cols - c);
+        sum = fma(load_first(x + c, n), load_first(y + c, n), sum);
+      }
+      args.dots[i] = reduce_add(sum);
     }
   });
 }

@@ -48,6 +48,8 @@ void low_rank_update(const Context& context, const LowRankArgs& args);
 void low_rank_gradient(const Context& context, const LowRankGradientArgs& args);
 void scale_columns(const Context& context, const ScaleColumnsArgs& args);
 void sum_columns(const Context& context, const SumColumnsArgs& args);
+void route_experts_gradient(const Context& context, const RouteExpertsGradientArgs& args);
+void dot_rows(const Context& context, const DotRowsArgs& args);
 
 void optimizer_step_32bit(const Context& context, const OptimizerStep32BitArgs& args);
 void optimizer_step_8bit(const Context& context, const OptimizerStep8BitArgs& args);

@@ -1,4 +1,4 @@
-// route_experts: a handful of experts a token, so plain loops.
+// route_experts and its gradient: a handful of experts a token, so plain loops.
 #include "kernels/cpu/isa/math.h"
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
@@ -29,7 +29,36 @@ void route(const RouteExpertsArgs& args, int64_t token) {
   for (int64_t i = 0; i < args.top_k; ++i) weights[i] /= total;
 }
 
+/// dlogits[e] = share[e] * (dweight[e] - the mean of the chosen experts' dweights by their shares).
+void route_back(const RouteExpertsGradientArgs& args, int64_t token) {
+  const float* logits = args.logits + token * args.experts;
+  const int32_t* ids = args.ids + token * args.top_k;
+  const float* dweights = args.dweights + token * args.top_k;
+  float* dlogits = args.dlogits + token * args.experts;
+  for (int64_t e = 0; e < args.experts; ++e) dlogits[e] = 0;
+  const float largest = logits[ids[0]];
+  float total = 0, mean = 0;
+  for (int64_t e = 0; !args.normalize && e < args.experts; ++e) total += exp_one(logits[e] - largest);
+  for (int64_t i = 0; i < args.top_k; ++i) {
+    const float share = exp_one(logits[ids[i]] - largest);
+    if (args.normalize) total += share;
+    mean += dweights[i] * share;
+  }
+  mean /= total;
+  for (int64_t i = 0; i < args.top_k; ++i) dlogits[ids[i]] = dweights[i];
+  for (int64_t e = 0; !args.normalize && e < args.experts; ++e)
+    dlogits[e] = exp_one(logits[e] - largest) / total * (dlogits[e] - mean);
+  for (int64_t i = 0; args.normalize && i < args.top_k; ++i)
+    dlogits[ids[i]] = exp_one(logits[ids[i]] - largest) / total * (dlogits[ids[i]] - mean);
+}
+
 }  // namespace
+
+void route_experts_gradient(const Context& context, const RouteExpertsGradientArgs& args) {
+  for_ranges(context, args.tokens, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t token = begin; token < end; ++token) route_back(args, token);
+  });
+}
 
 void route_experts(const Context& context, const RouteExpertsArgs& args) {
   for_ranges(context, args.tokens, 64, [&](int64_t begin, int64_t end) {

@@ -44,6 +44,8 @@ const Kernels& table() {
     k.low_rank_gradient = low_rank_gradient;
     k.scale_columns = scale_columns;
     k.sum_columns = sum_columns;
+    k.route_experts_gradient = route_experts_gradient;
+    k.dot_rows = dot_rows;
     k.optimizer_step_32bit = optimizer_step_32bit;
     k.optimizer_step_8bit = optimizer_step_8bit;
     k.sum_squares = sum_squares;
