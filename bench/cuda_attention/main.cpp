@@ -1,107 +1,35 @@
 // GPU attention of one new token a sequence, timed as CUDA graphs over the caches of many layers, beside what memory
 // allows.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "base/half.h"
 #include "base/random.h"
-#include "device/cuda.h"
-#include "kernels/cuda/table.h"
+#include "bench/cuda_gpu.h"
 
 namespace nibble {
 namespace {
 
 using namespace kernels;
+using bench::Gpu;
 
 constexpr int64_t kRotated = 320 << 20;  // bytes of caches that a graph goes through: several times the L2 cache
 
-void require(cudaError_t status) {
-  if (status == cudaSuccess) return;
-  std::fprintf(stderr, "CUDA: %s\n", cudaGetErrorString(status));
-  std::exit(1);
+std::shared_ptr<void> random_values(Gpu& gpu, int64_t count, DType dtype) {
+  Random random(9);
+  std::vector<bf16_t> values(static_cast<size_t>(count));
+  for (bf16_t& value : values) value = to_bf16(static_cast<float>(random.normal()));
+  if (dtype == DType::i8)
+    for (bf16_t& value : values) value = std::bit_cast<bf16_t>(static_cast<uint16_t>(random.next()));
+  auto memory = gpu.stream->allocate(count * 2);
+  gpu.stream->upload(memory.get(), values.data(), count * 2);
+  return memory;
 }
-
-class BenchScratch final : public Scratch {
- public:
-  explicit BenchScratch(device::CudaStream& stream) : memory_(stream.allocate(kBytes)) {}
-  void* reserve(int64_t size_bytes) override {
-    if (size_bytes <= kBytes) return memory_.get();
-    std::fprintf(stderr, "scratch: %lld bytes wanted\n", static_cast<long long>(size_bytes));
-    std::exit(1);
-  }
-
- private:
-  static constexpr int64_t kBytes = int64_t{1} << 28;
-  std::shared_ptr<void> memory_;
-};
-
-struct Gpu {
-  std::shared_ptr<device::CudaStream> stream = device::open_cuda(0);
-  BenchScratch scratch{*stream};
-  std::shared_ptr<void> counters = stream->allocate(kCounters * 4);
-  Context context;
-  double bandwidth = 0;  // bytes/s of a copy, read and written
-
-  Gpu() {
-    stream->fill_zero(counters.get(), kCounters * 4);
-    context = {nullptr,
-               stream->handle(),
-               &scratch,
-               static_cast<uint32_t*>(counters.get()),
-               kernels::cuda::usable_capability(stream->description().capability),
-               stream->description().multiprocessors};
-  }
-
-  /// Median seconds of one replay.
-  double time(const std::function<void()>& work) {
-    work();
-    stream->synchronize();
-    const auto graph = stream->capture(work);
-    auto* handle = static_cast<cudaStream_t>(stream->handle());
-    cudaEvent_t begin, end;
-    require(cudaEventCreate(&begin));
-    require(cudaEventCreate(&end));
-    for (int i = 0; i < 3; ++i) graph->launch();
-    std::vector<float> times;
-    for (int i = 0; i < 15; ++i) {
-      require(cudaEventRecord(begin, handle));
-      graph->launch();
-      require(cudaEventRecord(end, handle));
-      require(cudaEventSynchronize(end));
-      float milliseconds = 0;
-      require(cudaEventElapsedTime(&milliseconds, begin, end));
-      times.push_back(milliseconds);
-    }
-    std::nth_element(times.begin(), times.begin() + 7, times.end());
-    return times[7] * 1e-3;
-  }
-
-  void measure_copy() {
-    const int64_t size = int64_t{1} << 31;
-    const auto from = stream->allocate(size), to = stream->allocate(size);
-    bandwidth = 2 * static_cast<double>(size) / time([&] { stream->copy(to.get(), from.get(), size); });
-    std::printf("copy, read + written: %.0f GB/s\n", bandwidth * 1e-9);
-  }
-
-  std::shared_ptr<void> random_values(int64_t count, DType dtype) {
-    Random random(9);
-    std::vector<bf16_t> values(static_cast<size_t>(count));
-    for (bf16_t& value : values) value = to_bf16(static_cast<float>(random.normal()));
-    if (dtype == DType::i8)
-      for (bf16_t& value : values) value = std::bit_cast<bf16_t>(static_cast<uint16_t>(random.next()));
-    auto memory = stream->allocate(count * 2);
-    stream->upload(memory.get(), values.data(), count * 2);
-    return memory;
-  }
-};
 
 struct Shape {
   int64_t heads, kv_heads, dim, batch, past;
@@ -122,7 +50,7 @@ struct Layers {
     sequence_bytes = s.kv_heads * capacity * row;
     bytes_read = 2 * s.batch * s.kv_heads * s.past * (row + scale);
     const int64_t size = s.batch * sequence_bytes, scales = s.batch * s.kv_heads * capacity;
-    const auto values = gpu.random_values(std::min<int64_t>(size / 2, 1 << 22), s.kv_dtype);
+    const auto values = random_values(gpu, std::min<int64_t>(size / 2, 1 << 22), s.kv_dtype);
     const std::vector<float> ones(static_cast<size_t>(scales), 0.01f);
     const auto fill = [&] {
       auto memory = gpu.stream->allocate(size);
@@ -141,10 +69,10 @@ struct Layers {
 
 void* at(const std::shared_ptr<void>& memory, int64_t bytes) { return static_cast<char*>(memory.get()) + bytes; }
 
-void bench(Gpu& gpu, const Shape& s) {
+void time_shape(Gpu& gpu, const Shape& s) {
   const Layers layers(gpu, s);
   const int64_t width = (s.heads + 2 * s.kv_heads) * s.dim;
-  const auto qkv = gpu.random_values(s.batch * width, DType::bf16);
+  const auto qkv = random_values(gpu, s.batch * width, DType::bf16);
   const auto out = gpu.stream->allocate(s.batch * s.heads * s.dim * 2);
   const auto angles = gpu.stream->allocate(s.batch * s.dim * 4);
   gpu.stream->fill_zero(angles.get(), s.batch * s.dim * 4);
@@ -210,23 +138,23 @@ void bench(Gpu& gpu, const Shape& s) {
 
 int run(int count, char** arguments) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  Gpu gpu;
+  Gpu gpu(int64_t{1} << 28);
   if (count == 7) {  // one shape, for a profiler: heads, kv heads, dim, batch, keys before, type
     gpu.bandwidth = 3e12;
     const auto number = [&](int i) { return std::atoll(arguments[i]); };
-    bench(gpu, {number(1), number(2), number(3), number(4), number(5),
-                std::string(arguments[6]) == "int8" ? DType::i8 : DType::bf16});
+    time_shape(gpu, {number(1), number(2), number(3), number(4), number(5),
+                     std::string(arguments[6]) == "int8" ? DType::i8 : DType::bf16});
     return 0;
   }
   std::printf("%s\n", gpu.stream->description().name.c_str());
   gpu.measure_copy();
   for (const DType dtype : {DType::bf16, DType::i8}) {
-    for (const int64_t past : {64, 512, 2048, 4096, 16384}) bench(gpu, {32, 32, 128, 1, past, dtype});
+    for (const int64_t past : {64, 512, 2048, 4096, 16384}) time_shape(gpu, {32, 32, 128, 1, past, dtype});
     for (const int64_t batch : {4, 16})
-      for (const int64_t past : {512, 2048}) bench(gpu, {32, 32, 128, batch, past, dtype});
+      for (const int64_t past : {512, 2048}) time_shape(gpu, {32, 32, 128, batch, past, dtype});
     for (const auto& [heads, kv_heads, dim] : {std::tuple{32, 8, 128}, {64, 8, 128}, {32, 8, 64}})
       for (const int64_t batch : {1, 16})
-        for (const int64_t past : {512, 2048}) bench(gpu, {heads, kv_heads, dim, batch, past, dtype});
+        for (const int64_t past : {512, 2048}) time_shape(gpu, {heads, kv_heads, dim, batch, past, dtype});
   }
   return 0;
 }

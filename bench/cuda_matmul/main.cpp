@@ -1,88 +1,23 @@
 // GPU matmul and quantization, timed as CUDA graphs over rotating weight copies, beside what memory and tensor cores
 // allow.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "base/half.h"
 #include "base/random.h"
-#include "device/cuda.h"
-#include "kernels/cuda/table.h"
+#include "bench/cuda_gpu.h"
 
 namespace nibble {
 namespace {
 
 using namespace kernels;
+using bench::Gpu;
 
 constexpr double kGigabytes = 1e9;
 constexpr int64_t kRotated = 320 << 20;  // bytes of weights that a graph goes through: several times the L2 cache
-
-void require(cudaError_t status) {
-  if (status == cudaSuccess) return;
-  std::fprintf(stderr, "CUDA: %s\n", cudaGetErrorString(status));
-  std::exit(1);
-}
-
-class BenchScratch final : public Scratch {
- public:
-  explicit BenchScratch(device::CudaStream& stream) : memory_(stream.allocate(kBytes)) {}
-  void* reserve(int64_t size_bytes) override {
-    if (size_bytes <= kBytes) return memory_.get();
-    std::fprintf(stderr, "scratch: %lld bytes wanted\n", static_cast<long long>(size_bytes));
-    std::exit(1);
-  }
-
- private:
-  static constexpr int64_t kBytes = int64_t{1} << 30;
-  std::shared_ptr<void> memory_;
-};
-
-struct Gpu {
-  std::shared_ptr<device::CudaStream> stream = device::open_cuda(0);
-  BenchScratch scratch{*stream};
-  std::shared_ptr<void> counters = stream->allocate(kCounters * 4);
-  Context context;
-  double bandwidth = 0;  // bytes/s of a copy, read and written
-
-  Gpu() {
-    stream->fill_zero(counters.get(), kCounters * 4);
-    context = {nullptr,
-               stream->handle(),
-               &scratch,
-               static_cast<uint32_t*>(counters.get()),
-               kernels::cuda::usable_capability(stream->description().capability),
-               stream->description().multiprocessors};
-  }
-
-  /// Median seconds of one replay.
-  double time(const std::function<void()>& work) {
-    work();
-    stream->synchronize();
-    const auto graph = stream->capture(work);
-    auto* handle = static_cast<cudaStream_t>(stream->handle());
-    cudaEvent_t begin, end;
-    require(cudaEventCreate(&begin));
-    require(cudaEventCreate(&end));
-    for (int i = 0; i < 3; ++i) graph->launch();
-    std::vector<float> times;
-    for (int i = 0; i < 15; ++i) {
-      require(cudaEventRecord(begin, handle));
-      graph->launch();
-      require(cudaEventRecord(end, handle));
-      require(cudaEventSynchronize(end));
-      float milliseconds = 0;
-      require(cudaEventElapsedTime(&milliseconds, begin, end));
-      times.push_back(milliseconds);
-    }
-    std::nth_element(times.begin(), times.begin() + 7, times.end());
-    return times[7] * 1e-3;
-  }
-};
 
 template <typename T>
 std::shared_ptr<void> upload(Gpu& gpu, const std::vector<T>& values) {
@@ -109,14 +44,6 @@ std::shared_ptr<void> random_bytes(Gpu& gpu, int64_t count) {
   auto memory = gpu.stream->allocate(count);
   gpu.stream->upload(memory.get(), values.data(), count);
   return memory;
-}
-
-void measure_copy(Gpu& gpu) {
-  const int64_t size = int64_t{1} << 31;
-  const auto from = gpu.stream->allocate(size), to = gpu.stream->allocate(size);
-  const double seconds = gpu.time([&] { gpu.stream->copy(to.get(), from.get(), size); });
-  gpu.bandwidth = 2 * static_cast<double>(size) / seconds;
-  std::printf("copy, read + written: %.0f GB/s\n", gpu.bandwidth / kGigabytes);
 }
 
 void print_row(Gpu& gpu, const char* what, int64_t rows, int64_t cols, int64_t m, double seconds, double bytes,
@@ -264,7 +191,7 @@ void bench_int8(Gpu& gpu) {
 
 int run(int count, char** arguments) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  Gpu gpu;
+  Gpu gpu(int64_t{1} << 30);
   if (count == 4) {  // one shape, for a profiler: rows, cols, m
     gpu.bandwidth = 3e12;
     bench_matmul_4bit(gpu, std::atoll(arguments[1]), std::atoll(arguments[2]), true, {std::atoll(arguments[3])}, false);
@@ -277,7 +204,7 @@ int run(int count, char** arguments) {
     return 0;
   }
   std::printf("%s\n", gpu.stream->description().name.c_str());
-  measure_copy(gpu);
+  gpu.measure_copy();
   if (count == 2 && std::string(arguments[1]) == "int8") {
     bench_int8(gpu);
     return 0;

@@ -12,38 +12,14 @@ import time
 import torch
 import transformers
 
+from random_llama import build
 
-def build(arguments):
-    """The model with its adapter, quantized layer by layer so that 16-bit weights never lie on the GPU together."""
-    import bitsandbytes as bnb
+
+def with_adapter(model, level):
     import peft
 
-    device = arguments.device
-    config = transformers.AutoConfig.from_pretrained(arguments.config)
-    config.use_cache = False
-    torch.manual_seed(1)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, torch.nn.Linear) or name == "lm_head" or arguments.level == "bf16":
-            continue
-        weight = torch.randn(module.out_features, module.in_features, dtype=torch.bfloat16, device=device) * 0.02
-        linear = bnb.nn.Linear4bit(module.in_features, module.out_features, bias=False, quant_type="nf4",
-                                   compress_statistics=arguments.level == "nf4+dq", compute_dtype=torch.bfloat16,
-                                   device="meta")
-        linear.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4",
-                                          compress_statistics=arguments.level == "nf4+dq").to(device)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, linear)
-    for name, parameter in list(model.named_parameters()):
-        if parameter.device.type == "meta":
-            parent, _, child = name.rpartition(".")
-            value = torch.ones if "norm" in name else lambda *s, **k: torch.randn(*s, **k) * 0.02
-            setattr(model.get_submodule(parent), child,
-                    torch.nn.Parameter(value(*parameter.shape, dtype=torch.bfloat16, device=device),
-                                       requires_grad=False))
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
-    model.is_loaded_in_4bit = arguments.level != "bf16"
+    model.config.use_cache = False
+    model.is_loaded_in_4bit = level != "bf16"
     if model.is_loaded_in_4bit:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     model.enable_input_require_grads()
@@ -96,7 +72,7 @@ def main():
     import peft
 
     begin = time.perf_counter()
-    model = build(arguments)
+    model = with_adapter(build(arguments.config, arguments.level, arguments.device), arguments.level)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = (bnb.optim.PagedAdamW8bit if arguments.device != "cpu" else bnb.optim.AdamW8bit)(trained, lr=1e-4)

@@ -124,6 +124,9 @@ class Trainer {
   TrainingReport train(const std::function<void(const TrainingProgress&)>& on_progress = {});
 
  private:
+  Trainer(api::LoadedModel& model, std::optional<LoraConfig> lora, TrainingArguments arguments, Dataset train,
+          std::optional<Dataset> evaluation, std::string adapter_name);
+
   api::LoadedModel& model_;
   std::optional<LoraConfig> lora_;
   TrainingArguments arguments_;

@@ -27,23 +27,24 @@ Dataset Dataset::from_jsonl(const std::filesystem::path& path, const AutoTokeniz
                            options);
 }
 
-Trainer::Trainer(AutoModelForCausalLM& model, std::optional<LoraConfig> lora, TrainingArguments arguments,
-                 Dataset train, std::optional<Dataset> evaluation, std::string adapter_name)
-    : model_(model.implementation()),
+Trainer::Trainer(api::LoadedModel& model, std::optional<LoraConfig> lora, TrainingArguments arguments, Dataset train,
+                 std::optional<Dataset> evaluation, std::string adapter_name)
+    : model_(model),
       lora_(std::move(lora)),
       arguments_(std::move(arguments)),
       train_(std::move(train)),
       evaluation_(std::move(evaluation)),
       adapter_name_(std::move(adapter_name)) {}
 
+Trainer::Trainer(AutoModelForCausalLM& model, std::optional<LoraConfig> lora, TrainingArguments arguments,
+                 Dataset train, std::optional<Dataset> evaluation, std::string adapter_name)
+    : Trainer(model.implementation(), std::move(lora), std::move(arguments), std::move(train), std::move(evaluation),
+              std::move(adapter_name)) {}
+
 Trainer::Trainer(AutoModelForSeq2SeqLM& model, std::optional<LoraConfig> lora, TrainingArguments arguments,
                  Dataset train, std::optional<Dataset> evaluation, std::string adapter_name)
-    : model_(model.implementation()),
-      lora_(std::move(lora)),
-      arguments_(std::move(arguments)),
-      train_(std::move(train)),
-      evaluation_(std::move(evaluation)),
-      adapter_name_(std::move(adapter_name)) {}
+    : Trainer(model.implementation(), std::move(lora), std::move(arguments), std::move(train), std::move(evaluation),
+              std::move(adapter_name)) {}
 
 namespace {
 

@@ -126,28 +126,28 @@ bool describe_tiles(const Context& context, const MatmulInput& input, const Matm
   return true;
 }
 
+/// Clusters of `blocks` that work on a tile together, as many as the GPU holds.
 template <typename T, typename Shape>
-bool multiply_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+bool launch_tiles(void (*kernel)(Tile4BitArgs), const Context& context, const MatmulInput& input,
+                  const Matmul4BitJob* jobs, int64_t count, int blocks) {
   Tile4BitArgs args{};
-  if (!describe_tiles<T, Shape>(context, input, jobs, count, 1, args)) return false;
-  const auto kernel = tile_4bit_kernel<T, Shape>;
+  if (!describe_tiles<T, Shape>(context, input, jobs, count, blocks, args)) return false;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
   const int64_t pieces = int64_t{args.tile.jobs.tiles} * args.tile.column_tiles * args.tile.chunks;
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(pieces, context.multiprocessors));
-  launch_early(kernel, blocks, Shape::threads + 128, Shape::kBytes, stream_of(context.stream), args);
+  const auto clusters = static_cast<unsigned>(std::min<int64_t>(pieces, context.multiprocessors / blocks)),
+             size = static_cast<unsigned>(blocks);
+  launch_early(kernel, size * clusters, Shape::threads + 128, Shape::kBytes, stream_of(context.stream), args, size);
   return true;
 }
 
 template <typename T, typename Shape>
+bool multiply_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
+  return launch_tiles<T, Shape>(tile_4bit_kernel<T, Shape>, context, input, jobs, count, 1);
+}
+
+template <typename T, typename Shape>
 bool multiply_pairs(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
-  Tile4BitArgs args{};
-  if (!describe_tiles<T, Shape>(context, input, jobs, count, 2, args)) return false;
-  const auto kernel = pair_4bit_kernel<T, Shape>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
-  const int64_t pieces = int64_t{args.tile.jobs.tiles} * args.tile.column_tiles * args.tile.chunks;
-  const auto pairs = static_cast<unsigned>(std::min<int64_t>(pieces, context.multiprocessors / 2));
-  launch_early(kernel, 2 * pairs, Shape::threads + 128, Shape::kBytes, stream_of(context.stream), args, 2);
-  return true;
+  return launch_tiles<T, Shape>(pair_4bit_kernel<T, Shape>, context, input, jobs, count, 2);
 }
 
 /// Rows of x up to which tile_4bit.cuh wins over pair_4bit.cuh.
