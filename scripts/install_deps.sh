@@ -2,7 +2,7 @@
 # Installs what building and testing need, from Debian's packages; does nothing when all are there.
 # usage: install_deps.sh [lint] [fuzz] [bench]
 set -euo pipefail
-packages=(g++ cmake ninja-build make ccache nlohmann-json3-dev libcli11-dev libfmt-dev libpcre2-dev libutf8proc-dev
+packages=(g++ cmake ninja-build make ccache nlohmann-json3-dev libeigen3-dev libcli11-dev libfmt-dev libpcre2-dev libutf8proc-dev
   libgtest-dev libgmock-dev python3 python3-pip python3-venv git)
 for purpose in "$@"; do
   case $purpose in
