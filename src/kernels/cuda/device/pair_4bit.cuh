@@ -1,9 +1,10 @@
 // 4-bit products of many rows of x on Hopper: blocks work in pairs on 256 weight rows and share x, each bringing half
-// of it to both; a warp decodes its own weight rows, 16 columns at a time, beside the products of those before. All
+// of it to both; a warp decodes its own weight rows, 32 columns at a time, beside the products of those before. All
 // tiles' columns form one line that the pairs divide evenly, as in tile.cuh.
 #pragma once
 
-#include "kernels/cuda/device/tile_4bit.cuh"
+#include "kernels/cuda/device/pair_copies.cuh"
+#include "kernels/cuda/device/pair_store.cuh"
 
 namespace nibble::kernels::cuda {
 
@@ -28,79 +29,95 @@ struct Pair4BitShape {
   static_assert(kStages >= 2 && kBytes <= 232448 && kStageBytes % 1024 == 0);
 };
 
-__device__ __forceinline__ uint32_t rank_in_pair() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-__device__ __forceinline__ void pair_waits() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-/// At the same place in block `rank` of the pair. Of the scope of a block: the pair's would fence all memory.
-__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [at];\n}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-}
-
-/// To the same place in both blocks; the barrier of each counts the bytes.
-__device__ __forceinline__ void copy_box_to_pair(uint32_t to, const CUtensorMap& map, int column, int row,
-                                                 uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
-      "{%2, %3}], [%4], %5;" ::"r"(to),
-      "l"(reinterpret_cast<uint64_t>(&map)), "r"(column), "r"(row), "r"(barrier), "h"(uint16_t{3})
-      : "memory");
-}
-
-/// One thread brings the block's codes, and its half of x to both blocks, 64 columns a stage.
+/// The scales of a warp's weight rows, under way in registers two chunks ahead: each lane brings one for a row and half
+/// a chunk.
 template <typename Shape>
-__device__ __forceinline__ void produce_pairs(const Tile4BitArgs& args, uint32_t shared, const TileRange& range,
-                                              int rank) {
-  const uint32_t full = shared + Shape::kBarriers, empty = full + 8 * Shape::kStages;
-  const TileArgs& tile = args.tile;
-  const int count = 2 * static_cast<int>(range.end - range.at), at_once = min(count, Shape::kStages);
-  const auto bring_codes = [&](const TileCursor& at, int half, int stage) {
-    const int row_tile = at.tile / tile.column_tiles;
-    const DeviceJob& job = tile.jobs.of_tile(row_tile);
-    barrier_expect(full + 8 * stage, Shape::kStageBytes);
-    copy_box(shared + Shape::kStage + stage * Shape::kStageBytes + Shape::kXBytes, args.codes[&job - tile.jobs.jobs],
-             at.chunk * 64 + half * 32, (row_tile - job.first_tile) * Shape::rows + rank * 128, full + 8 * stage);
-  };
-  TileCursor codes(tile, range.at), x = codes;
-  for (int i = 0; i < at_once; ++i) {
-    bring_codes(codes, i % 2, i);
-    if (i % 2 == 1) codes.advance(1, tile.chunks);
+class PairScales {
+ public:
+  /// first_row: of the warp, in a tile.
+  __device__ PairScales(const Tile4BitArgs& args, const uint8_t* memory, const TileRange& range, int first_row,
+                        int lane)
+      : args_(args),
+        book_(reinterpret_cast<const float*>(memory + Shape::kBook)),
+        left_(static_cast<int>(range.end - range.at)),
+        tile_(static_cast<int>(range.at / args.tile.chunks)),
+        first_row_(first_row),
+        lane_(lane) {
+    if (left_ > 0) enter_tile(static_cast<int>(range.at - int64_t{tile_} * args.tile.chunks));
+#pragma unroll
+    for (Fetched& slot : ahead_) fetch(slot);
   }
-  wait_for_previous_launch();
-  int stage = 0;
-  uint32_t parity = 1;
-  for (int i = 0; i < count; ++i) {
-    if (i >= at_once) {
-      barrier_wait(empty + 8 * stage, parity);
-      bring_codes(x, i % 2, stage);
-    }
-    const uint32_t to = shared + Shape::kStage + stage * Shape::kStageBytes + rank * (Shape::kXBytes / 2);
-    const int row = x.tile % tile.column_tiles * Shape::columns + rank * (Shape::columns / 2);
-    copy_box_to_pair(to, args.x, x.chunk * 256 + i % 2 * 128, row, full + 8 * stage);
-    if (i % 2 == 1) x.advance(1, tile.chunks);
-    if (++stage == Shape::kStages) stage = 0, parity ^= 1;
-  }
-}
 
-/// The products of one warp's rows: a pipeline of steps of 16 columns, whose codes are read two steps and looked up
-/// one step ahead.
+  /// The next chunk's scales: [2 * half of the chunk + row, of the thread's two].
+  __device__ __forceinline__ void take(float (&scales)[4]) {
+    float scale = ahead_[0].value;
+    if (args_.is_nested)
+      scale =
+          nested_value(book_[ahead_[0].code], scale, args_.tile.jobs.jobs[ahead_[0].code / 256].weight.absmax.offset);
+    ahead_[0] = ahead_[1];
+    fetch(ahead_[1]);
+    scale *= args_.unscale;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scales[i] = __shfl_sync(kFullMask, scale, lane_ / 4 + 8 * i);
+  }
+
+ private:
+  struct Fetched {
+    float value;
+    uint32_t code;  // with 256 for each job before
+  };
+
+  __device__ __forceinline__ void fetch(Fetched& slot) {
+    slot.value = 0;
+    slot.code = code_of_job_;
+    if (left_ > 0 && unit_ < args_.tile.cols >> 6) {
+      const uint32_t block = (row_ + static_cast<uint32_t>(unit_)) >> unit_shift_;
+      if (args_.is_nested) {
+        slot.code += __ldg(codes_ + block);
+        slot.value = __ldg(values_ + block / quant::kNestedBlock);
+      } else {
+        slot.value = __ldg(values_ + block);
+      }
+    }
+    unit_ += 2;
+    if (--left_ > 0 && unit_ >= 2 * args_.tile.chunks) {
+      ++tile_;
+      enter_tile(0);
+    }
+  }
+
+  /// Keeps what is needed of the tile's job in registers.
+  __device__ __forceinline__ void enter_tile(int chunk) {
+    const int row_tile = tile_ / args_.tile.column_tiles;
+    const DeviceJob& job = args_.tile.jobs.of_tile(row_tile);
+    const int row = min((row_tile - job.first_tile) * Shape::rows + first_row_ + lane_ % 16, job.rows - 1);
+    row_ = static_cast<uint32_t>(row) * static_cast<uint32_t>(args_.tile.cols >> 6);
+    unit_ = 2 * chunk + lane_ / 16;
+    const Absmax& absmax = job.weight.absmax;
+    values_ = args_.is_nested ? absmax.nested_absmax : absmax.values;
+    codes_ = absmax.codes;
+    unit_shift_ = static_cast<uint32_t>(job.weight.block_shift - 6);
+    code_of_job_ = 256 * static_cast<uint32_t>(&job - args_.tile.jobs.jobs);
+  }
+
+  const Tile4BitArgs& args_;
+  const float* book_;
+  int left_, tile_, first_row_, lane_, unit_ = 0;  // unit_: of 64 columns, in a row
+  Fetched ahead_[2];
+  uint32_t row_ = 0, unit_shift_ = 0, code_of_job_ = 0;  // row_: in such units from the weight's start
+  const float* values_ = nullptr;
+  const uint8_t* codes_ = nullptr;
+};
+
+/// The products of one warp's rows: a pipeline of steps of 32 columns, whose codes are read two steps and looked up one
+/// step ahead.
 template <typename T, typename Shape>
 class Pair4BitProducts {
  public:
   float sums[Shape::sums];
 
   /// count: of chunks.
-  __device__ Pair4BitProducts(uint32_t shared, int first_row, int lane, int count)
+  __device__ Pair4BitProducts(uint32_t shared, int first_row, int lane, int count, PairScales<Shape>& scales)
       : x_(swizzled_operand(shared + Shape::kStage)),
         codes_(shared + Shape::kStage + Shape::kXBytes + (first_row + lane / 4) * 32 + lane / 16 * 16),
         full_(shared + Shape::kBarriers),
@@ -108,9 +125,11 @@ class Pair4BitProducts {
         place_(4 * lane),
         selector_(0x5504 | lane % 4 << 4),
         left_(2 * count) {
+    scales.take(scales_);
     if (left_ == 0) return;
     barrier_wait(full_, 0);
     read<0>(0);
+    read<1>(0);
     look_up<0>();
   }
 
@@ -120,11 +139,9 @@ class Pair4BitProducts {
   }
 
   /// One chunk.
-  __device__ __forceinline__ void multiply(Tile4BitScales<Shape>& scales) {
-    float taken[1][4];
-    scales.take(taken);
-    half(taken[0][0], taken[0][1]);
-    half(taken[0][2], taken[0][3]);
+  __device__ __forceinline__ void multiply(PairScales<Shape>& scales) {
+    half<0>(scales);
+    half<1>(scales);
   }
 
   /// Until the sums are there.
@@ -135,33 +152,34 @@ class Pair4BitProducts {
   }
 
  private:
-  __device__ __forceinline__ void half(float upper, float lower) {
-    const float scales[2] = {upper, lower};
+  template <int kHalf>
+  __device__ __forceinline__ void half(PairScales<Shape>& scales) {
     const int next = stage_ + 1 == Shape::kStages ? 0 : stage_ + 1;
     const uint64_t x = x_ + static_cast<uint32_t>(stage_ * (Shape::kStageBytes / 16));
+    start<0, kHalf>(x);
     --left_;
-    read<1>(stage_);
-    step<0>(x, scales);
-    step<1>(x, scales);
-    release();
-    to_release_ = full_ + 8 * (Shape::kStages + stage_);
     if (next == 0) parity_ ^= 1;
     if (left_ > 0) {
       barrier_wait(full_ + 8 * next, parity_);
       read<0>(next);
     }
-    step<2>(x, scales);
-    step<3>(x, scales);
+    wgmma_wait<1>();  // the step before: its fragments are free, and its stage
+    release();
+    to_release_ = full_ + 8 * (Shape::kStages + stage_);
+    start<1, kHalf>(x);
+    if (left_ > 0) read<1>(next);
+    if constexpr (kHalf == 1) scales.take(scales_);
+    wgmma_wait<1>();
     stage_ = next;
   }
 
-  /// Two steps' codes of a stage.
-  template <int kPart>
+  /// A step's codes of a stage.
+  template <int kStep>
   __device__ __forceinline__ void read(int stage) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const uint4 v = load_shared_16((codes_ ^ kPart * 16) + stage * Shape::kStageBytes + 256 * r);
-      words_[kPart][r][0] = v.x, words_[kPart][r][1] = v.y, words_[kPart][r][2] = v.z, words_[kPart][r][3] = v.w;
+      const uint4 v = load_shared_16((codes_ ^ kStep * 16) + stage * Shape::kStageBytes + 256 * r);
+      words_[kStep][r][0] = v.x, words_[kStep][r][1] = v.y, words_[kStep][r][2] = v.z, words_[kStep][r][3] = v.w;
     }
   }
 
@@ -170,30 +188,33 @@ class Pair4BitProducts {
   __device__ __forceinline__ void look_up() {
     extern __shared__ __align__(1024) uint8_t tile_memory[];
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      pairs_[i] = *reinterpret_cast<const uint32_t*>(
-          tile_memory + __byte_perm(words_[kStep / 2][i % 2][kStep % 2 * 2 + i / 2], place_, selector_));
+    for (int i = 0; i < 8; ++i)
+      pairs_[i] =
+          *reinterpret_cast<const uint32_t*>(tile_memory + __byte_perm(words_[kStep][i % 2][i / 2], place_, selector_));
   }
 
-  template <int kStep>
-  __device__ __forceinline__ void step(uint64_t x, const float (&scales)[2]) {
+  /// Starts a step's products.
+  template <int kStep, int kHalf>
+  __device__ __forceinline__ void start(uint64_t x) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 8; ++i) {
       const float2 values = __half22float2(reinterpret_cast<const __half2&>(pairs_[i]));
-      fragments_[kStep][i] = round_pair<T>(__fmul_rn(values.x, scales[i % 2]), __fmul_rn(values.y, scales[i % 2]));
+      const float scale = scales_[2 * kHalf + i % 2];
+      fragments_[kStep][i / 4][i % 4] = round_pair<T>(__fmul_rn(values.x, scale), __fmul_rn(values.y, scale));
     }
-    look_up<(kStep + 1) % 4>();
+    look_up<1 - kStep>();
     wgmma_fence();
-    Wgmma<T, Shape::columns>::multiply(sums, fragments_[kStep], x + 2 * kStep);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) Wgmma<T, Shape::columns>::multiply(sums, fragments_[kStep][i], x + 4 * kStep + 2 * i);
     wgmma_commit();
-    wgmma_wait<1>();  // the step before; after the second one, the stage before is free
   }
 
   __device__ __forceinline__ void release() const {
     if (to_release_ && lane_ < 2) barrier_arrive_at(to_release_, static_cast<uint32_t>(lane_));
   }
 
-  uint32_t fragments_[4][4], words_[2][2][4], pairs_[4];
+  uint32_t fragments_[2][2][4], words_[2][2][4], pairs_[8];
+  float scales_[4];
   uint64_t x_;  // the operand in the first stage
   uint32_t codes_, full_;
   int lane_;
@@ -202,163 +223,27 @@ class Pair4BitProducts {
   int stage_ = 0, left_;
 };
 
-/// Of the 128 threads of a warp group.
-__device__ __forceinline__ void group_waits(int group) {
-  asm volatile("bar.sync %0, 128;" ::"r"(group + 3) : "memory");
-}
-
-/// Where the sums of one warp group of one block lie while the tile's owner wants them.
-template <typename Shape>
-struct PairPiece {
-  float4* partial;
-  uint32_t* flag;
-
-  __device__ PairPiece(const TileArgs& args, int pair, int rank, int group) {
-    const int at = (pair * 2 + rank) * 2 + group;
-    partial = reinterpret_cast<float4*>(args.partials) + int64_t{at} * (Shape::sums / 4) * 128 + threadIdx.x % 128;
-    flag = args.flags + at;
-  }
-
-  __device__ __forceinline__ void leave(const float (&sums)[Shape::sums], int group) const {
-#pragma unroll
-    for (int i = 0; i < Shape::sums / 4; ++i)
-      __stcg(partial + i * 128, make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
-    __threadfence();
-    group_waits(group);
-    if (threadIdx.x % 128 == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(1u) : "memory");
-  }
-
-  __device__ __forceinline__ void add(float (&sums)[Shape::sums], int group) const {
-    if (threadIdx.x % 128 == 0) {
-      uint32_t ready = 0;
-      while (!ready) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(flag) : "memory");
-      *flag = 0;
-    }
-    group_waits(group);
-#pragma unroll
-    for (int i = 0; i < Shape::sums / 4; ++i) {
-      const float4 v = __ldcg(partial + i * 128);
-      sums[4 * i] += v.x, sums[4 * i + 1] += v.y, sums[4 * i + 2] += v.z, sums[4 * i + 3] += v.w;
-    }
-  }
-};
-
-/// A thread's sums added to what y[i, n] should get beside them: the bias of its two rows of the weight.
-template <typename Shape>
-__device__ __forceinline__ void load_bias(const DeviceJob& job, int n, float (&bias)[2]) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) bias[h] = job.out.bias ? job.out.bias[min(n + 8 * h, job.rows - 1)] : 0.0f;
-}
-
-/// y[i, n] for a thread's sums: rows n and 8 on of the weight, every eighth pair of rows of x from i on. What is added
-/// to is loaded for sixteen at a time.
-template <typename Y, typename Shape>
-__device__ __forceinline__ void store_each(const TileArgs& args, const DeviceJob& job, int n, int i,
-                                           const float (&sums)[Shape::sums]) {
-  float bias[2];
-  load_bias<Shape>(job, n, bias);
-  Y* y = static_cast<Y*>(job.out.y) + int64_t{i} * job.out.y_stride + n;
-  const bool is_row[2] = {n < job.rows, n + 8 < job.rows};
-#pragma unroll
-  for (int first = 0; first < Shape::sums; first += 16) {
-    float values[16];
-    const auto at = [&](int e) { return (2 * first + e / 4 * 8 + e % 2) * job.out.y_stride + e % 4 / 2 * 8; };
-    const auto is_inside = [&](int e) { return is_row[e % 4 / 2] && i + 2 * first + e / 4 * 8 + e % 2 < args.m; };
-    if (job.out.accumulate) {
-#pragma unroll
-      for (int e = 0; e < 16; ++e) values[e] = is_inside(e) ? to_float(y[at(e)]) : 0.0f;
-    } else {
-#pragma unroll
-      for (float& value : values) value = 0;
-    }
-#pragma unroll
-    for (int e = 0; e < 16; ++e)
-      if (is_inside(e)) y[at(e)] = from_float<Y>(values[e] + (sums[first + e] + bias[e % 4 / 2]));
-  }
-}
-
-/// y in bf16 and aligned, turned through the table's unused halves so that whole lines are stored: 64 rows of the
-/// weight from `row` by the tile's rows of x from `column` on.
-template <typename Shape>
-__device__ __forceinline__ void store_turned(const TileArgs& args, const DeviceJob& job, int row, int column,
-                                             const float (&sums)[Shape::sums], uint32_t shared, int group) {
-  constexpr int kAtOnce = 128;  // rows of x, one in each row of the group's part of the table
-  const int thread = static_cast<int>(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
-  const uint32_t memory = shared + group * kAtOnce * Shape::kTableRow + 128;
-  float bias[2];
-  load_bias<Shape>(job, row + warp * 16 + lane / 4, bias);
-  const uint32_t to =
-      memory + (lane / 16 * 8 + lane % 8) * Shape::kTableRow + ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
-  const int n = row + thread % 8 * 8;
-#pragma unroll
-  for (int first = 0; first < Shape::columns; first += kAtOnce) {
-#pragma unroll
-    for (int j = 0; j < kAtOnce / 16; ++j) {
-      if (first + 16 * j >= Shape::columns) break;
-      uint32_t words[4];
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        const float* pair = sums + first / 2 + 8 * j + 4 * (m / 2) + 2 * (m % 2);
-        words[m] = round_pair<__nv_bfloat16>(pair[0] + bias[m % 2], pair[1] + bias[m % 2]);
-      }
-      asm volatile(
-          "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(to + j * 16 * Shape::kTableRow),
-          "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
-          : "memory");
-    }
-    group_waits(group);
-    const int count = min(min(kAtOnce, Shape::columns - first), args.m - column - first);
-    for (int i = thread / 8; i < count; i += 16) {
-      const uint4 v = load_shared_16(memory + i * Shape::kTableRow + (thread % 8 ^ i % 8) * 16);
-      __nv_bfloat16* y = static_cast<__nv_bfloat16*>(job.out.y) + int64_t{column + first + i} * job.out.y_stride + n;
-      if (n + 8 <= job.rows) {
-        *reinterpret_cast<uint4*>(y) = v;
-      } else {
-        const __nv_bfloat16* values = reinterpret_cast<const __nv_bfloat16*>(&v);
-#pragma unroll
-        for (int c = 0; c < 8; ++c)
-          if (n + c < job.rows) y[c] = values[c];
-      }
-    }
-    group_waits(group);
-  }
-}
-
-/// 64 rows of the weight from `row` on, rows of x from `column` on.
-template <typename Shape>
-__device__ __forceinline__ void store_group(const TileArgs& args, const DeviceJob& job, int row, int column,
-                                            const float (&sums)[Shape::sums], uint32_t shared, int group) {
-  const int n = row + static_cast<int>(threadIdx.x) % 128 / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
-  const int i = column + 2 * (static_cast<int>(threadIdx.x) % 4);
-  if (job.out.y_dtype != DType::bf16)
-    store_each<float, Shape>(args, job, n, i, sums);
-  else if (job.out.accumulate || job.out.y_stride % 8 != 0 || reinterpret_cast<uint64_t>(job.out.y) % 16 != 0)
-    store_each<__nv_bfloat16, Shape>(args, job, n, i, sums);
-  else
-    store_turned<Shape>(args, job, row, column, sums, shared, group);
-}
-
 template <typename T, typename Shape>
 __device__ __forceinline__ void consume_pairs(const Tile4BitArgs& args, uint8_t* memory, int pair, int pairs,
-                                              TileRange range, int rank) {
+                                              int rank) {
+  TileRange range(args.tile, pair, pairs);
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));  // read once: it costs more than a register
   const int group = thread / 128, lane = thread % 32, first_row = thread / 32 * 16;
-  Tile4BitScales<Shape> scales(args, memory, range, 0, rank * 128 + first_row, lane);
-  fill_table<T, Shape>(args, memory);
-  wait_for_previous_launch();
-  all_consumers_wait<Shape::threads>();
+  PairScales<Shape> scales(args, memory, range, rank * 128 + first_row, lane);
+  wait_for_previous_launch();  // which may still write y
 
   const TileArgs& tile_args = args.tile;
   const uint32_t shared = shared_address(memory);
-  Pair4BitProducts<T, Shape> products(shared, first_row, lane, static_cast<int>(range.end - range.at));
+  Pair4BitProducts<T, Shape> products(shared, first_row, lane, static_cast<int>(range.end - range.at), scales);
   while (range.at < range.end) {
     const int64_t tile = range.at / tile_args.chunks, tile_end = (tile + 1) * tile_args.chunks;
     const int64_t piece_end = min(range.end, tile_end);
     const bool has_first = range.at == tile * tile_args.chunks;
     products.clear();
 #pragma unroll 1
-    for (; range.at < piece_end; ++range.at) products.multiply(scales);
+    for (int left = static_cast<int>(piece_end - range.at); left > 0; --left) products.multiply(scales);
+    range.at = piece_end;
     products.finish();
     if (!has_first) {
       PairPiece<Shape>(tile_args, pair, rank, group).leave(products.sums, group);
@@ -386,22 +271,35 @@ __global__ void __launch_bounds__(Shape::threads + 128, 1) pair_4bit_kernel(cons
   const uint32_t full = shared + Shape::kBarriers, empty = full + 8 * Shape::kStages;
   const int rank = static_cast<int>(rank_in_pair());
   const int pairs = static_cast<int>(gridDim.x / 2), pair = pairs - 1 - static_cast<int>(blockIdx.x / 2);
-  const TileRange range(args.tile, pair, pairs);
   allow_next_launch();
-  if (threadIdx.x == 0) {
+  if (threadIdx.x < Shape::threads) fill_table<T, Shape>(args, tile_memory);
+  if (threadIdx.x == Shape::threads) {
     for (int s = 0; s < Shape::kStages; ++s) {
-      barrier_init(full + 8 * s, 1);
+      barrier_init(full + 8 * s, 2);
       barrier_init(empty + 8 * s, 2 * Shape::warps);  // of both blocks
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    PairCursor<Shape> at(args, pair, pairs, rank);
+    bring_codes(at, shared, true);
   }
+  __syncwarp();
   pair_waits();
   if (threadIdx.x >= Shape::threads) {  // a warp group of its own, so that the others can have its registers
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-    if (threadIdx.x == Shape::threads) produce_pairs<Shape>(args, shared, range, rank);
+    if (threadIdx.x % 32 == 0 && threadIdx.x < Shape::threads + 64) {
+      PairCursor<Shape> at(args, pair, pairs, rank);
+      if (threadIdx.x == Shape::threads)
+        bring_x(args, at, shared, rank);
+      else
+        bring_codes(at, shared, false);
+    } else if (threadIdx.x >= Shape::threads + 64) {
+      const TileRange range(args.tile, pair, pairs);
+      const int group = static_cast<int>(threadIdx.x - Shape::threads) / 32 - 2;
+      if (range.at % args.tile.chunks != 0) PairPiece<Shape>(args.tile, pair, rank, group).tell(group);
+    }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-    consume_pairs<T, Shape>(args, tile_memory, pair, pairs, range, rank);
+    consume_pairs<T, Shape>(args, tile_memory, pair, pairs, rank);
   }
   __syncwarp();
   pair_waits();  // until then the other block may still reach into this one
