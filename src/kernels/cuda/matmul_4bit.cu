@@ -63,8 +63,6 @@ void multiply_slowly(const Context& context, const MatmulInput& input, const Mat
 
 /// Rows of x up to which tile_4bit.cuh wins over pair_4bit.cuh.
 constexpr int64_t kTileRows = 128;
-/// Rows of x up to which pair_4bit.cuh serves; above, a run of a model failed and what failed was not found.
-constexpr int64_t kPairRows = 512;
 
 /// Rows of x from which decoding the weight to memory and cuBLASLt win over decoding it in every tile.
 constexpr int64_t kLibraryRows = 1536;
@@ -76,7 +74,7 @@ bool multiply_regular(const Context& context, const MatmulInput& input, const Ma
   if (input.batch_invariant || !is_regular(context, input, jobs, count, 32)) return false;
   if (input.m >= kLibraryRows && multiply_by_library<T>(context, input, jobs, count)) return true;
   if (context.capability != 90) return multiply_by_library<T>(context, input, jobs, count);
-  if (input.m > kTileRows && input.m <= kPairRows && is_regular(context, input, jobs, count, 64) &&
+  if (input.m > kTileRows && is_regular(context, input, jobs, count, 64) &&
       multiply_pairs<T>(context, input, jobs, count))
     return true;
   if (input.m > kTileRows || !is_regular(context, input, jobs, count, 64) ||

@@ -202,6 +202,50 @@ TEST_F(MatmulGpuTest, JobsOfOneCallShareX) {
   }
 }
 
+/// Small integers and quarters, which every kernel sums without an error: the same bits wherever tiles are cut.
+TEST_F(MatmulGpuTest, JobsOfOneCallAreExactWhereverTheyMeet) {
+  Random random(12);
+  quant::CodeBook4Bit book{};
+  for (int i = 0; i < 16; ++i) book.values[static_cast<size_t>(i)] = static_cast<float>(i - 7);
+  const int64_t cols = 704, sizes[] = {300, 37, 523, 256}, stride = 1120;
+  for (const bool nested : {false, true}) {
+    std::vector<Weight4Bit> weights;
+    for (const int64_t rows : sizes) {
+      Weight4Bit& w = weights.emplace_back(random, Shape{1, rows, cols, 64}, nested, book, 0);
+      for (int64_t i = 0; i < w.absmax.count(); ++i) w.absmax.set(i, static_cast<float>(1 << random.next() % 3));
+      for (int64_t i = 0; i < w.groups.count(); ++i) w.groups.set(i, static_cast<float>(1 + random.next() % 2));
+      for (int64_t i = 0; i < 256; ++i) w.nested_book.set(i, 0.25f * static_cast<float>(1 + i % 4));
+      for (int64_t i = 0; i < rows; ++i) w.bias.set(i, static_cast<float>(random.next() % 64));
+    }
+    for (const int64_t m : {9, 16, 17, 33, 64, 65, 128, 129, 192, 200, 256, 257, 385, 512, 700, 1024, 1100, 1535}) {
+      Array x(DType::bf16, m * cols, 0);
+      for (int64_t i = 0; i < x.count(); ++i) x.set(i, static_cast<float>(random.next() % 5) - 2);
+      x.upload(stream());
+      for (const DType y_dtype : {DType::f32, DType::bf16})
+        for (const bool accumulate : {false, true}) {
+          const std::string label = "m " + std::to_string(m) + " to " + std::string(name_of(y_dtype)) +
+                                    (accumulate ? " accumulating" : "") + (nested ? " nested" : "");
+          const auto multiplied = [&](bool invariant) {
+            Array y = outputs({m, stride, cols, 64}, stride, accumulate, 0, y_dtype);
+            std::vector<Matmul4BitJob> jobs;
+            int64_t first = 0;
+            for (Weight4Bit& w : weights) {
+              auto* to = static_cast<uint8_t*>(y.device(stream())) + first * size_of(y_dtype);
+              jobs.push_back(w.job(stream(), to, stride, first % 2 == 0, accumulate, y_dtype));
+              first += w.rows;
+            }
+            const MatmulInput input{x.device(stream()), m, cols, DType::bf16, invariant, DType::bf16};
+            cuda().matmul_4bit(context, input, jobs.data(), static_cast<int64_t>(jobs.size()));
+            finish(label);
+            y.download(stream(), label);
+            return y;
+          };
+          expect_close(multiplied(true), multiplied(false), 0, label);
+        }
+    }
+  }
+}
+
 TEST_F(MatmulGpuTest, DenseAgreesForAnyShape) {
   Random random(4);
   const Shape shapes[] = {{1, 64, 576, 0},   {1, 67, 1537, 0},   {2, 33, 40, 0},      {3, 7, 129, 0},
