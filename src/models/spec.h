@@ -107,6 +107,7 @@ struct ExpertsSpec {
   int64_t count = 0;   // 0: no experts, one MLP
   int64_t top_k = 0;
   bool is_normalized = false;  // weights of the chosen ones add up to 1
+  double balance_loss = 0;     // factor of the load-balancing loss in training; 0: none
 };
 
 /// down(act(gate x) * up x), or down(act(up x)) without a gate. Names are paths inside the layer, or inside the expert.

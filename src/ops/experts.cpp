@@ -1,6 +1,8 @@
 // Lists of rows are made on the host; each expert's rows are gathered, and added to the sum in the experts' order.
 #include "ops/experts.h"
 
+#include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "ops/gradient.h"
@@ -71,7 +73,56 @@ void share_backward(const Backend& backend, const Share& share, const Tensor& dy
   add_gradient(backend, share.output, std::move(doutput));
 }
 
+/// Softmax of each row.
+std::vector<double> probabilities_of(const Backend& backend, const Tensor& logits) {
+  const auto values = downloaded<float>(backend, logits);
+  std::vector<double> p(values.begin(), values.end());
+  const auto experts = logits.dim(1);
+  for (auto row = p.begin(); row != p.end(); row += experts) {
+    const double largest = *std::max_element(row, row + experts);
+    std::transform(row, row + experts, row, [&](double x) { return std::exp(x - largest); });
+    const double sum = std::accumulate(row, row + experts, 0.0);
+    std::transform(row, row + experts, row, [&](double x) { return x / sum; });
+  }
+  return p;
+}
+
 }  // namespace
+
+void ExpertLoad::add(const Backend& backend, const Tensor& logits, const Routing& routing) {
+  const size_t experts = routing.rows.size();
+  visits.resize(experts);
+  probabilities.resize(experts);
+  const std::vector<double> p = probabilities_of(backend, logits);
+  for (size_t i = 0; i < p.size(); ++i) probabilities[i % experts] += p[i];
+  for (size_t e = 0; e < experts; ++e) visits[e] += static_cast<double>(routing.rows[e].size());
+  tokens += logits.dim(0);
+}
+
+double ExpertLoad::loss() const {
+  if (tokens == 0) return 0;
+  const double sum = std::inner_product(visits.begin(), visits.end(), probabilities.begin(), 0.0);
+  return static_cast<double>(visits.size()) * sum / (static_cast<double>(tokens) * static_cast<double>(tokens));
+}
+
+void record_load_gradient(Tape& tape, const Backend& backend, const Var& logits, const ExpertLoad& load, float weight) {
+  if (!logits->requires_grad) return;
+  tape.record([&backend, &load, logits, weight] {
+    const size_t experts = load.visits.size();
+    const double tokens = static_cast<double>(load.tokens), scale = weight * static_cast<double>(experts);
+    const std::vector<double> p = probabilities_of(backend, logits->value);
+    std::vector<float> dlogits(p.size());
+    for (size_t row = 0; row < p.size(); row += experts) {
+      const double mean =
+          std::inner_product(load.visits.begin(), load.visits.end(), p.begin() + std::ptrdiff_t(row), 0.0);
+      for (size_t e = 0; e < experts; ++e)
+        dlogits[row + e] = static_cast<float>(scale * p[row + e] * (load.visits[e] - mean) / (tokens * tokens));
+    }
+    Tensor gradient = backend.empty(DType::f32, logits->value.shape());
+    backend.upload(gradient.data(), dlogits.data(), gradient.size_bytes());
+    add_gradient(backend, logits, std::move(gradient));
+  });
+}
 
 Routing route_experts(Tape& tape, const Backend& backend, const Var& logits, int64_t top_k, bool is_normalized) {
   const int64_t tokens = logits->value.dim(0), experts = logits->value.dim(1);

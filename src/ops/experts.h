@@ -19,6 +19,19 @@ struct Routing {
 Routing route_experts(autograd::Tape& tape, const Backend& backend, const autograd::Var& logits, int64_t top_k,
                       bool is_normalized);
 
+/// How evenly tokens visit the experts, over the layers of one pass. Loss (Fedus et al., 2021, eq. 4, as transformers
+/// computes it): experts * sum over experts of (visits / tokens) * (probabilities / tokens); 1 per choice where even.
+struct ExpertLoad {
+  std::vector<double> visits, probabilities;  // sums, of each expert
+  int64_t tokens = 0;
+
+  void add(const Backend& backend, const Tensor& logits, const Routing& routing);
+  double loss() const;
+};
+/// The gradient of weight * load.loss(), which is complete when the way back begins, into the logits (tokens, experts).
+void record_load_gradient(autograd::Tape& tape, const Backend& backend, const autograd::Var& logits,
+                          const ExpertLoad& load, float weight);
+
 /// (rows.size(), cols): rows of x, none of them twice.
 autograd::Var take_rows(autograd::Tape& tape, const Backend& backend, const autograd::Var& x,
                         const std::vector<int32_t>& rows);

@@ -92,6 +92,12 @@ Var TrainableModel::run_experts(Tape& tape, const Pass& pass, size_t index, cons
   const Var logits = run_linear(tape, pass, linears.router, x);
   const ops::Routing routing =
       ops::route_experts(tape, backend, logits, spec.experts.top_k, spec.experts.is_normalized);
+  if (pass.is_training && spec.experts.balance_loss > 0) {
+    const bool is_again = has_gradient_checkpointing_ && tape.is_recording();
+    if (!is_again) pass.load.add(backend, logits->value, routing);
+    const double weight = spec.experts.balance_loss * static_cast<double>(pass.batch.target_count());
+    ops::record_load_gradient(tape, backend, logits, pass.load, static_cast<float>(weight) * pass.scale);
+  }
   std::vector<Var> outputs(linears.mlps.size());
   for (size_t e = 0; e < outputs.size(); ++e)
     if (!routing.rows[e].empty())

@@ -168,6 +168,8 @@ void TrainableModel::bind(adapters::Adapter& adapter) {
   layers_.reserve(encoder_layers_ + spec.layers.size());
   for (size_t i = 0; i < encoder_layers_; ++i)
     bind_layer(adapter, spec.encoder->layers[i], spec.encoder->layers_prefix + std::to_string(i) + ".", number);
+  for (const models::LayerSpec& layer : spec.layers)
+    balance_loss_ = std::max(balance_loss_, layer.mlp.experts.balance_loss);
   for (size_t i = 0; i < spec.layers.size(); ++i)
     bind_layer(adapter, spec.layers[i], spec.layers_prefix + std::to_string(i) + ".", number);
   if (spec.encoder) {
@@ -387,7 +389,7 @@ double TrainableModel::accumulate_gradients(const Batch& batch, uint64_t seed, f
   Pass pass = make_pass(batch, true, seed, scale);
   const double loss = run_loss(pass, run(pass));
   pass.tape.backward();
-  return loss;
+  return loss + balance_loss_ * pass.load.loss() * static_cast<double>(batch.target_count());
 }
 
 double TrainableModel::evaluate(const Batch& batch) {

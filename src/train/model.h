@@ -41,9 +41,10 @@ class TrainableModel {
   TrainableModel(const models::Decoder& base, adapters::Adapter& adapter, bool has_gradient_checkpointing,
                  bool has_activation_offloading = false);
 
-  /// The sum of the targets' losses. Their gradient, times `scale`, is added to the adapter's; `seed` draws dropout.
+  /// The sum of the targets' losses, to each of which the experts' load-balancing loss is added if the model asks for
+  /// it. Their gradient, times `scale`, is added to the adapter's; `seed` draws dropout.
   double accumulate_gradients(const Batch& batch, uint64_t seed, float scale);
-  /// The sum of the targets' losses, without dropout.
+  /// The sum of the targets' losses, without dropout and balance.
   double evaluate(const Batch& batch);
 
  private:
@@ -111,7 +112,8 @@ class TrainableModel {
 
   const models::Decoder& base_;
   bool has_gradient_checkpointing_;
-  DType dtype_;  // of activations
+  double balance_loss_ = 0;  // factor of the experts'
+  DType dtype_;              // of activations
   std::vector<nn::Rope> ropes_;
   std::vector<nn::RelativeBias> relative_biases_;
   size_t encoder_layers_ = 0;  // the first of these layers

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "ops/experts.h"
 #include "train/model.h"
 
 namespace nibble::train {
@@ -29,7 +30,8 @@ struct TrainableModel::Pass {
     Tensor table;  // (heads, 2 * span - 1)
   };
   std::vector<Bias> relative_biases = {};
-  autograd::Var encoded = nullptr;  // what decoder layers look at: (source tokens, hidden)
+  mutable ops::ExpertLoad load = {};  // of layers with experts
+  autograd::Var encoded = nullptr;    // what decoder layers look at: (source tokens, hidden)
 };
 
 }  // namespace nibble::train

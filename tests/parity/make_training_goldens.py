@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 CASES = {
     "llama": dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]),
@@ -34,6 +35,7 @@ CASES = {
     "gemma2": dict(r=4, lora_alpha=8, target_modules="all-linear"),
     "falcon-rw": dict(r=4, lora_alpha=8, target_modules="all-linear"),
     "stablelm-12b": dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]),
+    "mixtral.aux": dict(r=3, lora_alpha=6, target_modules=["v_proj", "w2", "gate"]),
     "mixtral": dict(r=3, lora_alpha=6, target_modules=["q_proj", "o_proj", "w1", "w2", "w3", "gate"]),
 }
 SEQ2SEQ = {
@@ -43,6 +45,7 @@ SEQ2SEQ = {
 PISSA = dict(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa")
 FULL = ("llama", "opt-350m", "gpt2", "gemma2", "mixtral")  # trained whole
 SOURCES = (21, 9)  # tokens of an encoder-decoder's sources; its sequences start with decoder_start_token_id
+BALANCE = 0.5  # of mixtral.aux: router_aux_loss_coef
 LENGTHS, SKIPPED = (30, 13), (4, 1)  # tokens of the sequences, and how many of each predict nothing
 
 
@@ -122,7 +125,7 @@ def make(models, out, name, options):
         saved = load_file(folder / "adapter_model.safetensors")
         save_file({file_name(key): value for key, value in saved.items()}, folder / "adapter_model.safetensors")
     peft.eval()  # GPT-2 has dropouts of its own
-    tensors = gradients(models, base, peft)
+    tensors = gradients(models, base, peft, BALANCE if name.endswith(".aux") else 0)
     ids = tensors["ids"][None, :LENGTHS[0]].long()
     with torch.no_grad():
         given = dict(input_ids=tensors["source"][None, :SOURCES[0]].long(), decoder_input_ids=ids) if base in SEQ2SEQ else dict(input_ids=ids)
@@ -132,8 +135,12 @@ def make(models, out, name, options):
     config.write_text(config.read_text().replace(str(models / name.split(".")[0]), name.split(".")[0]))
 
 
-def gradients(models, name, model):
-    """The batch, its summed loss, and the gradient of every trained parameter."""
+def gradients(models, name, model, balance=0):
+    """The batch, its summed loss, and the gradient of every trained parameter. `balance`: of the routers, to each target."""
+    routers = [layer.mlp.gate for layer in model.get_base_model().model.layers] if balance else []
+    routed = [[] for _ in routers]
+    for router, logits in zip(routers, routed):
+        router.register_forward_hook(lambda _, __, out, logits=logits: logits.append(out))
     sources = [None, None]
     if name in SEQ2SEQ:
         goldens = load_file(models / name / "seq2seq.safetensors")
@@ -149,9 +156,17 @@ def gradients(models, name, model):
         given = dict(input_ids=ids[None]) if source is None else dict(input_ids=source[None], decoder_input_ids=ids[None])
         logits = model(**given).logits[0]
         total = total + torch.nn.functional.cross_entropy(logits[skipped:-1], ids[skipped + 1:], reduction="sum")
+    cross_entropy = total.detach()[None]
+    if balance:
+        config = model.config
+        load = load_balancing_loss_func(tuple(torch.cat(logits) for logits in routed), config.num_local_experts,
+                                        config.num_experts_per_tok)
+        total = total + balance * load * sum(n - s - 1 for n, s in zip(LENGTHS, SKIPPED))
     total.backward()
     tensors = {"ids": torch.cat(sequences).int(), "lengths": torch.tensor(LENGTHS).int(), "skipped": torch.tensor(SKIPPED).int(),
                "loss": total.detach()[None]}
+    if balance:
+        tensors["cross_entropy"] = cross_entropy
     if sources[0] is not None:
         tensors |= {"source": torch.cat(sources).int(), "source_lengths": torch.tensor(SOURCES).int()}
     for key, parameter in model.named_parameters():

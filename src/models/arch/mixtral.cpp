@@ -17,6 +17,8 @@ ModelSpec mixtral(const ConfigReader& config) {
   const int64_t width = config.integer("intermediate_size", 1, kMaxWidth);
   const int64_t count = config.integer_or("num_local_experts", 8, 1, 4096);
   const int64_t top_k = config.integer_or("num_experts_per_tok", 2, 1, count);
+  const double balance_loss =
+      config.flag_or("output_router_logits", false) ? config.number_or("router_aux_loss_coef", 0.001, 0, 1e6) : 0;
   // transformers 5 fuses experts into parameters that bitsandbytes leaves alone; as layers of their own, as in
   // transformers 4 and in all files, they are quantized.
   family.change_layer = [=](int64_t, LayerSpec& layer, ModuleSpec& tree) {
@@ -27,7 +29,8 @@ ModelSpec mixtral(const ConfigReader& config) {
                          .prefix = "block_sparse_moe.experts.",
                          .count = count,
                          .top_k = top_k,
-                         .is_normalized = true};
+                         .is_normalized = true,
+                         .balance_loss = balance_loss};
     ModuleSpec act = tree.children[1].children.back();
     std::vector<ModuleSpec> experts;
     for (int64_t e = 0; e < count; ++e)
