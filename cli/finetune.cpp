@@ -114,7 +114,7 @@ void add_lora(CLI::App& command, FinetuneArguments& arguments) {
   command.add_flag("--use-rslora", lora.use_rslora, "Scale by alpha / sqrt(r)")->group(group);
   command
       .add_option("--init-lora-weights", lora.init_lora_weights,
-                  "default, gaussian, random, loftq, pissa or pissa_niter_N")
+                  "default, gaussian, random, loftq, olora, pissa or pissa_niter_N")
       ->group(group);
   command.add_flag("--use-dora", lora.use_dora, "DoRA: rows of the updated weights have a trained length")
       ->group(group);

@@ -30,6 +30,7 @@ struct LoraConfig {
   /// uniform, so that the adapter changes the model from the start (PEFT's false). "loftq": B A is near what
   /// quantization took from the weights (Li et al., 2023). "pissa", or with N rounds of a faster method
   /// "pissa_niter_N": the largest part of each weight, which is taken off the weight itself (Meng et al., 2024).
+  /// "olora": its part along an orthonormal basis of its first columns, taken off, too (Büyükakyüz, 2024).
   std::string init_lora_weights = "default";
   std::string bias = "none";  // which biases are trained: "none", "all", or "lora_only": of the targets
   std::vector<std::string> modules_to_save{};  // ends of names of modules that are trained whole, beside the targets

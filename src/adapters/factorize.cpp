@@ -136,4 +136,16 @@ Factors factorize_settled(const ops::Backend& backend, const Tensor& matrix, int
   return factors_of(singular);
 }
 
+Factors factorize_first_columns(const ops::Backend& backend, const Tensor& matrix, int64_t rank) {
+  const int64_t rows = matrix.dim(0), cols = matrix.dim(1);
+  const Tensor host = backend.to_host(matrix);
+  const Eigen::Map<const FloatRows> all(host.as<float>(), rows, cols);
+  const Vectors basis = orthonormal(all.leftCols(rank).cast<double>());
+  Factors factors{Tensor(DType::f32, {rows, rank}), Tensor(DType::f32, {rank, cols})};
+  Eigen::Map<FloatRows>(factors.left.as<float>(), rows, rank) = basis.cast<float>();
+  Eigen::Map<FloatRows>(factors.right.as<float>(), rank, cols) =
+      transpose_times(backend, matrix, basis).transpose().cast<float>();
+  return factors;
+}
+
 }  // namespace nibble::adapters

@@ -16,4 +16,8 @@ Factors factorize(const ops::Backend& backend, const Tensor& matrix, int64_t ran
 /// With as many as it takes until the space of the right vectors turns no more, on 2 `rank` + 10 vectors; at most 200.
 Factors factorize_settled(const ops::Backend& backend, const Tensor& matrix, int64_t rank, uint64_t seed);
 
+/// left, an orthonormal basis of the matrix's first `rank` columns, and right, its part along them: the product is what
+/// the first columns and rows of a QR decomposition give.
+Factors factorize_first_columns(const ops::Backend& backend, const Tensor& matrix, int64_t rank);
+
 }  // namespace nibble::adapters

@@ -33,8 +33,8 @@ void LoraConfig::validate() const {
     adapters::pissa_rounds(init_lora_weights);
   else
     require(init_lora_weights == "default" || init_lora_weights == "gaussian" || init_lora_weights == "random" ||
-                init_lora_weights == "loftq",
-            "init_lora_weights: found '{}', expected default, gaussian, random, loftq, pissa or pissa_niter_N",
+                init_lora_weights == "loftq" || init_lora_weights == "olora",
+            "init_lora_weights: found '{}', expected default, gaussian, random, loftq, olora, pissa or pissa_niter_N",
             init_lora_weights);
 }
 

@@ -219,8 +219,8 @@ LoraConfig parse_lora_config(const Json& json, std::string_view source) {
   config.use_dora = find_value<bool>(json, "use_dora", source).value_or(false);
   const auto found_start = json.find("init_lora_weights");
   const std::string start = found_start != json.end() && found_start->is_string() ? *found_start : "default";
-  if (is_pissa(start)) config.init_lora_weights = start;
-  if (start == "olora" || start == "corda" || start == "lora_ga")
+  if (is_taken_off(start)) config.init_lora_weights = start;
+  if (start.starts_with("corda") || start == "lora_ga")
     fail(ErrorCode::unsupported,
          "{}: key 'init_lora_weights': found '{}', whose adapters stand beside changed weights: save it in PEFT with "
          "path_initial_model_for_weight_conversion",

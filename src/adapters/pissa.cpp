@@ -15,15 +15,17 @@
 namespace nibble::adapters {
 namespace {
 
-constexpr std::string_view kName = "pissa", kRounds = "pissa_niter_";
+constexpr std::string_view kName = "pissa", kRounds = "pissa_niter_", kOrthonormal = "olora";
 
-/// B and A with scale B A = the best product for `weight`.
+/// B and A as `start` says: for PiSSA scale B A is the best product for `weight`.
 Factors principal_part(const ops::Backend& backend, const Tensor& weight, const AdapterLayer& layer,
-                       std::optional<int> rounds, uint64_t seed) {
+                       const std::string& start, uint64_t seed) {
   const int64_t rank = layer.lora.a->value.dim(0), most = std::min(weight.dim(0), weight.dim(1));
-  require(rank <= most, "r: found {} for '{}', expected at most {}, the weight's smaller side, for pissa", rank,
-          layer.module, most);
+  require(rank <= most, "r: found {} for '{}', expected at most {}, the weight's smaller side, for {}", rank,
+          layer.module, most, start);
   const Tensor matrix = backend.to_device(weight);
+  if (start == kOrthonormal) return factorize_first_columns(backend, matrix, rank);
+  const std::optional<int> rounds = pissa_rounds(start);
   Factors factors =
       rounds ? factorize(backend, matrix, rank, seed, *rounds + 1) : factorize_settled(backend, matrix, rank, seed);
   const float share = 1 / std::sqrt(layer.lora.scale);
@@ -89,6 +91,10 @@ LoraConfig times_rank(LoraConfig config, bool is_twice) {
 
 bool is_pissa(const std::string& init_lora_weights) { return init_lora_weights.starts_with(kName); }
 
+bool is_taken_off(const std::string& init_lora_weights) {
+  return is_pissa(init_lora_weights) || init_lora_weights == kOrthonormal;
+}
+
 std::optional<int> pissa_rounds(const std::string& init_lora_weights) {
   if (init_lora_weights == kName) return std::nullopt;
   const std::string_view number =
@@ -104,11 +110,10 @@ std::optional<int> pissa_rounds(const std::string& init_lora_weights) {
 void start_from_principal_part(Adapter& adapter, const models::Decoder& model, const Checkpoint& original,
                                uint64_t seed) {
   const ops::Backend& backend = model.backend();
-  const auto rounds = pissa_rounds(adapter.config.init_lora_weights);
   for (AdapterLayer& layer : adapter.layers) {
     const nn::Linear held = models::bind_linear(backend, model.spec(), model.weights(), layer.module);
     const Tensor weight = full_weight(model, original, layer.module, held);
-    Factors factors = principal_part(backend, weight, layer, rounds, seed);
+    Factors factors = principal_part(backend, weight, layer, adapter.config.init_lora_weights, seed);
     const Tensor residual = residual_of(backend, weight, factors, layer.lora.scale).to(model.weights().dtype());
     if (std::holds_alternative<nn::DenseWeight>(held.weight)) {
       layer.residual = nn::DenseWeight{backend.to_device(residual)};
@@ -154,14 +159,15 @@ Adapter trained_half(const Adapter& adapter) {
 
 void take_principal_part_off(Adapter& adapter, const ops::Backend& backend,
                              const std::function<Tensor(const std::string& module)>& weight_of) {
-  if (!is_pissa(adapter.config.init_lora_weights)) return;
-  if (pissa_rounds(adapter.config.init_lora_weights))
+  const std::string& start = adapter.config.init_lora_weights;
+  if (!is_taken_off(start)) return;
+  if (is_pissa(start) && pissa_rounds(start))
     fail(ErrorCode::unsupported,
          "init_lora_weights: an adapter that started as '{}' stands beside weights that only its run knows: save it in "
          "PEFT with path_initial_model_for_weight_conversion",
-         adapter.config.init_lora_weights);
+         start);
   for (AdapterLayer& layer : adapter.layers) {
-    Factors factors = principal_part(backend, weight_of(layer.module), layer, std::nullopt, 1);
+    Factors factors = principal_part(backend, weight_of(layer.module), layer, start, 1);
     layer.start_a = std::move(factors.right);
     layer.start_b = std::move(factors.left);
   }

@@ -15,7 +15,8 @@ namespace nibble::adapters {
 namespace {
 
 namespace fs = std::filesystem;
-const fs::path kLlama = fs::path(NIBBLE_TEST_DATA) / "models/llama", kPeft = fs::path(NIBBLE_TEST_DATA) / "pissa";
+const fs::path kLlama = fs::path(NIBBLE_TEST_DATA) / "models/llama", kPeft = fs::path(NIBBLE_TEST_DATA) / "pissa",
+               kOlora = fs::path(NIBBLE_TEST_DATA) / "olora";
 
 std::unique_ptr<models::Decoder> load(bool is_4bit = false) {
   LoadOptions options;
@@ -51,8 +52,9 @@ Adapter started(const models::Decoder& decoder, const std::string& start, int64_
 
 TEST(Pissa, ResidualsAreThoseOfPeft) {
   const auto decoder = load();
-  const auto goldens = Checkpoint::open(kPeft / "goldens.safetensors"), original = Checkpoint::open(kLlama);
-  for (const std::string start : {"pissa", "pissa_niter_16"}) {
+  const auto original = Checkpoint::open(kLlama);
+  for (const std::string start : {"pissa", "pissa_niter_16", "olora"}) {
+    const auto goldens = Checkpoint::open((start == "olora" ? kOlora : kPeft) / "goldens.safetensors");
     int count = 0;
     for (const AdapterLayer& layer : started(*decoder, start).layers) {
       const std::string name = layer.module + ".weight";

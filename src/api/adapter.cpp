@@ -19,9 +19,9 @@ void LoadedModel::load_adapter(const std::filesystem::path& path, const std::str
     const auto linear = models::bind_linear(held.backend(), held.spec(), held.weights(), module);
     if (!std::holds_alternative<nn::DenseWeight>(linear.weight))
       fail(ErrorCode::unsupported,
-           "{}: an adapter that started as 'pissa' stands beside a part of the weights as they were before they were "
+           "{}: an adapter that started as '{}' stands beside a part of the weights as they were before they were "
            "quantized: load the model without load_in_4bit and load_in_8bit",
-           path.string());
+           path.string(), adapter.config.init_lora_weights);
     return held.backend().to_host(nn::plain_weight(held.backend(), linear));
   });
   this->adapters[name] = adapters::updates_of(adapter, held);

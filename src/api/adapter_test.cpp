@@ -91,15 +91,19 @@ TEST(AdapterApi, SwitchedAndTakenOff) {
   EXPECT_EQ(model.logits(prompt), adapted);
 }
 
-TEST(Adapters, APissaAdapterOfPeftTakesItsStartOff) {
-  const fs::path path = fs::path(NIBBLE_TEST_DATA) / "pissa";
-  const auto goldens = Checkpoint::open(path / "goldens.safetensors");
-  const Tensor ids = goldens->get("ids");
-  AutoModelForCausalLM model = load("llama");
-  model.load_adapter(path);
-  EXPECT_LT(relative_error(model.logits({ids.as<int32_t>(), ids.as<int32_t>() + ids.count()}), goldens->get("logits")),
-            1e-3);
-  EXPECT_THROW(load_from(kModels / "llama-nf4-dq").load_adapter(path), Error);
+TEST(Adapters, StartsThatPeftTookOffTheWeightsAreTakenOff) {
+  for (const char* start : {"pissa", "olora"}) {
+    const fs::path path = fs::path(NIBBLE_TEST_DATA) / start;
+    const auto goldens = Checkpoint::open(path / "goldens.safetensors");
+    const Tensor ids = goldens->get("ids");
+    AutoModelForCausalLM model = load("llama");
+    model.load_adapter(path);
+    EXPECT_LT(
+        relative_error(model.logits({ids.as<int32_t>(), ids.as<int32_t>() + ids.count()}), goldens->get("logits")),
+        1e-3)
+        << start;
+    EXPECT_THROW(load_from(kModels / "llama-nf4-dq").load_adapter(path), Error) << start;
+  }
 }
 
 /// A folder that goes when the test ends.

@@ -52,8 +52,8 @@ Tensor plain_weight(const api::ModelSource& source, const models::ModelSpec& spe
       models::find_stored(*source.checkpoint, spec, path + ".weight", module.parameters[0].shape, module.is_transposed);
   if (stored.is_quantized())
     fail(ErrorCode::unsupported,
-         "{}: an adapter that started as 'pissa' fits unquantized weights, but '{}' is quantized", source.config_name,
-         stored.name);
+         "{}: an adapter that started as 'pissa' or 'olora' fits unquantized weights, but '{}' is quantized",
+         source.config_name, stored.name);
   const Tensor weight = source.checkpoint->get(stored.name).to(dtype).to(DType::f32);
   return module.is_transposed ? weight.transposed() : weight;
 }

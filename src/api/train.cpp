@@ -59,7 +59,7 @@ adapters::Adapter start(const models::Decoder& decoder, const Checkpoint& origin
                         const std::optional<LoraConfig>& lora, uint64_t seed) {
   if (!lora) return adapters::whole_model(decoder);
   adapters::Adapter adapter = adapters::create_adapter(decoder.spec(), *lora, seed);
-  if (adapters::is_pissa(lora->init_lora_weights))
+  if (adapters::is_taken_off(lora->init_lora_weights))
     adapters::start_from_principal_part(adapter, decoder, original, seed);
   if (lora->init_lora_weights == "loftq") adapters::start_from_quantization_error(adapter, decoder, original, seed);
   adapters::add_from_model(adapter, decoder);

@@ -5,6 +5,7 @@ import subprocess
 import time
 import unittest
 
+import tiny_model
 from nibble_case import NIBBLE, NibbleCase
 
 USAGE, UNSUPPORTED, OUT_OF_MEMORY = 2, 4, 5
@@ -81,6 +82,19 @@ class OnTheCpu(NibbleCase):
         offloading = ("--gradient-checkpointing", "--activation-offloading")
         self.fail_with(USAGE, *self.command(self.root / "never", *offloading), names=["activation_offloading", "GPU"])
         self.fail_with(USAGE, *self.command(self.root / "never", offloading[1]), names=["gradient_checkpointing"])
+
+    def test_an_encoder_decoder(self):
+        model, data = tiny_model.write_t5_model(self.root / "t5"), self.root / "pairs.jsonl"
+        words = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+        data.write_text("".join(json.dumps({"prompt": f"say {word} twice: ", "completion": f"{word} {word}"}) + "\n" for word in words))
+        for number, (more, most) in enumerate((((), 4.7), (NF4, 4.7))):
+            out = self.root / f"t5-{number}"
+            report = self.succeed_json({"final_loss"}, "finetune", model, *self.device, "--data", data, "--output", out, "--r", "8",
+                                       "--max-steps", "60", "--learning-rate", "1e-2", "--save-steps", "0", *more, *self.compute)
+            self.assertLess(report["final_loss"], most)
+            answer = self.succeed_json({"text"}, "generate", model, *self.device, "--adapter", out, "-p", "say three twice: ",
+                                       "--max-new-tokens", "5", *more, *self.compute)
+            self.assertNotEqual(answer["text"], "")
 
     def test_starting_from_the_quantization_error(self):
         out, quantized = self.root / "loftq", (*NF4, *self.compute)

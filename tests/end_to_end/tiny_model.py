@@ -1,4 +1,4 @@
-"""Writes a tiny random Llama as a Hugging Face directory, with the standard library only.
+"""Writes a tiny random Llama, or T5, as a Hugging Face directory, with the standard library only.
 
 usage: tiny_model.py DIRECTORY        which must not exist
 """
@@ -14,6 +14,13 @@ CONFIG = {
     "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
     "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "bos_token_id": 256, "eos_token_id": 257,
     "torch_dtype": "float32",
+}
+T5_CONFIG = {
+    "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "d_model": 64, "d_kv": 16, "d_ff": 128,
+    "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20, "feed_forward_proj": "gated-gelu", "is_encoder_decoder": True, "vocab_size": 259,
+    "layer_norm_epsilon": 1e-6, "dropout_rate": 0.0, "tie_word_embeddings": True, "pad_token_id": 256, "eos_token_id": 257,
+    "decoder_start_token_id": 256, "torch_dtype": "float32",
 }
 CHAT_TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}" \
                 "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -34,6 +41,32 @@ def shapes(config):
             prefix + "self_attn.v_proj.weight": (keys, hidden), prefix + "self_attn.o_proj.weight": (hidden, queries),
             prefix + "mlp.gate_proj.weight": (inner, hidden), prefix + "mlp.up_proj.weight": (inner, hidden),
             prefix + "mlp.down_proj.weight": (hidden, inner)})
+    return result
+
+
+def t5_shapes(config):
+    """{tensor name: shape} of a T5 with gated MLPs and one embedding."""
+    hidden, inner, width = config["d_model"], config["d_ff"], config["num_heads"] * config["d_kv"]
+    result = {"shared.weight": (config["vocab_size"], hidden)}
+
+    def add_attention(prefix, kind, has_bias):
+        result[prefix + "layer_norm.weight"] = (hidden,)
+        result.update({f"{prefix}{kind}.{name}.weight": (width, hidden) for name in "qkv"})
+        result[f"{prefix}{kind}.o.weight"] = (hidden, width)
+        if has_bias:
+            result[f"{prefix}{kind}.relative_attention_bias.weight"] = (config["relative_attention_num_buckets"],
+                                                                        config["num_heads"])
+
+    for stack, layers in (("encoder", config["num_layers"]), ("decoder", config["num_decoder_layers"])):
+        for layer in range(layers):
+            prefix = f"{stack}.block.{layer}.layer."
+            add_attention(prefix + "0.", "SelfAttention", layer == 0)
+            if stack == "decoder":
+                add_attention(prefix + "1.", "EncDecAttention", False)
+            mlp = prefix + ("2." if stack == "decoder" else "1.")
+            result.update({mlp + "layer_norm.weight": (hidden,), mlp + "DenseReluDense.wi_0.weight": (inner, hidden),
+                           mlp + "DenseReluDense.wi_1.weight": (inner, hidden), mlp + "DenseReluDense.wo.weight": (hidden, inner)})
+        result[f"{stack}.final_layer_norm.weight"] = (hidden,)
     return result
 
 
@@ -97,6 +130,15 @@ def write_model(folder, **changes):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     write_weights(folder / "model.safetensors", shapes(config))
+    write_tokenizer(folder)
+    return folder
+
+
+def write_t5_model(folder):
+    """An encoder-decoder of the same tokenizer."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(T5_CONFIG))
+    write_weights(folder / "model.safetensors", t5_shapes(T5_CONFIG))
     write_tokenizer(folder)
     return folder
 

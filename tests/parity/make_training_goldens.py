@@ -5,7 +5,7 @@
 
 Each NAME/ is an adapter that PEFT saved (A and B random), with goldens.safetensors: two sequences whose first targets are
 left out, the summed loss, the gradients of everything trained, and logits with the adapter applied. BASE.MORE is another
-adapter of BASE. full_training holds the same of models that are trained whole, pissa beside it an adapter that started so, seq2seq_training adapters of encoder-decoders.
+adapter of BASE. full_training holds the same of models that are trained whole, pissa and olora beside it adapters that started so, seq2seq_training adapters of encoder-decoders.
 """
 import pathlib
 import shutil
@@ -42,7 +42,7 @@ SEQ2SEQ = {
     "t5": dict(r=4, lora_alpha=8, target_modules=["q", "v"]),
     "t5-gated": dict(r=3, lora_alpha=6, target_modules="all-linear"),
 }
-PISSA = dict(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa")
+TAKEN_OFF = dict(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"])  # off the weights: pissa and olora
 FULL = ("llama", "opt-350m", "gpt2", "gemma2", "mixtral")  # trained whole
 SOURCES = (21, 9)  # tokens of an encoder-decoder's sources; its sequences start with decoder_start_token_id
 BALANCE = 0.5  # of mixtral.aux: router_aux_loss_coef
@@ -183,11 +183,11 @@ def make_full(models, out, name):
     save_file(gradients(models, name, model), out / f"{name}.safetensors")
 
 
-def make_pissa(models, out):
+def make_taken_off(models, out, start):
     """An adapter of llama as PEFT saves it after training (A and B moved), what it stands beside, and its logits."""
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_pretrained(models / "llama", dtype=torch.float32)
-    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **PISSA))
+    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=start, **TAKEN_OFF))
     tensors = {key.replace("base_model.model.", "").replace(".base_layer", ""): parameter.detach().clone()
                for key, parameter in peft.named_parameters() if "layers.0" in key and "base_layer" in key}
     with torch.no_grad():
@@ -218,5 +218,6 @@ if __name__ == "__main__":
     for name in FULL:
         if not only or name in only:
             make_full(models, full, name)
-    if not only or "pissa" in only:
-        make_pissa(models, full.parent / "pissa")
+    for start in ("pissa", "olora"):
+        if not only or start in only:
+            make_taken_off(models, full.parent / start, start)
