@@ -2,6 +2,7 @@
 """A LoRA run by transformers + PEFT (+ bitsandbytes) on the CPU: losses, tokens a second, evaluation loss; one JSON line.
 
 usage: finetune.py MODEL TRAIN.jsonl EVAL.jsonl [--level nf4+dq] [--epochs 3] [--batch-size 4] [--r 8] [--seed 42]
+                   [--learning-rate 2e-4] [--schedule linear] [--warmup-steps 0] [--max-steps N: of the whole schedule]
 
 Lines hold `messages`; the loss counts the assistant's tokens, as `nibble finetune --completion-only-loss` does.
 """
@@ -11,7 +12,7 @@ import time
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from levels import LEVELS
 
@@ -44,6 +45,9 @@ def main():
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--max-steps", type=int, default=0)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--schedule", default="linear")
+    parser.add_argument("--warmup-steps", type=int, default=0)
     parser.add_argument("--r", type=int, default=8)
     parser.add_argument("--seed", type=int, default=42)
     a = parser.parse_args()
@@ -58,9 +62,9 @@ def main():
                                              task_type="CAUSAL_LM"))
     train, evaluation = read(tokenizer, a.train), read(tokenizer, a.eval)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0)
+    optimizer = torch.optim.AdamW(parameters, lr=a.learning_rate, weight_decay=0)
     steps = a.epochs * -(-len(train) // a.batch_size)
-    schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)
+    schedule = get_scheduler(a.schedule, optimizer, a.warmup_steps, steps)
     losses, tokens, seconds, step = [], 0, 0.0, 0
     for _ in range(a.epochs):
         order = torch.randperm(len(train)).tolist()

@@ -107,8 +107,8 @@ struct TrainingReport {
 /// Trains an adapter and writes it, as PEFT does, into output_dir, with checkpoints beside it from which a run goes on
 /// bit for bit. The base model's weights, quantized or not, stay as they are; afterwards the adapter is applied to it
 /// under `adapter_name`. Several trainers may train adapters over one model, each from the base alone;
-/// model.set_adapter switches between them. With init_lora_weights "pissa" or "olora" the adapter in output_dir has twice the
-/// rank, so that it fits the base as it is; over quantized weights it has its own rank and fits
+/// model.set_adapter switches between them. With init_lora_weights "pissa" or "olora" the adapter in output_dir has
+/// twice the rank, so that it fits the base as it is; over quantized weights it has its own rank and fits
 /// output_dir/residual_model, a checkpoint. Without a LoraConfig every parameter is trained, in float32, and output_dir
 /// becomes a model of the base's type; the model in memory then has the new weights under that name.
 /// Same arguments, same bits. Errors: invalid_argument (options; an output_dir with another run's state), unsupported
