@@ -104,6 +104,8 @@ struct AttentionGradientSequence {
   float* dk;
   float* dv;
   int64_t keys = 0;  // if not causal: rows of k and v, all of which every query sees
+  /// CUDA: what attention wrote as AttentionSequence::lse2; null: computed anew.
+  const float* lse2 = nullptr;
 
   int64_t key_count() const { return keys > 0 ? keys : tokens; }
 };
@@ -124,6 +126,7 @@ struct AttentionGradientArgs {
   bool is_causal = true;
   const float* relative_bias = nullptr;
   int64_t relative_span = 0;
+  int64_t lse_stride = 0;  // as AttentionArgs'
 };
 
 /// Row i: loss[i] = log sum exp(logits[i]) - logits[i, target], and logits become `scale` times their gradient.

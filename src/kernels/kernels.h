@@ -290,6 +290,9 @@ struct AttentionSequence {
   /// For a kv_dtype of i8: (kv_heads, capacity) each; element d of a key is its code times the key's scale.
   float* k_scales = nullptr;
   float* v_scales = nullptr;
+  /// CUDA and the reference, without past_at and i8: log2 of each query's sum of 2^(log2(e) score), head h's from
+  /// h * AttentionArgs::lse_stride on; null: not written.
+  float* lse2 = nullptr;
 
   const float* q_f32() const { return static_cast<const float*>(q); }
   float* out_f32() const { return static_cast<float*>(out); }
@@ -314,6 +317,7 @@ struct AttentionArgs {
   const float* relative_bias = nullptr;
   int64_t relative_span = 0;
   DType q_dtype = DType::f32;  // of every q and out
+  int64_t lse_stride = 0;
 };
 
 /// Appends new keys or values to one sequence's cache. i8: the scale of a key is its largest magnitude / 127, and its

@@ -1,4 +1,5 @@
-// Attention keeps q, k, v and its result; scores are computed anew on the way back.
+// Attention keeps q, k, v, its result and on a GPU each query's sum of exponentials; scores are computed anew on the
+// way back.
 #include "ops/attention.h"
 
 #include <algorithm>
@@ -28,9 +29,9 @@ struct Lengths {
   std::vector<int64_t> tokens, keys;
 };
 
-/// One sequence after the other through the forward entry, whose keys lie by head.
+/// One sequence after the other through the forward entry, whose keys lie by head; lse2 (heads, tokens), or empty.
 void run_forward(const Backend& backend, const Var& q, const Var& k, const Var& v, const Lengths& lengths,
-                 const AttentionShape& shape, Tensor& out) {
+                 const AttentionShape& shape, Tensor& out, Tensor& lse2) {
   const int64_t width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
   Tensor keys = empty_like(backend, k->value), values = empty_like(backend, v->value);
   std::vector<kernels::AttentionSequence> sequences;
@@ -53,7 +54,8 @@ void run_forward(const Backend& backend, const Var& q, const Var& k, const Var& 
                          .tokens = length,
                          .past = 0,
                          .out = at(out, first * width),
-                         .keys = count});
+                         .keys = count,
+                         .lse2 = lse2 ? lse2.as<float>() + first : nullptr});
     first += length;
     first_key += count;
     work += length * count * width;
@@ -74,10 +76,11 @@ void run_forward(const Backend& backend, const Var& q, const Var& k, const Var& 
                                                           .is_causal = shape.is_causal,
                                                           .relative_bias = shape.relative_bias,
                                                           .relative_span = shape.relative_span,
-                                                          .q_dtype = q->value.dtype()});
+                                                          .q_dtype = q->value.dtype(),
+                                                          .lse_stride = lse2 ? lse2.dim(1) : 0});
 }
 
-void run_backward(const Backend& backend, const Var& q, const Var& k, const Var& v, const Var& y,
+void run_backward(const Backend& backend, const Var& q, const Var& k, const Var& v, const Var& y, Tensor& lse2,
                   const Lengths& lengths, const AttentionShape& shape) {
   const int64_t width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
   Tensor dq = empty_like(backend, q->value), dk = empty_like(backend, k->value), dv = empty_like(backend, v->value);
@@ -86,8 +89,8 @@ void run_backward(const Backend& backend, const Var& q, const Var& k, const Var&
   for (size_t i = 0; i < lengths.tokens.size(); ++i) {
     const int64_t query = first * width, kv = first_key * kv_width;
     sequences.push_back({at(q->value, query), at(k->value, kv), at(v->value, kv), at(y->value, query),
-                         at(y->grad, query), lengths.tokens[i], at(dq, query), at(dk, kv), at(dv, kv),
-                         lengths.keys[i]});
+                         at(y->grad, query), lengths.tokens[i], at(dq, query), at(dk, kv), at(dv, kv), lengths.keys[i],
+                         lse2 ? lse2.as<float>() + first : nullptr});
     first += lengths.tokens[i];
     first_key += lengths.keys[i];
   }
@@ -95,7 +98,7 @@ void run_backward(const Backend& backend, const Var& q, const Var& k, const Var&
       backend.context(),
       {sequences.data(), static_cast<int64_t>(sequences.size()), shape.heads, shape.kv_heads, shape.head_dim,
        shape.scale, shape.window, shape.alibi_slopes, q->value.dtype(), shape.softcap, shape.alibi_dtype,
-       shape.alibi_scale, shape.is_causal, shape.relative_bias, shape.relative_span});
+       shape.alibi_scale, shape.is_causal, shape.relative_bias, shape.relative_span, lse2 ? lse2.dim(1) : 0});
   add_gradient(backend, q, std::move(dq));
   add_gradient(backend, k, std::move(dk));
   add_gradient(backend, v, std::move(dv));
@@ -125,10 +128,13 @@ Var attention(Tape& tape, const Backend& backend, const Var& q, const Var& k, co
           lengths.size());
   Var y = result_of(tape, empty_like(backend, q->value), {q.get(), k.get(), v.get()});
   Lengths both{{lengths.begin(), lengths.end()}, {key_lengths.begin(), key_lengths.end()}};
-  run_forward(backend, q, k, v, both, shape, y->value);
+  Tensor lse2;  // what a GPU's way back would compute anew
+  if (y->requires_grad && backend.cuda())
+    lse2 = backend.empty(DType::f32, {shape.heads, q->value.count() / (shape.heads * shape.head_dim)});
+  run_forward(backend, q, k, v, both, shape, y->value, lse2);
   if (y->requires_grad)
-    tape.record([&backend, q, k, v, y, both = std::move(both), shape] {
-      run_backward(backend, q, k, v, y, both, shape);
+    tape.record([&backend, q, k, v, y, lse2 = std::move(lse2), both = std::move(both), shape]() mutable {
+      run_backward(backend, q, k, v, y, lse2, both, shape);
       y->grad = {};
     });
   return y;

@@ -15,7 +15,7 @@ bool has_wide_rows(const AttentionArgs& args, const AttentionSequence& sequence)
 
 Kernel choose(const Context& context, const AttentionArgs& args, const AttentionSequence& sequence) {
   if (!has_wide_rows(args, sequence)) return attention_general;
-  if (sequence.tokens == 1) return attention_decode;
+  if (sequence.tokens == 1 && !sequence.lse2) return attention_decode;
   if (args.kv_dtype == DType::i8) return attention_general;
   const bool has_tensor_cores = context.capability >= 80 && args.kv_dtype == DType::bf16;
   if (!has_tensor_cores || !args.is_causal || args.relative_bias) return attention_general;

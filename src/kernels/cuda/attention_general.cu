@@ -55,6 +55,8 @@ __global__ void general_kernel(const __grid_constant__ AttentionArgs args,
       if (d < dim) sum[d] = value;
     }
   }
+  if (sequence.lse2 && lane == 0)
+    sequence.lse2[head * args.lse_stride + token] = (maximum + logf(total)) * 1.4426950408889634f;
   for (int64_t d = lane; d < dim; d += 32)
     put_result(args, sequence, (token * args.heads + head) * dim + d, sum[d] / total);
 }

@@ -206,8 +206,7 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
     float sum = total[half] * power_of_two(maximum[half] - base);
     sum += __shfl_xor_sync(kFullMask, sum, 1);
     sum += __shfl_xor_sync(kFullMask, sum, 2);
-    if (lane % 4 == 0 && query + 8 * half < end)
-      call.lse2[head * call.total + call.first[blockIdx.z] + query + 8 * half] = base + log2f(sum);
+    if (lane % 4 == 0 && query + 8 * half < end) call.lse2_at(blockIdx.z, head, query + 8 * half) = base + log2f(sum);
   }
 }
 
@@ -237,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, 3) query_kernel(const __grid_constan
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const bool is_valid = query + 8 * half < end;
-    lse2[half] = is_valid ? call.lse2[at + 8 * half] : 0.0f;
+    lse2[half] = is_valid ? call.lse2_at(blockIdx.z, head, query + 8 * half) : 0.0f;
     delta[half] = is_valid ? call.delta[at + 8 * half] : 0.0f;
   }
   float dq[kDim / 8][4] = {};
@@ -316,7 +315,7 @@ __global__ void __launch_bounds__(kThreads) key_kernel(const __grid_constant__ G
         for (int i = 0; i < 2; ++i) {
           const int64_t column = query + n * 8 + lane % 4 * 2 + i;
           const bool is_valid = column < last;
-          const float lse2 = is_valid ? call.lse2[at + column] : INFINITY;
+          const float lse2 = is_valid ? call.lse2_at(blockIdx.z, head, column) : INFINITY;
           const float delta = is_valid ? call.delta[at + column] : 0.0f;
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
@@ -347,7 +346,6 @@ template <int kDim, bool kSpecial>
 void launch_all(const Context& context, const GradientCall& call) {
   const dim3 grid(blocks_for(call.longest * call.heads, kWarps), 1, static_cast<unsigned>(call.count));
   delta_kernel<<<grid, kThreads, 0, stream_of(context.stream)>>>(call);
-  launch(context, call, statistics_kernel<kDim, kSpecial>, call.heads, sizeof(Tiles<kDim, 64, 1>));
   launch(context, call, query_kernel<kDim, kSpecial>, call.heads, sizeof(Tiles<kDim, 32, 2>));
   launch(context, call, key_kernel<kDim, kSpecial>, call.kv_heads, sizeof(Tiles<kDim, 32, 2>));
 }
@@ -357,10 +355,20 @@ void launch_for(const Context& context, const GradientCall& call) {
   is_special(call) ? launch_all<kDim, true>(context, call) : launch_all<kDim, false>(context, call);
 }
 
+template <int kDim>
+void launch_statistics(const Context& context, const GradientCall& call) {
+  const auto kernel = is_special(call) ? statistics_kernel<kDim, true> : statistics_kernel<kDim, false>;
+  launch(context, call, kernel, call.heads, sizeof(Tiles<kDim, 64, 1>));
+}
+
 }  // namespace
 
 void attention_gradient_tiles(const Context& context, const GradientCall& call) {
   call.head_dim <= 64 ? launch_for<64>(context, call) : launch_for<128>(context, call);
+}
+
+void attention_statistics_tiles(const Context& context, const GradientCall& call) {
+  call.head_dim <= 64 ? launch_statistics<64>(context, call) : launch_statistics<128>(context, call);
 }
 
 }  // namespace nibble::kernels::cuda

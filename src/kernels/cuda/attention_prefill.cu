@@ -229,6 +229,8 @@ __global__ void __launch_bounds__(kThreads)
     total += __shfl_xor_sync(kFullMask, total, 1);
     total += __shfl_xor_sync(kFullMask, total, 2);
     const int64_t token = warp * 16 + lane / 4 + half * 8;
+    if (sequence.lse2 && lane % 4 == 0 && token < tokens)
+      sequence.lse2[head * args.lse_stride + first_token + token] = fmaf(rows.maximum[half], unit, log2f(total));
     const int64_t out = ((first_token + token) * args.heads + head) * dim;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {

@@ -27,13 +27,14 @@ struct WideSequence {
   CUtensorMap keys, values;
   const __nv_bfloat16* q;
   __nv_bfloat16* out;
+  float* lse2;  // or null
   int64_t tokens, past;
 };
 constexpr int kMostSequences = 12;
 
 struct WideArgs {
   WideSequence sequences[kMostSequences];
-  int64_t q_stride, window;
+  int64_t q_stride, window, lse_stride;
   int heads, group;
   float unit;  // scale * log2(e)
 };
@@ -256,6 +257,9 @@ __device__ __forceinline__ void attend(const WideArgs& args, const WideSequence&
     total += __shfl_xor_sync(kFullMask, total, 1);
     total += __shfl_xor_sync(kFullMask, total, 2);
     inverse[half] = 1.0f / total;
+    const int64_t token = team_token + warp * 16 + lane / 4 + half * 8;
+    if (sequence.lse2 && lane % 4 == 0 && token < sequence.tokens)
+      sequence.lse2[head * args.lse_stride + token] = fmaf(rows.maximum[half], args.unit, log2f(total));
   }
   wgmma_wait<0>();
   // Through the queries' place, so that rows leave whole.
@@ -317,6 +321,7 @@ bool launch(const Context& context, const AttentionArgs& args, const Sequences& 
   WideArgs wide;
   wide.q_stride = args.q_stride;
   wide.window = args.window;
+  wide.lse_stride = args.lse_stride;
   wide.heads = static_cast<int>(args.heads);
   wide.group = static_cast<int>(args.heads / args.kv_heads);
   wide.unit = args.scale * kLog2E;
@@ -335,6 +340,7 @@ bool launch(const Context& context, const AttentionArgs& args, const Sequences& 
         return false;  // the first of a call or none
       to.q = static_cast<const __nv_bfloat16*>(from.q);
       to.out = static_cast<__nv_bfloat16*>(from.out);
+      to.lse2 = from.lse2;
       to.tokens = from.tokens;
       to.past = from.past;
       tokens = from.tokens > tokens ? from.tokens : tokens;

@@ -201,7 +201,9 @@ TEST_F(GradientTest, AttentionGradientAgrees) {
           AttentionShape{{70}, 2, 1, 160, 0, false}, AttentionShape{{130, 20}, 4, 2, 64, 0, false, 0.7f},
           AttentionShape{{200}, 2, 1, 128, 50, true, 0.5f}, AttentionShape{{70}, 2, 1, 256, 0, false, 0.7f},
           AttentionShape{{300}, 4, 4, 64, 0, true, 0, DType::bf16, 0.125f},
-          AttentionShape{{300}, 4, 4, 20, 0, true, 0, DType::bf16}}) {
+          AttentionShape{{300}, 4, 4, 20, 0, true, 0, DType::bf16}, AttentionShape{{700, 129}, 8, 2, 128, 0, false},
+          AttentionShape{{5, 128, 1, 64, 333, 77, 130, 20}, 4, 2, 64, 0, false},
+          AttentionShape{{400}, 2, 2, 128, 70, false}, AttentionShape{{320, 90}, 4, 1, 64, 200, false}}) {
       int64_t total = 0;
       for (const int64_t t : shape.tokens) total += t;
       const int64_t width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
@@ -212,7 +214,7 @@ TEST_F(GradientTest, AttentionGradientAgrees) {
       for (int64_t h = 0; h < shape.heads; ++h) slopes.set(h, std::exp2f(-1.0f - static_cast<float>(h)));
       slopes.upload(stream());
       // `out` by the forward entry in fp32, rounded.
-      Array out(dtype, total * width, 0);
+      Array out(dtype, total * width, 0), lse2(DType::f32, shape.heads * total);
       int64_t first = 0;
       for (const int64_t tokens : shape.tokens) {
         std::vector<float> keys(static_cast<size_t>(tokens * kv_width)), values(keys.size());
@@ -220,8 +222,8 @@ TEST_F(GradientTest, AttentionGradientAgrees) {
         for (auto& [from, to] : {std::pair{&k, &keys}, std::pair{&v, &values}})
           reference().cache_append({}, {f(*from) + first * kv_width, kv_width, to->data(), DType::f32, tokens, tokens,
                                         0, shape.kv_heads, shape.head_dim});
-        const AttentionSequence sequence{f(q) + first * width, keys.data(), values.data(), tokens, tokens, 0,
-                                         result.data()};
+        AttentionSequence sequence{f(q) + first * width, keys.data(), values.data(), tokens, tokens, 0, result.data()};
+        sequence.lse2 = lse2.host<float>() + first;
         AttentionArgs args{};
         args.sequences = &sequence;
         args.sequence_count = 1;
@@ -236,12 +238,15 @@ TEST_F(GradientTest, AttentionGradientAgrees) {
         args.softcap = shape.softcap;
         args.alibi_dtype = shape.alibi_dtype;
         args.alibi_scale = shape.alibi_scale;
+        args.lse_stride = total;
         reference().attention({}, args);
         for (int64_t i = 0; i < tokens * width; ++i) out.set(first * width + i, result[static_cast<size_t>(i)]);
         first += tokens;
       }
       Sides attended(out);
-      const auto run = [&](const Kernels& kernels, const Context& c, const auto& side, const float* alibi, DType type) {
+      lse2.upload(stream());
+      const auto run = [&](const Kernels& kernels, const Context& c, const auto& side, const float* alibi, DType type,
+                           const float* given) {
         std::vector<AttentionGradientSequence> sequences;
         int64_t begin = 0;
         const auto at = [&](Sides& sides, int64_t elements) {
@@ -250,22 +255,25 @@ TEST_F(GradientTest, AttentionGradientAgrees) {
         for (const int64_t tokens : shape.tokens) {
           sequences.push_back({at(q, begin * width), at(k, begin * kv_width), at(v, begin * kv_width),
                                at(attended, begin * width), at(dout, begin * width), tokens, at(dq, begin * width),
-                               at(dk, begin * kv_width), at(dv, begin * kv_width)});
+                               at(dk, begin * kv_width), at(dv, begin * kv_width), 0, given ? given + begin : nullptr});
           begin += tokens;
         }
-        kernels.attention_gradient(
-            c, {sequences.data(), static_cast<int64_t>(sequences.size()), shape.heads, shape.kv_heads, shape.head_dim,
-                0.1f, shape.window, alibi, type, shape.softcap, shape.alibi_dtype, shape.alibi_scale});
+        kernels.attention_gradient(c, {sequences.data(), static_cast<int64_t>(sequences.size()), shape.heads,
+                                       shape.kv_heads, shape.head_dim, 0.1f, shape.window, alibi, type, shape.softcap,
+                                       shape.alibi_dtype, shape.alibi_scale, true, nullptr, 0, total});
       };
       run(
-          reference(), {}, [](Sides& x) { return f(x); }, shape.has_alibi ? slopes.host<float>() : nullptr, DType::f32);
+          reference(), {}, [](Sides& x) { return f(x); }, shape.has_alibi ? slopes.host<float>() : nullptr, DType::f32,
+          nullptr);
       for (Sides* sides : {&q, &k, &v, &attended, &dout}) send(*sides);
-      run(
-          cuda(), context, [&](Sides& x) { return x.device.device<float>(stream()); },
-          shape.has_alibi ? slopes.device<float>(stream()) : nullptr, dtype);
-      const std::string what = label("attention_gradient", dtype, shape.tokens[0], shape.heads, shape.head_dim);
-      for (Sides* sides : {&dq, &dk, &dv})
-        dtype == DType::bf16 ? compare_whole(*sides, 2e-2, what) : compare(*sides, 1e-4, what);
+      for (const float* given : {static_cast<const float*>(nullptr), lse2.device<const float>(stream())}) {
+        run(
+            cuda(), context, [&](Sides& x) { return x.device.device<float>(stream()); },
+            shape.has_alibi ? slopes.device<float>(stream()) : nullptr, dtype, given);
+        const std::string what = label("attention_gradient", dtype, shape.tokens[0], shape.heads, shape.head_dim);
+        for (Sides* sides : {&dq, &dk, &dv})
+          dtype == DType::bf16 ? compare_whole(*sides, 2e-2, what) : compare(*sides, 1e-4, what);
+      }
     }
 }
 

@@ -36,18 +36,32 @@ bool describe_matrix(CUtensorMap& map, const void* data, int64_t rows, int64_t c
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-bool describe_heads(CUtensorMap& map, const void* data, int64_t heads, int64_t capacity, int64_t keys, int64_t head_dim,
-                    int box_rows) {
+namespace {
+
+/// (heads, rows, head_dim), strides in bytes.
+bool describe_rows(CUtensorMap& map, const void* data, int64_t heads, int64_t rows, int64_t head_dim,
+                   int64_t row_stride, int64_t head_stride, int box_rows) {
   static const Encode encode = find_encode();
   if (!encode) return false;
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(keys),
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(rows),
                               static_cast<cuuint64_t>(heads)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(2 * head_dim),
-                                static_cast<cuuint64_t>(2 * head_dim * capacity)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(row_stride), static_cast<cuuint64_t>(head_stride)};
   const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows), 1}, steps[] = {1, 1, 1};
   return encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), sizes, strides, box, steps,
                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+}  // namespace
+
+bool describe_heads(CUtensorMap& map, const void* data, int64_t heads, int64_t capacity, int64_t keys, int64_t head_dim,
+                    int box_rows) {
+  return describe_rows(map, data, heads, keys, head_dim, 2 * head_dim, 2 * head_dim * capacity, box_rows);
+}
+
+bool describe_tokens(CUtensorMap& map, const void* data, int64_t tokens, int64_t heads, int64_t head_dim,
+                     int box_rows) {
+  return describe_rows(map, data, heads, tokens, head_dim, 2 * head_dim * heads, 2 * head_dim, box_rows);
 }
 
 }  // namespace nibble::kernels::cuda

@@ -17,4 +17,7 @@ bool describe_matrix(CUtensorMap& map, const void* data, int64_t rows, int64_t c
 bool describe_heads(CUtensorMap& map, const void* data, int64_t heads, int64_t capacity, int64_t keys, int64_t head_dim,
                     int box_rows);
 
+/// Heads of dense bf16 (tokens, heads, head_dim); boxes of a head as above.
+bool describe_tokens(CUtensorMap& map, const void* data, int64_t tokens, int64_t heads, int64_t head_dim, int box_rows);
+
 }  // namespace nibble::kernels::cuda

@@ -1,5 +1,6 @@
 // attention and cache_append: softmax attention over one sequence's keys and values at a time.
 #include <cmath>
+#include <numbers>
 #include <vector>
 
 #include "kernels/reference/element.h"
@@ -45,6 +46,9 @@ void attend(const AttentionArgs& args, const AttentionSequence& sequence, int64_
   }
   double total = 0;
   for (double& score : scores) total += score = std::exp(score - maximum);
+  if (sequence.lse2)
+    sequence.lse2[head * args.lse_stride + token] =
+        static_cast<float>((maximum + std::log(total)) * std::numbers::log2e);
   std::vector<double> sum(static_cast<size_t>(dim));
   for (int64_t key = begin; key < end; ++key) {
     const int64_t row = (kv_head * sequence.capacity + key) * dim;
