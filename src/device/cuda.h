@@ -64,6 +64,8 @@ class CudaStream {
   virtual std::shared_ptr<void> allocate_pinned(int64_t size_bytes) = 0;
   /// What all streams of this process may take from the GPU; 0: as much as there is. Beyond it allocate() fails.
   virtual void limit_memory(int64_t most_bytes) = 0;
+  /// Memory that its owners let go returns to the GPU.
+  virtual void release_unused() = 0;
   /// Taken from the GPU, now and at most so far.
   virtual int64_t reserved_bytes() const = 0;
   virtual int64_t peak_bytes() const = 0;
@@ -96,6 +98,10 @@ void synchronize_stream(void* stream);
 
 /// Bytes a second that copies within the GPU's memory move, reading and writing together: best of several passes.
 double measure_read_bandwidth(CudaStream& stream);
+
+/// Memory of a GPU that this process can do without: where an allocation of any stream would fail, `release` is called
+/// by its thread, and the allocation tried again if it returns true. Until the result is let go.
+std::shared_ptr<void> offer_memory(int index, std::function<bool()> release);
 
 /// Errors: invalid_argument (no such index; names those there are), device (no driver, driver too old, no GPU).
 std::shared_ptr<CudaStream> open_cuda(int index);

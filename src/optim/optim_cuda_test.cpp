@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/error.h"
 #include "base/output.h"
 #include "base/random.h"
 #include "optim/optimizer_state.h"
@@ -45,6 +46,8 @@ class Training {
     optimizer_ = std::make_unique<Optimizer>(name, std::vector<ParameterGroup>{group}, options, 1, device);
   }
   Optimizer& optimizer() { return *optimizer_; }
+  device::CudaStream& stream() { return *backend_.cuda(); }
+  bool is_on_gpu() const { return optimizer_->state().slots[0].state.state1.device().is_cuda(); }
   void run(int steps) {
     for (int i = 0; i < steps; ++i) optimizer_->step(0.5 + 0.1 * i);
     optimizer_->synchronize();
@@ -91,14 +94,77 @@ TEST_F(OptimizerGpuTest, EveryFamilyGivesTheBitsOfTheCpu) {
     }
 }
 
+/// What may be taken from the GPU beside what one training holds, until the end of a scope; nothing else runs there.
+class Limit {
+ public:
+  Limit(Training& training, int64_t more_bytes) : stream_(training.stream()) {
+    device::CudaStream& other = *training.optimizer().state().backend->cuda();
+    for (device::CudaStream* stream : {&stream_, &other}) {
+      stream->synchronize();
+      stream->release_unused();
+      more_bytes += stream->reserved_bytes();
+    }
+    stream_.limit_memory(more_bytes);
+  }
+  ~Limit() { stream_.limit_memory(0); }
+  Limit(const Limit&) = delete;
+  Limit& operator=(const Limit&) = delete;
+
+ private:
+  device::CudaStream& stream_;
+};
+
 TEST_F(OptimizerGpuTest, PagedStatesGiveTheSameBits) {
   const std::vector<int64_t> counts{5000, 1, 18'000'003, 65536, 65536, 9'000'000, 100};  // several pages
   for (const std::string name : {"AdamW8bit", "AdamW32bit", "AdEMAMix8bit", "Lion32bit"}) {
-    Training plain(name, counts, "cuda"), paged("Paged" + name, counts, "cuda");
-    plain.run(3);
-    paged.run(3);
-    EXPECT_EQ(plain.data(), paged.data()) << name;
-    EXPECT_EQ(plain.saved("plain"), paged.saved("paged")) << name;
+    std::vector<float> expected;
+    std::string saved;
+    {
+      Training plain(name, counts, "cuda");
+      plain.run(3);
+      expected = plain.data();
+      saved = plain.saved("plain");
+    }
+    {
+      Training resident("Paged" + name, counts, "cuda");
+      resident.run(3);
+      EXPECT_TRUE(resident.is_on_gpu()) << name;
+      EXPECT_EQ(expected, resident.data()) << name;
+      EXPECT_EQ(saved, resident.saved("resident")) << name;
+    }
+    Training moving("Paged" + name, counts, "cuda");
+    const Limit limit(moving, int64_t{110} << 20);
+    moving.run(3);
+    EXPECT_FALSE(moving.is_on_gpu()) << name;
+    EXPECT_EQ(expected, moving.data()) << name;
+    EXPECT_EQ(saved, moving.saved("moving")) << name;
+  }
+}
+
+TEST_F(OptimizerGpuTest, StatesMakeRoom) {
+  const std::vector<int64_t> counts{5000, 9'000'001, 100};
+  for (const std::string name : {"AdamW8bit", "AdEMAMix32bit"}) {
+    std::vector<float> expected;
+    std::string saved;
+    {
+      Training plain(name, counts, "cuda");
+      for (int i = 0; i < 2; ++i) plain.run(2);
+      expected = plain.data();
+      saved = plain.saved("plain");
+    }
+    Training paged("Paged" + name, counts, "cuda");
+    paged.run(2);
+    EXPECT_TRUE(paged.is_on_gpu()) << name;
+    {
+      const Limit limit(paged, 0);
+      EXPECT_NO_THROW(paged.stream().allocate(int64_t{8} << 20)) << name;
+      EXPECT_FALSE(paged.is_on_gpu()) << name;
+      EXPECT_THROW(paged.stream().allocate(int64_t{1} << 30), Error) << name;
+    }
+    paged.run(2);
+    EXPECT_FALSE(paged.is_on_gpu()) << name;
+    EXPECT_EQ(expected, paged.data()) << name;
+    EXPECT_EQ(saved, paged.saved("paged")) << name;
   }
 }
 

@@ -123,8 +123,8 @@ std::vector<double> gradient_scales(Optimizer::State& s, const std::vector<Hyper
   return scales;
 }
 
-/// At most one call for each width.
-void launch(Optimizer::State& s, const Jobs& jobs) {
+/// At most one call for each width; `pager`: of states in main memory.
+void launch(Optimizer::State& s, const Jobs& jobs, optim::Pager* pager) {
   const kernels::Kernels& k = s.backend->kernels();
   const kernels::Context& context = s.backend->context();
   const kernels::OptimizerRule rule = s.choice.family->rule;
@@ -132,10 +132,22 @@ void launch(Optimizer::State& s, const Jobs& jobs) {
                                                  static_cast<int64_t>(jobs.of_32bit.size())};
   const kernels::OptimizerStep8BitArgs of_8bit{rule, jobs.of_8bit.data(), static_cast<int64_t>(jobs.of_8bit.size()),
                                                s.qmap1.as<float>(), s.qmap2.as<float>()};
-  if (of_32bit.count > 0) s.pager ? s.pager->step(rule, jobs.of_32bit) : k.optimizer_step_32bit(context, of_32bit);
-  if (of_8bit.count > 0) s.pager ? s.pager->step(of_8bit) : k.optimizer_step_8bit(context, of_8bit);
+  if (of_32bit.count > 0) pager ? pager->step(rule, jobs.of_32bit) : k.optimizer_step_32bit(context, of_32bit);
+  if (of_8bit.count > 0) pager ? pager->step(of_8bit) : k.optimizer_step_8bit(context, of_8bit);
   if (s.backend->cuda()) s.backend->cuda()->check();
 }
+
+/// While jobs hold pointers to states, these stay where they are.
+class Launching {
+ public:
+  explicit Launching(Optimizer::State& s) : s_(s) { s_.is_launching = true; }
+  ~Launching() { s_.is_launching = false; }
+  Launching(const Launching&) = delete;
+  Launching& operator=(const Launching&) = delete;
+
+ private:
+  Optimizer::State& s_;
+};
 
 /// Keeps the norms of the updates as state.
 void keep_norms(Optimizer::State& s, const std::vector<Hyper>& hypers) {
@@ -211,10 +223,12 @@ void Optimizer::override_config(std::string_view parameter, const OptimizerOptio
 
 void Optimizer::step(double gradient_scale) {
   State& s = *state_;
+  const std::lock_guard lock(s.in_use);
   const std::vector<Hyper> hypers = prepare(s);
   const std::vector<double> scales = gradient_scales(s, hypers, gradient_scale);
   const optim::Family& family = *s.choice.family;
-  Jobs jobs;
+  Jobs jobs, paged;
+  const Launching launching(s);
   double* norms = s.norms.as<double>();
   for (size_t i = 0; i < s.slots.size(); ++i) {
     optim::ParameterState& state = s.slots[i].state;
@@ -232,9 +246,10 @@ void Optimizer::step(double gradient_scale) {
       of.norms = norms;
       norms += norms_of(of.count);
     }
-    add_job(jobs, of, family, state);
+    add_job(s.pager && !state.state1.device().is_cuda() ? paged : jobs, of, family, state);
   }
-  launch(s, jobs);
+  launch(s, jobs, nullptr);
+  launch(s, paged, s.pager.get());
   keep_norms(s, hypers);
 }
 
@@ -244,6 +259,7 @@ void Optimizer::synchronize() const {
 }
 
 double Optimizer::gradient_norm() const {
+  const std::lock_guard lock(state_->in_use);
   double sum = 0;
   for (const double square : squared_norms(*state_)) sum += square;
   return std::sqrt(sum);

@@ -61,20 +61,55 @@ int64_t padded_bytes(const ExpectedTensor& tensor) {
   return checked_mul(ceil_div(count, kPageAlignment) * kPageAlignment, size_of(tensor.dtype), tensor.name);
 }
 
-/// Puts the states of many parameters into one block of the pager's: all of one name, then all of the next.
-void make_paged(Pager& pager, std::vector<std::pair<ParameterState*, ExpectedTensor>>& list) {
+/// Zeros on the GPU if it has room for them and for what a step needs beside them, else null.
+std::shared_ptr<void> allocate_resident(Optimizer::State& s, int64_t size_bytes) {
+  constexpr int64_t kStepBytes = int64_t{64} << 20;
+  if (s.is_short) return nullptr;
+  device::CudaStream& gpu = *s.backend->cuda();
+  try {
+    std::shared_ptr<void> block = gpu.allocate(size_bytes);
+    gpu.allocate(kStepBytes);
+    gpu.fill_zero(block.get(), size_bytes);
+    return block;
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::out_of_memory) throw;
+  }
+  s.is_short = true;
+  gpu.release_unused();
+  return nullptr;
+}
+
+using Listed = std::vector<std::pair<ParameterState*, ExpectedTensor>>;
+
+/// Puts the states of many parameters into one block: all of one name, then all of the next.
+void make_paged(Optimizer::State& s, Listed& list) {
   std::stable_sort(list.begin(), list.end(),
                    [](const auto& a, const auto& b) { return a.second.name < b.second.name; });
   int64_t size = 0;
   for (const auto& [state, tensor] : list) size = checked_add(size, padded_bytes(tensor), "optimizer states");
   if (size == 0) return;
-  const std::shared_ptr<void> block = pager.allocate(size);
+  std::shared_ptr<void> block = allocate_resident(s, size);
+  if (block) {
+    s.residents.push_back({block, size});
+    if (!s.offer) s.offer = device::offer_memory(s.backend->device().cuda, [&s] { return s.release_residents(); });
+  }
+  const device::Device where = block ? s.backend->device() : device::kCpu;
+  if (!block) block = s.pager->allocate(size);
   int64_t begin = 0;
   for (auto& [state, tensor] : list) {
     const std::shared_ptr<void> part(block, static_cast<std::byte*>(block.get()) + begin);
-    state->*tensor.member = Tensor::in_device_memory(device::kCpu, tensor.dtype, tensor.shape, part);
+    state->*tensor.member = Tensor::in_device_memory(where, tensor.dtype, tensor.shape, part);
     begin += padded_bytes(tensor);
   }
+}
+
+/// Points a state that lies in `from` to its copy.
+void move_state(Tensor& state, const Optimizer::State::Resident& from, const std::shared_ptr<void>& to) {
+  if (!state) return;
+  const auto offset = state.as<std::byte>() - static_cast<std::byte*>(from.block.get());
+  if (!state.device().is_cuda() || offset < 0 || offset >= from.size_bytes) return;
+  const std::shared_ptr<void> part(to, static_cast<std::byte*>(to.get()) + offset);
+  state = Tensor::in_device_memory(device::kCpu, state.dtype(), state.shape(), part);
 }
 
 }  // namespace
@@ -83,7 +118,7 @@ std::map<size_t, ParameterState> make_states(Optimizer::State& s, const std::vec
   const bool pages = s.choice.is_paged && s.backend->cuda();
   if (pages && !s.pager) s.pager = std::make_unique<Pager>(*s.backend);
   std::map<size_t, ParameterState> states;
-  std::vector<std::pair<ParameterState*, ExpectedTensor>> paged;
+  Listed paged;
   for (const size_t i : slots) {
     const TrainableParameter& parameter = s.parameter(s.slots[i]);
     const Hyper hyper = s.hyper_of(s.slots[i]);
@@ -96,7 +131,7 @@ std::map<size_t, ParameterState> make_states(Optimizer::State& s, const std::vec
         state.*tensor.member = zeros(*s.backend, tensor);
     }
   }
-  if (pages) make_paged(*s.pager, paged);
+  if (pages) make_paged(s, paged);
   return states;
 }
 
@@ -114,3 +149,32 @@ double clip_by_percentile(Tensor& gnorm_vec, double squared_norm, int64_t step, 
 }
 
 }  // namespace nibble::optim
+
+namespace nibble {
+
+bool Optimizer::State::release_residents() {
+  const std::unique_lock lock(in_use, std::try_to_lock);
+  if (!lock || is_launching || residents.empty()) return false;
+  device::CudaStream& gpu = *backend->cuda();
+  std::vector<std::shared_ptr<void>> copies;
+  try {
+    for (const Resident& resident : residents) {
+      copies.push_back(pager->allocate(resident.size_bytes));
+      gpu.copy(copies.back().get(), resident.block.get(), resident.size_bytes);
+    }
+    gpu.synchronize();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::out_of_memory) throw;
+    gpu.synchronize();
+    return false;
+  }
+  for (optim::Slot& slot : slots)
+    for (size_t i = 0; i < residents.size(); ++i)
+      for (Tensor* state : {&slot.state.state1, &slot.state.state2}) optim::move_state(*state, residents[i], copies[i]);
+  residents.clear();
+  is_short = true;
+  gpu.release_unused();
+  return true;
+}
+
+}  // namespace nibble

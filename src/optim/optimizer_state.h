@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -66,6 +67,19 @@ struct Optimizer::State {
   std::shared_ptr<ops::Backend> backend;
   Tensor norms;                         // bytes of one step: what OptimizerParameter::norms point into
   std::unique_ptr<optim::Pager> pager;  // a paged optimizer's on a GPU, from the first states on
+  /// A paged optimizer's states that are on the GPU while it has room.
+  struct Resident {
+    std::shared_ptr<void> block;
+    int64_t size_bytes;
+  };
+  std::vector<Resident> residents;
+  bool is_short = false;        // of memory: states made from now on lie in main memory
+  std::recursive_mutex in_use;  // by a call of its owner, or by an allocation that runs short
+  bool is_launching = false;    // jobs hold pointers
+  std::shared_ptr<void> offer;  // of the residents; goes first
+
+  /// Moves the residents to main memory, for good. False if there are none, or a call needs them.
+  bool release_residents();
 
   const TrainableParameter& parameter(const optim::Slot& slot) const { return groups[slot.group].params[slot.index]; }
   /// Group and override together. Errors: invalid_argument.

@@ -176,7 +176,8 @@ class Reader {
 }  // namespace
 
 std::vector<NamedTensor> state_dict(const Optimizer& optimizer) {
-  const Optimizer::State& s = optimizer.state();
+  Optimizer::State& s = optimizer.state();
+  const std::lock_guard lock(s.in_use);
   if (s.pager) s.pager->finish();
   std::vector<NamedTensor> tensors{{"param_groups", text_tensor(dump_json(header_json(s)))}};
   for (size_t i = 0; i < s.slots.size(); ++i) {
@@ -226,6 +227,7 @@ void put_states(Optimizer::State& s, const std::vector<ParameterState>& read) {
 
 void load_state_dict(Optimizer& optimizer, const FindTensor& find, std::string_view source) {
   Optimizer::State& s = optimizer.state();
+  const std::lock_guard lock(s.in_use);
   Reader reader(s, find, source);
   const std::vector<Hyper> before = s.group_hypers;
   s.group_hypers = reader.group_hypers();  // that overrides go on top of

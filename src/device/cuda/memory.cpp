@@ -4,8 +4,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <functional>
+#include <vector>
 
 #include "base/error.h"
+#include "device/cuda.h"
 #include "device/cuda/status.h"
 
 namespace nibble::device {
@@ -19,9 +22,12 @@ int64_t rounded(int64_t size_bytes) {
   return (std::max<int64_t>(size_bytes, 1) + unit - 1) / unit * unit;
 }
 
-/// What the streams of this process have taken from a GPU together, and may take (0: anything).
+/// What the streams of this process have taken from a GPU together, and may take (0: anything); what they can do
+/// without.
 struct DeviceTotal {
   std::atomic<int64_t> reserved_bytes = 0, limit_bytes = 0;
+  std::recursive_mutex mutex;  // held while offers are used: none goes away meanwhile
+  std::vector<std::shared_ptr<std::function<bool()>>> offers;
 };
 
 DeviceTotal& total_of(int index) {
@@ -29,7 +35,26 @@ DeviceTotal& total_of(int index) {
   return totals[static_cast<size_t>(index) % totals.size()];
 }
 
+/// True if one of the offers gave memory back.
+bool use_offers(int index) {
+  DeviceTotal& total = total_of(index);
+  const std::lock_guard lock(total.mutex);
+  const auto offers = total.offers;
+  return std::any_of(offers.begin(), offers.end(), [](const auto& release) { return (*release)(); });
+}
+
 }  // namespace
+
+std::shared_ptr<void> offer_memory(int index, std::function<bool()> release) {
+  DeviceTotal& total = total_of(index);
+  auto offer = std::make_shared<std::function<bool()>>(std::move(release));
+  const std::lock_guard lock(total.mutex);
+  total.offers.push_back(offer);
+  return {offer.get(), [&total, offer](void*) {
+            const std::lock_guard gone(total.mutex);
+            std::erase(total.offers, offer);
+          }};
+}
 
 void CudaMemory::limit(int64_t most_bytes) { total_of(index_).limit_bytes = most_bytes; }
 
@@ -71,29 +96,38 @@ void* CudaMemory::take_cached(int64_t size_bytes, int64_t& block_bytes) {
   return block;
 }
 
+/// Null where the limit or the GPU says no.
+void* CudaMemory::try_new(int64_t size_bytes) {
+  if (!is_within_limit(size_bytes)) return nullptr;
+  void* block = nullptr;
+  const cudaError_t status = cudaMalloc(&block, static_cast<size_t>(size_bytes));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not sticky: the next call starts clean
+    return nullptr;
+  }
+  check_cuda(status, "allocating device memory");
+  return block;
+}
+
 void* CudaMemory::take_new(int64_t size_bytes) {
   check_cuda(cudaSetDevice(index_), "choosing the GPU");
-  void* block = nullptr;
-  if (!is_within_limit(size_bytes)) release_cached();
-  if (!is_within_limit(size_bytes))
+  void* block = try_new(size_bytes);
+  if (!block && !cached_.empty()) {
+    release_cached();
+    block = try_new(size_bytes);
+  }
+  while (!block && use_offers(index_)) block = try_new(size_bytes);
+  if (!block && !is_within_limit(size_bytes))
     fail(ErrorCode::out_of_memory,
          "cuda:{}: out of memory: {} bytes were asked for, {} of the {} of max_memory are in use", index_, size_bytes,
          total_of(index_).reserved_bytes.load(), total_of(index_).limit_bytes.load());
-  cudaError_t status = cudaMalloc(&block, static_cast<size_t>(size_bytes));
-  if (status == cudaErrorMemoryAllocation && !cached_.empty()) {
-    cudaGetLastError();
-    release_cached();
-    status = cudaMalloc(&block, static_cast<size_t>(size_bytes));
-  }
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();  // not sticky: the next call starts clean
+  if (!block) {
     size_t free_bytes = 0, total_bytes = 0;
     cudaMemGetInfo(&free_bytes, &total_bytes);
     fail(ErrorCode::out_of_memory,
          "cuda:{}: out of memory: {} bytes were asked for, {} of {} are free, {} are in use here", index_, size_bytes,
          free_bytes, total_bytes, reserved_bytes_ - cached_bytes_);
   }
-  check_cuda(status, "allocating device memory");
   count(size_bytes);
   peak_bytes_ = std::max(peak_bytes_, reserved_bytes_);
   return block;
@@ -113,6 +147,12 @@ void CudaMemory::give_back(void* block, int64_t size_bytes) {
   const std::lock_guard lock(mutex_);
   cached_.emplace(size_bytes, block);
   cached_bytes_ += size_bytes;
+}
+
+void CudaMemory::release_unused() {
+  const std::lock_guard lock(mutex_);
+  check_cuda(cudaSetDevice(index_), "choosing the GPU");
+  release_cached();
 }
 
 int64_t CudaMemory::reserved_bytes() const {

@@ -18,6 +18,7 @@ class CudaMemory : public std::enable_shared_from_this<CudaMemory> {
   std::shared_ptr<void> allocate(int64_t size_bytes);
   /// Of all of this process on the GPU; 0: none.
   void limit(int64_t most_bytes);
+  void release_unused();
   int64_t reserved_bytes() const;
   int64_t peak_bytes() const;
 
@@ -26,11 +27,12 @@ class CudaMemory : public std::enable_shared_from_this<CudaMemory> {
   void count(int64_t size_bytes);
   void* take_cached(int64_t size_bytes, int64_t& block_bytes);
   void* take_new(int64_t size_bytes);
+  void* try_new(int64_t size_bytes);
   void release_cached();
   void give_back(void* block, int64_t size_bytes);
 
   const int index_;
-  mutable std::mutex mutex_;
+  mutable std::recursive_mutex mutex_;    // what is offered may be this stream's own
   std::multimap<int64_t, void*> cached_;  // by size
   int64_t reserved_bytes_ = 0, cached_bytes_ = 0, peak_bytes_ = 0;
 };

@@ -81,6 +81,7 @@ class RuntimeStream final : public CudaStream {
     return {data, [](void* pointer) { cudaFreeHost(pointer); }};
   }
   void limit_memory(int64_t most_bytes) override { memory_->limit(most_bytes); }
+  void release_unused() override { memory_->release_unused(); }
   int64_t reserved_bytes() const override { return memory_->reserved_bytes(); }
   int64_t peak_bytes() const override { return memory_->peak_bytes(); }
 

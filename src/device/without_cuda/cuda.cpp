@@ -15,6 +15,8 @@ void fill_free_memory(CudaSupport&) {}
 
 void synchronize_stream(void*) {}
 
+std::shared_ptr<void> offer_memory(int, std::function<bool()>) { return nullptr; }
+
 std::shared_ptr<CudaStream> open_cuda(int index) {
   fail(ErrorCode::device, "cuda:{}: {}", index, describe_cuda().missing);
 }
