@@ -102,7 +102,8 @@ void add_activations(const PlannedModel& model, const TrainingPlanOptions& optio
   for (const nn::RopeSpec& rope : spec.ropes) plan.kept_bytes += tokens * 3 * (rope.rotary_dim / 2) * 4;
   const int64_t limit = options.is_gpu ? kGpuChunkLogits : kChunkLogits;
   const int64_t rows = std::min(tokens, std::max<int64_t>(1, limit / spec.vocab_size));
-  const int64_t loss = bytes(2 * spec.hidden_size) + rows * (spec.hidden_size + spec.vocab_size) * element;
+  const int64_t capped = spec.logit_softcap > 0 ? rows * spec.vocab_size * (element == 4 ? 4 : 8) : 0;  // in fp32
+  const int64_t loss = bytes(2 * spec.hidden_size) + rows * (spec.hidden_size + spec.vocab_size) * element + capped;
   plan.working_bytes = std::max(worst, loss);
   if (!options.is_gpu) return;
   plan.workspace_bytes = kGpuContext + kGpuScratch;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 #include <vector>
 
 #include "nn/lora.h"
@@ -61,6 +62,31 @@ class Capped {
   float* outer_;
 };
 
+/// Logits that a cap bends stay in fp32 until their gradient is there.
+struct Rounding {
+  const ops::Backend& backend;
+  DType from, to;
+  int64_t cols;
+  Tensor numbers = {}, rounded = {};
+
+  Rounding(const ops::Backend& on, int64_t rows, int64_t width, DType logits, DType activations)
+      : backend(on), from(logits), to(activations), cols(width) {
+    if (from == to) return;
+    std::vector<int32_t> all(static_cast<size_t>(rows));
+    std::iota(all.begin(), all.end(), 0);
+    numbers = uploaded(backend, DType::i32, all);
+    rounded = backend.empty(to, {rows, cols});
+  }
+  /// The first rows in the activations' type.
+  Tensor round(const Tensor& x, int64_t rows) const {
+    if (from == to) return x;
+    Tensor out = rounded;
+    backend.kernels().embed(backend.context(),
+                            {x.data(), from, numbers.as<int32_t>(), rows, cols, 1, out.data(), false, to});
+    return out;
+  }
+};
+
 }  // namespace
 
 double head_loss(autograd::Tape& tape, const ops::Backend& backend, const autograd::Var& x, const Head& head,
@@ -78,7 +104,8 @@ double head_loss(autograd::Tape& tape, const ops::Backend& backend, const autogr
   const int64_t chunk = std::max<int64_t>(1, (backend.cuda() ? kGpuChunkLogits : kChunkLogits) / vocab);
   const DType dtype = x->value.dtype();
   Tensor picked = backend.empty(dtype, {std::max<int64_t>(1, std::min(chunk, count)), width});
-  Tensor logits = backend.empty(dtype, {picked.dim(0), vocab});
+  const Rounding rounding(backend, picked.dim(0), vocab, head.softcap > 0 ? DType::f32 : dtype, dtype);
+  Tensor logits = backend.empty(rounding.from, {picked.dim(0), vocab});
   Tensor dx;
   if (is_training) dx = backend.empty(dtype, {std::max<int64_t>(1, count), width});
   const Tensor device_rows = uploaded(backend, DType::i32, rows), device_wanted = uploaded(backend, DType::i32, wanted);
@@ -89,23 +116,24 @@ double head_loss(autograd::Tape& tape, const ops::Backend& backend, const autogr
     const int64_t m = std::min(chunk, count - first);
     kernels.embed(backend.context(), {x->value.data(), dtype, device_rows.as<int32_t>() + first, m, width, 1,
                                       picked.data(), false, dtype});
-    const std::array calls{nn::LinearCall{&layer, {logits.data(), dtype}, vocab}};
+    const std::array calls{nn::LinearCall{&layer, {logits.data(), logits.dtype()}, vocab}};
     nn::run_linear(backend, {picked.data(), dtype}, m, calls, false);
     const Capped capped(backend, logits, m * vocab, head.softcap);
     kernels.cross_entropy(backend.context(), {capped.logits(), device_wanted.as<int32_t>() + first, m, vocab, scale,
-                                              device_losses.as<float>() + first, dtype});
+                                              device_losses.as<float>() + first, logits.dtype()});
     if (!is_training) continue;
     capped.backward();
+    const Tensor slopes = rounding.round(logits, m);
     if (head.weight) {
       const auto dw = ops::gradient_of(backend, *head.weight);
       kernels.weight_gradient(backend.context(),
-                              {logits.as<float>(), picked.as<float>(), m, vocab, width, dw.data, dw.accumulate, dtype});
+                              {slopes.as<float>(), picked.as<float>(), m, vocab, width, dw.data, dw.accumulate, dtype});
     }
     if (head.bias)
       kernels.sum_columns(backend.context(),
-                          {logits.as<float>(), nullptr, m, vocab, ops::gradient_sum_of(backend, head.bias), dtype});
+                          {slopes.as<float>(), nullptr, m, vocab, ops::gradient_sum_of(backend, head.bias), dtype});
     kernels::Absmax absmax;
-    kernels.input_gradient(backend.context(), {logits.as<float>(), vocab, m, vocab, width, nn::view_of(layer, absmax),
+    kernels.input_gradient(backend.context(), {slopes.as<float>(), vocab, m, vocab, width, nn::view_of(layer, absmax),
                                                part_of(dx, first), false, dtype, nn::gradient_compute_of(layer)});
   }
   if (is_training)

@@ -21,17 +21,20 @@ int64_t Batch::target_count() const {
   return std::count_if(targets.begin(), targets.end(), [](int32_t target) { return target >= 0; });
 }
 
-/// What passes between layers: bf16 on a GPU that multiplies it, if that is the model's type, too.
+/// What passes between layers: bf16 on a GPU that multiplies it, if that is the model's type, too. Experts are chosen
+/// and summed in fp32.
 DType activation_dtype(const models::Decoder& base) {
   const device::CudaStream* gpu = base.backend().cuda();
-  const bool has_bf16 = gpu && gpu->description().capability >= 80;
+  const auto& layers = base.spec().layers;
+  const bool has_experts =
+      std::any_of(layers.begin(), layers.end(), [](const auto& layer) { return layer.mlp.experts.count > 0; });
+  const bool has_bf16 = gpu && gpu->description().capability >= 80 && !has_experts;
   return has_bf16 && base.weights().dtype() != DType::f32 ? DType::bf16 : DType::f32;
 }
 
 TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& adapter, bool has_gradient_checkpointing,
                                bool has_activation_offloading)
     : base_(base), has_gradient_checkpointing_(has_gradient_checkpointing), dtype_(activation_dtype(base)) {
-  refuse_unsupported();
   if (has_activation_offloading) {
     require(has_gradient_checkpointing && base.backend().cuda(),
             "activation_offloading: found it without {}: inputs of checkpointed layers move from a GPU to main memory",
@@ -44,15 +47,6 @@ TrainableModel::TrainableModel(const models::Decoder& base, adapters::Adapter& a
     base.backend().upload(alibi_.data(), base.spec().alibi.slopes.data(), alibi_.size_bytes());
   }
   bind(adapter);
-}
-
-void TrainableModel::refuse_unsupported() const {
-  const models::ModelSpec& spec = base_.spec();
-  bool has_experts = false;
-  for (const models::LayerSpec& layer : spec.layers) has_experts = has_experts || layer.mlp.experts.count > 0;
-  if (base_.backend().cuda() && (spec.encoder || has_experts))
-    fail(ErrorCode::unsupported, "{}: {} are trained on the CPU alone: load the model with device_map 'cpu'",
-         spec.architecture, spec.encoder ? "encoder-decoders" : "models with experts");
 }
 
 /// What the layer multiplies with: the trained weight itself, so that steps are seen at once; where activations are

@@ -36,7 +36,6 @@ struct Batch {
 /// Borrows the decoder and the adapter, whose gradients it fills. One call at a time.
 class TrainableModel {
  public:
-  /// Errors: unsupported for what has no gradient yet (experts and encoders on a GPU), named.
   /// `has_activation_offloading`: inputs of checkpointed layers wait in main memory; on a GPU alone.
   TrainableModel(const models::Decoder& base, adapters::Adapter& adapter, bool has_gradient_checkpointing,
                  bool has_activation_offloading = false);
@@ -70,7 +69,6 @@ class TrainableModel {
   void bind(adapters::Adapter& adapter);
   void bind_layer(adapters::Adapter& adapter, const models::LayerSpec& layer, const std::string& prefix,
                   uint64_t& number);
-  void refuse_unsupported() const;
   nn::DenseWeight weight_in_use(const autograd::Var& trained);
   void refresh();
   Attached attach(adapters::Adapter& adapter, nn::Linear& linear, const std::string& path);

@@ -3,6 +3,7 @@
 
 #ifdef NIBBLE_HAS_CUDA
 #include "kernels/cuda/entries.h"
+#include "kernels/cuda/expert_gradients.h"
 #endif
 
 namespace nibble::kernels::cuda {
@@ -51,6 +52,8 @@ const Kernels* table() {
       .low_rank_gradient = low_rank_gradient,
       .scale_columns = scale_columns,
       .sum_columns = sum_columns,
+      .route_experts_gradient = route_experts_gradient,
+      .dot_rows = dot_rows,
       .optimizer_step_32bit = optimizer_step_32bit,
       .optimizer_step_8bit = optimizer_step_8bit,
       .sum_squares = sum_squares,
