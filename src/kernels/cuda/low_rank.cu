@@ -188,15 +188,15 @@ __device__ __forceinline__ uint32_t pair_of(const uint4& even, const uint4& odd,
   return __byte_perm(a[j / 2], b[j / 2], j % 2 == 0 ? 0x5410 : 0x7632);
 }
 
-/// partials (splits, kRank, n) = low_transposed (kRank, m) . dropped x (m, n), a share of the rows each. A warp 64
-/// columns.
+/// partials (splits, kRank, n) = low_transposed (kRank, m) . dropped x (m, n), a share of the rows each. A block 64
+/// columns; its warps take turns at rows.
 template <int kRank>
 __global__ void __launch_bounds__(kTallWarps * 32)
     tall_kernel(const bf16* low_transposed, const bf16* x, int64_t m, int64_t n, int64_t rows_of_split, Dropper dropper,
                 float* partials) {
+  __shared__ float4 sums[kRank * 16];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  const int64_t base = (int64_t{blockIdx.x} * kTallWarps + warp) * 64, column = base + 8 * g;
-  if (base >= n) return;
+  const int64_t base = int64_t{blockIdx.x} * 64, column = base + 8 * g;
   const int64_t begin = blockIdx.y * rows_of_split, end = min(m, begin + rows_of_split), stride = stride_of(m);
   float sum[kRank / 16][8][4] = {};
   struct Rows {
@@ -219,10 +219,10 @@ __global__ void __launch_bounds__(kTallWarps * 32)
     }
   };
   Rows ahead;  // loads come before what waits for others
-  load(ahead, begin);
-  for (int64_t row = begin; row < end; row += 16) {
+  load(ahead, begin + 16 * warp);
+  for (int64_t row = begin + 16 * warp; row < end; row += 16 * kTallWarps) {
     Rows now = ahead;
-    load(ahead, row + 16);
+    load(ahead, row + 16 * kTallWarps);
 #pragma unroll
     for (int i = 0; i < 4; ++i) dropper.apply(now.v[i], row_of(row, i) * n + column);
     const auto& v = now.v;
@@ -234,17 +234,28 @@ __global__ void __launch_bounds__(kTallWarps * 32)
       for (int k = 0; k < kRank / 16; ++k) multiply_bf16(sum[k][j], a[k], b0, b1);
     }
   }
-  float* out = partials + int64_t{blockIdx.y} * kRank * n;
+  // The warps' sums in their order; of a rank, 16 quads of columns.
+  for (int turn = 0; turn < kTallWarps; ++turn) {
+    if (warp == turn) {
 #pragma unroll
-  for (int k = 0; k < kRank / 16; ++k)
+      for (int k = 0; k < kRank / 16; ++k)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t c = base + 8 * (2 * t + i % 2);
-      if (c >= n) continue;
-      auto* to = reinterpret_cast<float4*>(out + (k * 16 + g + i / 2 * 8) * n + c);  // a whole sector
-      to[0] = {sum[k][0][i], sum[k][1][i], sum[k][2][i], sum[k][3][i]};
-      to[1] = {sum[k][4][i], sum[k][5][i], sum[k][6][i], sum[k][7][i]};
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float4& to = sums[(k * 16 + g + i / 2 * 8) * 16 + 2 * (2 * t + i % 2) + half];
+            const float4 own{sum[k][4 * half][i], sum[k][4 * half + 1][i], sum[k][4 * half + 2][i],
+                             sum[k][4 * half + 3][i]};
+            to = turn == 0 ? own : float4{to.x + own.x, to.y + own.y, to.z + own.z, to.w + own.w};
+          }
     }
+    __syncthreads();
+  }
+  float* out = partials + int64_t{blockIdx.y} * kRank * n;
+  for (int i = threadIdx.x; i < kRank * 16; i += kTallWarps * 32) {
+    const int64_t c = base + i % 16 * 4;
+    if (c < n) *reinterpret_cast<float4*>(out + i / 16 * n + c) = sums[i];
+  }
 }
 
 /// out (rank, n), or its transpose, (=, or +=) factor * the sum of the partials, in their order.
@@ -286,15 +297,18 @@ struct Launches {
   }
   void tall(const bf16* low_transposed, const void* x, int64_t m, int64_t n, Dropper dropper, float factor,
             bool is_transposed, bool accumulate, float* partials, float* out) const {
-    const int64_t splits = splits_of(m);
+    const int64_t splits = splits_of(m, n);
     const int64_t rows = ((m + splits - 1) / splits + 15) / 16 * 16;
-    tall_kernel<kRank>
-        <<<dim3(blocks_for(n, 64 * kTallWarps), static_cast<unsigned>(splits)), kTallWarps * 32, 0, stream>>>(
-            low_transposed, static_cast<const bf16*>(x), m, n, rows, dropper, partials);
+    tall_kernel<kRank><<<dim3(blocks_for(n, 64), static_cast<unsigned>(splits)), kTallWarps * 32, 0, stream>>>(
+        low_transposed, static_cast<const bf16*>(x), m, n, rows, dropper, partials);
     sum_partials_kernel<<<blocks_for(n * rank, 256), 256, 0, stream>>>(partials, splits, n, rank, kRank, factor,
                                                                        is_transposed, accumulate, out);
   }
-  static int64_t splits_of(int64_t m) { return std::clamp<int64_t>(m / 128, 1, 32); }
+  /// Shares of the rows that give the GPU blocks enough.
+  static int64_t splits_of(int64_t m, int64_t n) {
+    return std::clamp<int64_t>(std::min(m / 128, int64_t{1024} * 64 / n), 1, 32);
+  }
+  static int64_t partial_bytes(int64_t m, int64_t n) { return splits_of(m, n) * kRank * n * 4; }
 };
 
 template <typename Body>
@@ -332,7 +346,8 @@ void low_rank_gradient(const Context& context, const LowRankGradientArgs& args) 
     using Launch = Launches<kRank>;
     const int64_t a_bytes = padded(kRank * args.cols * 2), b_bytes = padded(kRank * args.rows * 2);
     const int64_t low_bytes = padded(kRank * stride_of(args.m) * 2);
-    const int64_t partial_bytes = Launch::splits_of(args.m) * kRank * std::max(args.cols, args.rows) * 4;
+    const int64_t partial_bytes =
+        std::max(Launch::partial_bytes(args.m, args.cols), Launch::partial_bytes(args.m, args.rows));
     auto* scratch = static_cast<uint8_t*>(context.scratch->reserve(a_bytes + b_bytes + 2 * low_bytes + partial_bytes));
     auto *a = reinterpret_cast<bf16*>(scratch), *b = reinterpret_cast<bf16*>(scratch + a_bytes),
          *low = reinterpret_cast<bf16*>(scratch + a_bytes + b_bytes), *transposed = low + low_bytes / 2;
