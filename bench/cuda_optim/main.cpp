@@ -88,7 +88,7 @@ double link_bandwidth() {
 }
 
 /// Too little for the states of any row that are to stay in main memory.
-constexpr int64_t kRoomForPages = int64_t{130} << 20;
+constexpr int64_t kRoomForPages = int64_t{74} << 20;
 
 struct Row {
   const char* optimizer;

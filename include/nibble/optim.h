@@ -62,9 +62,10 @@ struct ParameterGroup {
 /// their parameters take them on, as in torch; with 8-bit states, the element is left as it was and its states become
 /// 0.
 ///
-/// Paged classes give the same bits. On a GPU their states lie in the main memory, locked there, and pass through a few
-/// pages of the GPU's memory: the next page comes in and the last goes out while one is worked on. On a CPU, states
-/// already lie in the memory that paging would move them to.
+/// Paged classes give the same bits. On a GPU their states stay in its memory while there is room: where an allocation
+/// of this process would fail, they leave it for good. Then they lie in the main memory, locked there, and pass through
+/// a few pages of the GPU's memory: the next page comes in and the last goes out while one is worked on. On a CPU,
+/// states already lie in the memory that paging would move them to.
 ///
 /// On a GPU, a step returns when its work is in the order of the GPU's stream.
 class Optimizer {

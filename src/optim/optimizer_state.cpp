@@ -63,7 +63,7 @@ int64_t padded_bytes(const ExpectedTensor& tensor) {
 
 /// Zeros on the GPU if it has room for them and for what a step needs beside them, else null.
 std::shared_ptr<void> allocate_resident(Optimizer::State& s, int64_t size_bytes) {
-  constexpr int64_t kStepBytes = int64_t{64} << 20;
+  constexpr int64_t kStepBytes = int64_t{8} << 20;
   if (s.is_short) return nullptr;
   device::CudaStream& gpu = *s.backend->cuda();
   try {

@@ -13,7 +13,7 @@
 #include "base/json.h"
 #include "base/output.h"
 #include "device/cpu.h"
-#include "nibble/optim.h"
+#include "optim/optimizer_state.h"
 #include "train/event_log.h"
 #include "train/model.h"
 #include "train/schedule.h"
@@ -200,8 +200,8 @@ class Loop {
 
   /// Of the GPU's memory, or of main memory.
   int64_t peak_bytes() const {
-    const device::CudaStream* gpu = base_.backend().cuda();
-    return gpu ? gpu->peak_bytes() : device::peak_rss_bytes();
+    const device::CudaStream *gpu = base_.backend().cuda(), *of_optimizer = optimizer_.state().backend->cuda();
+    return gpu ? gpu->peak_bytes() + of_optimizer->peak_bytes() : device::peak_rss_bytes();
   }
 
   TrainingProgress progress() {
