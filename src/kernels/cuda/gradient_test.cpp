@@ -201,9 +201,9 @@ TEST_F(GradientTest, AttentionGradientAgrees) {
           AttentionShape{{70}, 2, 1, 160, 0, false}, AttentionShape{{130, 20}, 4, 2, 64, 0, false, 0.7f},
           AttentionShape{{200}, 2, 1, 128, 50, true, 0.5f}, AttentionShape{{70}, 2, 1, 256, 0, false, 0.7f},
           AttentionShape{{300}, 4, 4, 64, 0, true, 0, DType::bf16, 0.125f},
-          AttentionShape{{300}, 4, 4, 20, 0, true, 0, DType::bf16}, AttentionShape{{700, 129}, 8, 2, 128, 0, false},
-          AttentionShape{{5, 128, 1, 64, 333, 77, 130, 20}, 4, 2, 64, 0, false},
-          AttentionShape{{400}, 2, 2, 128, 70, false}, AttentionShape{{320, 90}, 4, 1, 64, 200, false}}) {
+          AttentionShape{{300}, 4, 4, 20, 0, true, 0, DType::bf16}, AttentionShape{{260, 129}, 4, 1, 128, 0, false},
+          AttentionShape{{5, 128, 1, 64, 193, 77, 130, 20}, 2, 1, 64, 0, false},
+          AttentionShape{{300}, 1, 1, 128, 70, false}, AttentionShape{{320, 90}, 2, 1, 64, 200, false}}) {
       int64_t total = 0;
       for (const int64_t t : shape.tokens) total += t;
       const int64_t width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
