@@ -127,6 +127,8 @@ struct AttentionGradientArgs {
   const float* relative_bias = nullptr;
   int64_t relative_span = 0;
   int64_t lse_stride = 0;  // as AttentionArgs'
+  /// As relative_bias, which is trained: its gradient is added. The CPU and the reference; null: not asked for.
+  float* drelative_bias = nullptr;
 };
 
 /// Row i: loss[i] = log sum exp(logits[i]) - logits[i, target], and logits become `scale` times their gradient.

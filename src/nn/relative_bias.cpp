@@ -35,4 +35,12 @@ void RelativeBias::fill(int64_t span, float* out) const {
   }
 }
 
+void RelativeBias::add_gradient(int64_t span, const float* dout, float* dweight) const {
+  const int64_t width = 2 * span - 1;
+  for (int64_t i = 0; i < width; ++i) {
+    const int64_t bucket = relative_bucket(i - (span - 1), weight_.dim(0), max_distance_, is_bidirectional_);
+    for (int64_t head = 0; head < heads(); ++head) dweight[bucket * heads() + head] += dout[head * width + i];
+  }
+}
+
 }  // namespace nibble::nn

@@ -20,6 +20,8 @@ class RelativeBias {
   int64_t heads() const { return weight_.dim(1); }
   /// out (heads, 2 * span - 1): column i is of distance i - (span - 1).
   void fill(int64_t span, float* out) const;
+  /// The way back: adds the gradient of what fill() gave to that of the weight.
+  void add_gradient(int64_t span, const float* dout, float* dweight) const;
 
  private:
   Tensor weight_;  // f32

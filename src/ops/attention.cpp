@@ -98,7 +98,8 @@ void run_backward(const Backend& backend, const Var& q, const Var& k, const Var&
       backend.context(),
       {sequences.data(), static_cast<int64_t>(sequences.size()), shape.heads, shape.kv_heads, shape.head_dim,
        shape.scale, shape.window, shape.alibi_slopes, q->value.dtype(), shape.softcap, shape.alibi_dtype,
-       shape.alibi_scale, shape.is_causal, shape.relative_bias, shape.relative_span, lse2 ? lse2.dim(1) : 0});
+       shape.alibi_scale, shape.is_causal, shape.relative_bias, shape.relative_span, lse2 ? lse2.dim(1) : 0,
+       shape.relative_variable ? gradient_sum_of(backend, shape.relative_variable) : nullptr});
   add_gradient(backend, q, std::move(dq));
   add_gradient(backend, k, std::move(dk));
   add_gradient(backend, v, std::move(dv));

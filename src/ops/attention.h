@@ -32,6 +32,7 @@ struct AttentionShape {
   bool is_causal = true;
   const float* relative_bias = nullptr;  // contract: kernels::AttentionArgs
   int64_t relative_span = 0;
+  autograd::Var relative_variable = nullptr;  // whose value relative_bias is, if it is trained; not on a GPU
 };
 /// q (tokens, heads, head_dim), k and v (tokens, kv_heads, head_dim) of sequences of `lengths`, one after the other,
 /// which do not see each other. Gives (tokens, heads, head_dim). Contract: kernels::AttentionArgs. `key_lengths`: those

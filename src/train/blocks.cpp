@@ -34,13 +34,13 @@ Var TrainableModel::run_attention(Tape& tape, const Pass& pass, size_t index, co
     heads.q = ops::rope(tape, base_.backend(), heads.q, spec.heads, spec.head_dim, angles);
     heads.k = ops::rope(tape, base_.backend(), heads.k, spec.kv_heads, spec.head_dim, angles);
   }
-  const Pass::Bias bias = spec.relative_bias ? pass.relative_biases[*spec.relative_bias] : Pass::Bias{};
+  const Bias bias = spec.relative_bias ? pass.relative_biases[*spec.relative_bias] : Bias{};
   const Var attended = ops::attention(
       tape, base_.backend(), heads.q, heads.k, heads.v,
       index < encoder_layers_ ? pass.batch.source_lengths : pass.batch.lengths,
       {spec.heads, spec.kv_heads, spec.head_dim, spec.scale, spec.window, spec.has_alibi ? alibi_.as<float>() : nullptr,
        spec.softcap, base_.spec().alibi.dtype, base_.spec().alibi.scale, spec.is_causal,
-       bias.table ? bias.table.as<float>() : nullptr, bias.span});
+       bias.table ? bias.table.as<float>() : nullptr, bias.span, bias.variable});
   return run_linear(tape, pass, linears.out, attended);
 }
 

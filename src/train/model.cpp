@@ -59,20 +59,45 @@ nn::DenseWeight TrainableModel::weight_in_use(const Var& trained) {
   return {rounded_.back().to};
 }
 
+/// 0, 1, ...: at least `rows` of them.
+const int32_t* TrainableModel::row_numbers(int64_t rows) {
+  if (!row_numbers_ || row_numbers_.count() < rows) {
+    std::vector<int32_t> numbers(static_cast<size_t>(rows));
+    std::iota(numbers.begin(), numbers.end(), 0);
+    row_numbers_ = uploaded(base_.backend(), numbers);
+  }
+  return row_numbers_.as<int32_t>();
+}
+
+/// The last step back: gradients of scaled copies to what they were made of.
+void TrainableModel::record_scaled(Tape& tape) const {
+  if (scaled_.empty() || !tape.is_recording()) return;
+  tape.record([this] {
+    const ops::Backend& backend = base_.backend();
+    for (const Scaled& scaled : scaled_) {
+      if (!scaled.leaf->grad) continue;
+      backend.kernels().embed(backend.context(), {scaled.leaf->grad.data(), DType::f32, row_numbers_.as<int32_t>(), 1,
+                                                  scaled.leaf->grad.count(), scaled.scale,
+                                                  ops::gradient_sum_of(backend, scaled.from), true});
+      scaled.leaf->grad = {};
+    }
+  });
+}
+
 /// Brings up to date what is made of trained values.
 void TrainableModel::refresh() {
   const ops::Backend& backend = base_.backend();
   for (Rounded& rounded : rounded_) {
     const int64_t rows = rounded.to.dim(0), cols = rounded.to.dim(1);
-    if (!row_numbers_ || row_numbers_.count() < rows) {
-      std::vector<int32_t> numbers(static_cast<size_t>(rows));
-      std::iota(numbers.begin(), numbers.end(), 0);
-      row_numbers_ = uploaded(backend, numbers);
-    }
-    backend.kernels().embed(backend.context(), {rounded.from->value.data(), DType::f32, row_numbers_.as<int32_t>(),
-                                                rows, cols, 1, rounded.to.data(), false, dtype_});
+    backend.kernels().embed(backend.context(), {rounded.from->value.data(), DType::f32, row_numbers(rows), rows, cols,
+                                                1, rounded.to.data(), false, dtype_});
   }
   for (nn::DoraParts& parts : parts_) nn::refresh(backend, parts);
+  for (const Scaled& scaled : scaled_) {
+    const Tensor& from = scaled.from->value;
+    backend.kernels().embed(backend.context(), {from.data(), DType::f32, row_numbers(1), 1, from.count(), scaled.scale,
+                                                scaled.leaf->value.data()});
+  }
   if (store_) store_->clear();
 }
 
@@ -103,11 +128,16 @@ TrainableModel::Attached TrainableModel::attach(adapters::Adapter& adapter, nn::
 void TrainableModel::attach_norm(const adapters::Adapter& adapter, std::optional<nn::Norm>& norm,
                                  const std::string& prefix, const models::NormSpec& spec) {
   if (!norm) return;
-  const NormVariables variables{trained(adapter, prefix + spec.module + ".weight"),
-                                trained(adapter, prefix + spec.module + ".bias")};
+  NormVariables variables{trained(adapter, prefix + spec.module + ".weight"),
+                          trained(adapter, prefix + spec.module + ".bias")};
   const bool is_part = spec.count > 0 && trained(adapter, prefix + spec.module + ".0.weight");
-  if (is_part || ((variables.weight || variables.bias) && spec.scale != 1))
+  if (is_part || (variables.bias && spec.scale != 1))
     fail(ErrorCode::unsupported, "training the norm '{}' is not supported", prefix + spec.module);
+  if (variables.weight && spec.scale != 1) {
+    const Var leaf = autograd::parameter(base_.backend().empty(DType::f32, variables.weight->value.shape()));
+    scaled_.push_back({variables.weight, leaf, spec.scale});
+    variables.weight = leaf;
+  }
   if (!variables.weight && !variables.bias) return;
   if (variables.weight) norm->weight = variables.weight->value;
   if (variables.bias) norm->bias = variables.bias->value;
@@ -171,9 +201,10 @@ void TrainableModel::bind(adapters::Adapter& adapter) {
     attach_norm(adapter, encoder_norm_, "", spec.encoder->final_norm);
   }
   for (const models::RelativeBiasSpec& bias : spec.relative_biases) {
-    if (trained(adapter, bias.embed + ".weight"))
-      fail(ErrorCode::unsupported, "training the positions '{}' is not supported: train an adapter, or leave them out",
-           bias.embed);
+    relative_variables_.push_back(trained(adapter, bias.embed + ".weight"));
+    if (relative_variables_.back() && backend.cuda())
+      fail(ErrorCode::unsupported,
+           "the positions '{}' are trained on the CPU alone: train an adapter, or with device cpu", bias.embed);
     relative_biases_.emplace_back(backend.to_host(weights.dense(bias.embed + ".weight")), bias.max_distance,
                                   bias.is_bidirectional);
   }
@@ -208,6 +239,26 @@ static void check_ids(const std::vector<int32_t>& ids, const std::vector<int64_t
   for (const int32_t id : ids) require(id >= 0 && id < vocab, "token id {}: expected 0 to {}", id, vocab - 1);
 }
 
+/// The table of one embedding of distances; if that is trained, the first step on the tape, which is the last one back.
+TrainableModel::Bias TrainableModel::make_bias(size_t index, const Batch& batch, Tape& tape) const {
+  const models::RelativeBiasSpec& spec = base_.spec().relative_biases[index];
+  const Var weight = relative_variables_[index];
+  const nn::RelativeBias bias =
+      weight ? nn::RelativeBias(weight->value, spec.max_distance, spec.is_bidirectional) : relative_biases_[index];
+  int64_t span = 1;
+  for (const auto* lengths : {&batch.lengths, &batch.source_lengths})
+    for (const int64_t length : *lengths) span = std::max(span, length);
+  Tensor table(DType::f32, {bias.heads(), 2 * span - 1});
+  bias.fill(span, table.as<float>());
+  if (!weight || !tape.is_recording()) return {span, base_.backend().to_device(table)};
+  const Var variable = autograd::parameter(table);
+  tape.record([this, bias, span, variable, weight] {
+    if (variable->grad)
+      bias.add_gradient(span, variable->grad.as<float>(), ops::gradient_sum_of(base_.backend(), weight));
+  });
+  return {span, table, variable};
+}
+
 TrainableModel::Pass TrainableModel::make_pass(const Batch& batch, bool is_training, uint64_t seed, float scale) const {
   const auto tokens = static_cast<int64_t>(batch.ids.size());
   check_ids(batch.ids, batch.lengths, base_.vocab_size());
@@ -220,14 +271,8 @@ TrainableModel::Pass TrainableModel::make_pass(const Batch& batch, bool is_train
           "a batch of {} sources and {} sequences, expected {} sources", batch.source_lengths.size(),
           batch.lengths.size(), base_.spec().encoder ? "as many" : "no");
   Pass pass{batch, Tape(is_training), is_training, seed, scale};
-  for (const nn::RelativeBias& bias : relative_biases_) {
-    int64_t span = 1;
-    for (const auto* lengths : {&batch.lengths, &batch.source_lengths})
-      for (const int64_t length : *lengths) span = std::max(span, length);
-    Tensor table(DType::f32, {bias.heads(), 2 * span - 1});
-    bias.fill(span, table.as<float>());
-    pass.relative_biases.push_back({span, base_.backend().to_device(table)});
-  }
+  record_scaled(pass.tape);
+  for (size_t i = 0; i < relative_biases_.size(); ++i) pass.relative_biases.push_back(make_bias(i, batch, pass.tape));
   for (const nn::Rope& rope : ropes_) {
     const int64_t half = rope.spec().rotary_dim / 2;
     Tensor cos(DType::f32, {tokens, half}), sin(DType::f32, {tokens, half}), minus_sin(DType::f32, {tokens, half});

@@ -48,6 +48,7 @@ class TrainableModel {
 
  private:
   struct Pass;
+  struct Bias;
   struct Attached;
   struct MlpLinears;
   autograd::Var run(Pass& pass) const;
@@ -71,6 +72,8 @@ class TrainableModel {
                   uint64_t& number);
   nn::DenseWeight weight_in_use(const autograd::Var& trained);
   void refresh();
+  const int32_t* row_numbers(int64_t rows);
+  void record_scaled(autograd::Tape& tape) const;
   Attached attach(adapters::Adapter& adapter, nn::Linear& linear, const std::string& path);
   void attach_norm(const adapters::Adapter& adapter, std::optional<nn::Norm>& norm, const std::string& prefix,
                    const models::NormSpec& spec);
@@ -78,6 +81,7 @@ class TrainableModel {
   void record_own(autograd::Tape& tape, const Attached& linear, const autograd::Var& x, const autograd::Var& y) const;
   void record_rows(autograd::Tape& tape, const autograd::Var& x, const autograd::Var& table,
                    const std::vector<int32_t>& ids, float scale) const;
+  Bias make_bias(size_t index, const Batch& batch, autograd::Tape& tape) const;
   Pass make_pass(const Batch& batch, bool is_training, uint64_t seed, float scale) const;
 
   /// A linear layer with its update, if it has one, and what is trained of itself.
@@ -95,6 +99,11 @@ class TrainableModel {
   struct Rounded {
     autograd::Var from;
     Tensor to;
+  };
+  /// A trained norm's weight, and it times a factor, as the norm uses it.
+  struct Scaled {
+    autograd::Var from, leaf;
+    float scale;
   };
   struct AttentionLinears {
     Attached q, k, v, qkv, out;
@@ -114,7 +123,8 @@ class TrainableModel {
   DType dtype_;              // of activations
   std::vector<nn::Rope> ropes_;
   std::vector<nn::RelativeBias> relative_biases_;
-  size_t encoder_layers_ = 0;  // the first of these layers
+  std::vector<autograd::Var> relative_variables_;  // of each, if it is trained
+  size_t encoder_layers_ = 0;                      // the first of these layers
   std::vector<models::Layer> layers_;
   std::vector<LayerLinears> linears_;
   Tensor embed_, positions_;
@@ -125,7 +135,8 @@ class TrainableModel {
   Head head_;
   std::deque<nn::DoraParts> parts_;
   std::vector<Rounded> rounded_;
-  Tensor row_numbers_;                                        // 0, 1, ...: as many as a rounded weight has rows
+  std::vector<Scaled> scaled_;
+  Tensor row_numbers_;                                        // 0, 1, ...: as many as were asked for
   std::unique_ptr<HostStore> store_;                          // of layers' inputs, or null
   std::unordered_map<const nn::Norm*, NormVariables> norms_;  // those that are trained
   std::optional<nn::Norm> embed_norm_, encoder_norm_, final_norm_;

@@ -14,6 +14,13 @@ inline Tensor uploaded(const ops::Backend& backend, const std::vector<int32_t>& 
   return tensor;
 }
 
+/// Added to scores, by distance.
+struct TrainableModel::Bias {
+  int64_t span = 0;
+  Tensor table;                      // (heads, 2 * span - 1)
+  autograd::Var variable = nullptr;  // the same, if it is trained
+};
+
 /// One forward pass; angles live here until the way back is done.
 struct TrainableModel::Pass {
   const Batch& batch;
@@ -25,10 +32,6 @@ struct TrainableModel::Pass {
     Tensor cos, sin, minus_sin;  // (tokens, rotary_dim / 2)
   };
   std::vector<Angles> angles = {};  // of each rope
-  struct Bias {
-    int64_t span = 0;
-    Tensor table;  // (heads, 2 * span - 1)
-  };
   std::vector<Bias> relative_biases = {};
   mutable ops::ExpertLoad load = {};  // of layers with experts
   autograd::Var encoded = nullptr;    // what decoder layers look at: (source tokens, hidden)

@@ -43,7 +43,7 @@ SEQ2SEQ = {
     "t5-gated": dict(r=3, lora_alpha=6, target_modules="all-linear"),
 }
 TAKEN_OFF = dict(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"])  # off the weights: pissa and olora
-FULL = ("llama", "opt-350m", "gpt2", "gemma2", "mixtral")  # trained whole
+FULL = ("llama", "opt-350m", "gpt2", "gemma2", "mixtral", "t5")  # trained whole
 SOURCES = (21, 9)  # tokens of an encoder-decoder's sources; its sequences start with decoder_start_token_id
 BALANCE = 0.5  # of mixtral.aux: router_aux_loss_coef
 LENGTHS, SKIPPED = (30, 13), (4, 1)  # tokens of the sequences, and how many of each predict nothing

@@ -26,7 +26,7 @@ struct Attended {
   }
   int64_t span() const { return std::max(tokens, keys) + 2; }
 
-  std::vector<float> forward(const float* queries, const float* ks, const float* vs) const {
+  std::vector<float> forward(const float* queries, const float* ks, const float* vs, const float* biases) const {
     const Kernels& kernels = reference::table();
     std::vector<float> cached_k(static_cast<size_t>(keys * heads * dim)), cached_v(cached_k.size()),
         out(static_cast<size_t>(tokens * heads * dim));
@@ -36,15 +36,15 @@ struct Attended {
     sequence.keys = keys;
     AttentionArgs args{&sequence, 1, heads, heads, dim, heads * dim, DType::f32, 0.3f};
     args.is_causal = is_causal;
-    args.relative_bias = has_bias ? bias.as<float>() : nullptr;
+    args.relative_bias = has_bias ? biases : nullptr;
     args.relative_span = span();
     kernels.attention({}, args);
     return out;
   }
 
   Outputs gradient(const Kernels& kernels, const Context& context) const {
-    const std::vector<float> out = forward(q.as<float>(), k.as<float>(), v.as<float>());
-    Outputs result{Buffer(DType::f32, q.count()), Buffer(DType::f32, k.count()), Buffer(DType::f32, v.count())};
+    const std::vector<float> out = forward(q.as<float>(), k.as<float>(), v.as<float>(), bias.as<float>());
+    Outputs result{Buffer(DType::f32, q.count()), Buffer(DType::f32, k.count()), Buffer(DType::f32, v.count()), bias};
     const AttentionGradientSequence sequence{
         q.as<float>(),         k.as<float>(),         v.as<float>(),         out.data(), dout.as<float>(), tokens,
         result[0].as<float>(), result[1].as<float>(), result[2].as<float>(), keys};
@@ -52,6 +52,7 @@ struct Attended {
     args.is_causal = is_causal;
     args.relative_bias = has_bias ? bias.as<float>() : nullptr;
     args.relative_span = span();
+    args.drelative_bias = has_bias ? result[3].as<float>() : nullptr;  // added to what is there
     kernels.attention_gradient(context, args);
     return result;
   }
@@ -89,19 +90,24 @@ TEST(SourceGradient, AttentionToASourceIsTheSlope) {
   const Attended inputs(7, 11, false, true, random);
   const Outputs gradient = inputs.gradient(reference::table(), {});
   const float *q = inputs.q.as<float>(), *k = inputs.k.as<float>(), *v = inputs.v.as<float>();
-  const auto loss = [&](const float* a, const float* b, const float* c) {
-    const auto out = inputs.forward(a, b, c);
+  const float* bias = inputs.bias.as<float>();
+  const auto loss = [&](const float* a, const float* b, const float* c, const float* d) {
+    const auto out = inputs.forward(a, b, c, d);
     double sum = 0;
     for (size_t i = 0; i < out.size(); ++i)
       sum += static_cast<double>(out[i]) * static_cast<double>(inputs.dout.as<float>()[i]);
     return sum;
   };
   expect_slope("q", random, q, inputs.q.count(), gradient[0].as<float>(),
-               [&](const float* x) { return loss(x, k, v); });
+               [&](const float* x) { return loss(x, k, v, bias); });
   expect_slope("k", random, k, inputs.k.count(), gradient[1].as<float>(),
-               [&](const float* x) { return loss(q, x, v); });
+               [&](const float* x) { return loss(q, x, v, bias); });
   expect_slope("v", random, v, inputs.v.count(), gradient[2].as<float>(),
-               [&](const float* x) { return loss(q, k, x); });
+               [&](const float* x) { return loss(q, k, x, bias); });
+  std::vector<float> dbias(static_cast<size_t>(inputs.bias.count()));
+  for (size_t i = 0; i < dbias.size(); ++i) dbias[i] = gradient[3].as<float>()[i] - bias[i];
+  expect_slope("bias", random, bias, inputs.bias.count(), dbias.data(),
+               [&](const float* x) { return loss(q, k, v, x); });
 }
 
 TEST(SourceGradient, RoutingIsTheSlope) {

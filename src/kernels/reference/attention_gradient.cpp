@@ -77,8 +77,11 @@ void sequence_gradient(const AttentionGradientArgs& args, const AttentionGradien
       for (int64_t key = seen.begin; key < seen.end; ++key) {
         const int64_t at = (key * args.kv_heads + kv_head) * dim;
         const double probability = p[static_cast<size_t>(key - seen.begin)];
-        const double ds = probability * (dot(s.dout + row, s.v + at, dim) - mean) *
-                          slopes[static_cast<size_t>(key - seen.begin)] * static_cast<double>(args.scale);
+        const double dscore = probability * (dot(s.dout + row, s.v + at, dim) - mean);
+        if (args.drelative_bias)
+          args.drelative_bias[head * (2 * args.relative_span - 1) + key - position + args.relative_span - 1] +=
+              static_cast<float>(dscore);
+        const double ds = dscore * slopes[static_cast<size_t>(key - seen.begin)] * static_cast<double>(args.scale);
         for (int64_t d = 0; d < dim; ++d) {
           dq[static_cast<size_t>(d)] += ds * static_cast<double>(s.k[at + d]);
           dk[static_cast<size_t>(key * dim + d)] += ds * static_cast<double>(s.q[row + d]);
@@ -99,8 +102,10 @@ void sequence_gradient(const AttentionGradientArgs& args, const AttentionGradien
 }  // namespace
 
 void attention_gradient(const Context& context, const AttentionGradientArgs& args) {
-  for_each(context, args.sequence_count * args.kv_heads, 1,
-           [&](int64_t item) { sequence_gradient(args, args.sequences[item / args.kv_heads], item % args.kv_heads); });
+  // A head's sequences one after the other: they share its biases.
+  for_each(context, args.kv_heads, 1, [&](int64_t kv_head) {
+    for (int64_t s = 0; s < args.sequence_count; ++s) sequence_gradient(args, args.sequences[s], kv_head);
+  });
 }
 
 }  // namespace nibble::kernels::reference

@@ -99,6 +99,18 @@ void softmax_rows(const AttentionGradientArgs& args, const Work& w, int64_t head
   }
 }
 
+/// The gradients of scores, which lie in w.ds times args.scale, into those of the biases that were added to them.
+void add_to_biases(const AttentionGradientArgs& args, const Work& w, int64_t head, int64_t position, int64_t count,
+                   int64_t low, int64_t keys) {
+  const int64_t span = args.relative_span;
+  const float inverse = 1.0f / args.scale;
+  for (int64_t i = 0; i < count; ++i) {
+    float* out = args.drelative_bias + head * (2 * span - 1) + low - (position + i) + span - 1;
+    const float* ds = w.ds + i * w.tokens;
+    for (int64_t j = 0; j < keys; ++j) out[j] += ds[j] * inverse;
+  }
+}
+
 /// Queries [position, position + count) of one head.
 void gradient_block(const AttentionGradientArgs& args, const AttentionGradientSequence& s, const Work& w, int64_t head,
                     int64_t position, int64_t count) {
@@ -121,6 +133,7 @@ void gradient_block(const AttentionGradientArgs& args, const AttentionGradientSe
   for (int64_t i = 0; i < count; ++i)
     for (int64_t d = 0; d < args.head_dim; ++d) s.dq[at + i * stride + d] = w.dq[i * w.dim + d];
   const int64_t keys = min_of(width, key_count - low);
+  if (args.drelative_bias) add_to_biases(args, w, head, position, count, low, keys);
   turn(w.ds, w.tokens, count, keys, w.turned, kQueries);
   multiply(w.turned, kQueries, keys, w.q, w.dim, count, w.dim, w.dkeys + low * w.dim, w.dim, true);
   turn(w.p, w.tokens, count, keys, w.turned, kQueries);
@@ -145,9 +158,12 @@ void gradient_task(const AttentionGradientArgs& args, const AttentionGradientSeq
 }  // namespace
 
 void attention_gradient(const Context& context, const AttentionGradientArgs& args) {
-  for_ranges(context, args.sequence_count * args.kv_heads, 1, [&](int64_t begin, int64_t end) {
+  // Trained biases belong to a head: its sequences are one task then.
+  const int64_t joined = args.drelative_bias ? args.sequence_count : 1;
+  for_ranges(context, args.sequence_count * args.kv_heads / joined, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item)
-      gradient_task(args, args.sequences[item / args.kv_heads], item % args.kv_heads);
+      for (int64_t s = 0; s < joined; ++s)
+        gradient_task(args, args.sequences[item / args.kv_heads + s], item % args.kv_heads);
   });
 }
 
