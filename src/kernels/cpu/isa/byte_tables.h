@@ -43,22 +43,17 @@ NIBBLE_INLINE FloatTable load_float_table(const float* values) {
   return {{load_byte_table(bytes[0]), load_byte_table(bytes[1]), load_byte_table(bytes[2]), load_byte_table(bytes[3])}};
 }
 
-/// Floats from their bytes, in the order that look_up() has.
-NIBBLE_INLINE void unpack_planes(const __m512i (&b)[4], __m512 (&out)[4]) {
-  const __m512i low[2] = {_mm512_unpacklo_epi8(b[0], b[1]), _mm512_unpackhi_epi8(b[0], b[1])};
-  const __m512i high[2] = {_mm512_unpacklo_epi8(b[2], b[3]), _mm512_unpackhi_epi8(b[2], b[3])};
+/// out[q] lane 4 l + j is the value at byte 16 l + 4 q + j of `index`: what packing the four vectors to bytes undoes.
+NIBBLE_INLINE void look_up(const FloatTable& table, __m512i index, __m512 (&out)[4]) {
+  const __mmask64 upper = _mm512_movepi8_mask(index);
+  const __m512i b0 = look_up(table.planes[0], index, upper), b1 = look_up(table.planes[1], index, upper);
+  const __m512i b2 = look_up(table.planes[2], index, upper), b3 = look_up(table.planes[3], index, upper);
+  const __m512i low[2] = {_mm512_unpacklo_epi8(b0, b1), _mm512_unpackhi_epi8(b0, b1)};
+  const __m512i high[2] = {_mm512_unpacklo_epi8(b2, b3), _mm512_unpackhi_epi8(b2, b3)};
   for (int i = 0; i < 2; ++i) {
     out[2 * i] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(low[i], high[i]));
     out[2 * i + 1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(low[i], high[i]));
   }
-}
-
-/// out[q] lane 4 l + j is the value at byte 16 l + 4 q + j of `index`: what packing the four vectors to bytes undoes.
-NIBBLE_INLINE void look_up(const FloatTable& table, __m512i index, __m512 (&out)[4]) {
-  const __mmask64 upper = _mm512_movepi8_mask(index);
-  const __m512i b[4] = {look_up(table.planes[0], index, upper), look_up(table.planes[1], index, upper),
-                        look_up(table.planes[2], index, upper), look_up(table.planes[3], index, upper)};
-  unpack_planes(b, out);
 }
 
 /// 256 words as their two planes of bytes.

@@ -13,16 +13,10 @@ struct Map {
   const Encoder* encoder;
   const float* book;
   int zero_code;  // the code above 0 that stands for zero; -1: none
-#if defined(__AVX512F__)
-  MirroredTable mirrored = {};  // if the encoder is
-#endif
 };
 
 NIBBLE_SIMD Map make_map(const float* book) {
-  Map map{.values = make_values(book), .encoder = &encoder_for(book), .book = book, .zero_code = -1};
-#if defined(__AVX512F__)
-  map.mirrored = load_mirrored_table(book);
-#endif
+  Map map{make_values(book), &encoder_for(book), book, -1};
   for (int code = 1; code < 256; ++code)
     if (book[code] == 0) map.zero_code = code;
   return map;
@@ -134,14 +128,11 @@ void step_whole_blocks(const Maps& maps, const OptimizerJob8Bit& job, float rate
   int turn = 0;
   for (int64_t at = begin; at < end; at += kStateBlock, turn ^= 1) {
     PendingBlock &next = blocks[turn], &pending = blocks[turn ^ 1];
-    CodedBlock coded = {};
+    CodedState coded[3] = {};
     float absmax[3];
     for (int k = 0; k < Rule::kStates; ++k) {
       const StateCodes state = maps.state(job, k);
-      if (k == 1)
-        coded.second = {&state.map->values.table, state.codes + at, state.absmax[at / kStateBlock]};
-      else
-        coded.first[k / 2] = {&state.map->mirrored, state.codes + at, state.absmax[at / kStateBlock]};
+      coded[k] = {&state.map->values.table, state.codes + at, state.absmax[at / kStateBlock]};
     }
     if (at == begin)
       step_coded_block<Rule, T, false>(job.of.scalars, rate, coded, p + at, g + at, next, absmax, first, second,
@@ -157,7 +148,7 @@ void step_whole_blocks(const Maps& maps, const OptimizerJob8Bit& job, float rate
       next.inverse[k] = is_zero ? 0 : 1.0f / absmax[k];  // its codes are set below
     }
   }
-  if (end > begin) encode_block<Rule, OrderOf<T>>(first, second, blocks[turn ^ 1]);
+  if (end > begin) encode_block<Rule>(first, second, blocks[turn ^ 1]);
   for (int64_t at = begin; at < end; at += kStateBlock)
     for (int k = 0; k < Rule::kStates; ++k) {
       const StateCodes state = maps.state(job, k);

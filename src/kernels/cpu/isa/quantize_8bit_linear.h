@@ -3,7 +3,6 @@
 #pragma once
 
 #include "kernels/cpu/isa/code_search.h"
-#include "kernels/cpu/isa/lane_order.h"
 
 #if defined(__AVX512F__)
 
@@ -101,23 +100,26 @@ NIBBLE_SIMD bool make_linear_lanes(const CodeSearch& search, LinearLanes& lanes)
 
 /// Codes of 16 values in fixed point.
 NIBBLE_SIMD __m512i fixed_codes(const LinearLanes& lanes, F32 y) {
-  // Of floats of one sign the bits have the same order, and integers have more units.
-  const F32 size = _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(y), _mm512_castps_si512(lanes.least)));
+  const F32 size = max(y, lanes.least);
   const __m512i exponent = _mm512_srli_epi32(_mm512_castps_si512(size), 23);
   const __mmask16 past = greater(size, _mm512_permutex2var_ps(lanes.bound[0], exponent, lanes.bound[1]));
   __m512i line = _mm512_permutex2var_epi32(lanes.line[0], exponent, lanes.line[1]);
   line = _mm512_mask_add_epi32(line, past, line, _mm512_set1_epi32(1));
   const F32 code = fma(size, _mm512_permutexvar_ps(line, lanes.slope), _mm512_permutexvar_ps(line, lanes.intercept));
-  const F32 cap = _mm512_permutexvar_ps(line, lanes.cap);
-  return _mm512_cvttps_epi32(
-      _mm512_castsi512_ps(_mm512_min_epi32(_mm512_castps_si512(code), _mm512_castps_si512(cap))));
+  return _mm512_cvttps_epi32(min(code, _mm512_permutexvar_ps(line, lanes.cap)));
 }
 
-/// Codes of 64 finite elements that lie in x as `Order` says.
-template <typename Order = LaneOrder<false>>
+/// The third bytes of the dwords of a, then of b, in the lower half.
+NIBBLE_SIMD __m512i third_bytes(__m512i a, __m512i b) {
+  alignas(64) static constexpr uint8_t kThird[64] = {2,  6,  10, 14,  18,  22,  26,  30,  34,  38, 42,
+                                                     46, 50, 54, 58,  62,  66,  70,  74,  78,  82, 86,
+                                                     90, 94, 98, 102, 106, 110, 114, 118, 122, 126};
+  return _mm512_permutex2var_epi8(a, _mm512_load_si512(kThird), b);
+}
+
+/// Codes of 64 finite elements.
 NIBBLE_SIMD void encode_64(const LinearLanes& lanes, const CodeSearch& search, const float* x, float inverse,
                            uint8_t* codes) {
-  static constexpr BytePermutation kThirds = Order::thirds();
   __m512i found[4];
   __mmask16 near[4];
   NIBBLE_UNROLL
@@ -125,15 +127,15 @@ NIBBLE_SIMD void encode_64(const LinearLanes& lanes, const CodeSearch& search, c
     found[q] = fixed_codes(lanes, load(x + 16 * q) * set1(inverse));
     near[q] = _mm512_testn_epi32_mask(found[q], _mm512_set1_epi32(kNearBits));
   }
-  const __m512i thirds = _mm512_load_si512(kThirds.from);
-  const __m512i low = _mm512_permutex2var_epi8(found[0], thirds, found[1]);
-  const __m512i high = _mm512_permutex2var_epi8(found[2], thirds, found[3]);
+  const __m512i low = third_bytes(found[0], found[1]), high = third_bytes(found[2], found[3]);
   _mm512_storeu_si512(codes, _mm512_inserti64x4(low, _mm512_castsi512_si256(high), 1));
   const __mmask16 any = _mm512_kor(_mm512_kor(near[0], near[1]), _mm512_kor(near[2], near[3]));
   if (__builtin_expect(_mm512_kortestz(any, any), 1)) return;
-  for (int e = 0; e < 64; ++e)
-    if ((near[Order::vector_of(e)] >> Order::lane_of(e) & 1) != 0)
-      codes[e] = search_code(search, x[Order::place_of(e)] * inverse);
+  for (int q = 0; q < 4; ++q)
+    for (uint32_t lane = near[q]; lane != 0; lane &= lane - 1) {
+      const int at = 16 * q + __builtin_ctz(lane);
+      codes[at] = search_code(search, x[at] * inverse);
+    }
 }
 
 /// Codes of finite elements, 64 at a time; returns how many.

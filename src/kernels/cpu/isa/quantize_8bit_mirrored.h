@@ -4,7 +4,6 @@
 
 #include "kernels/cpu/isa/byte_tables.h"
 #include "kernels/cpu/isa/code_search.h"
-#include "kernels/cpu/isa/lane_order.h"
 
 #if defined(__AVX512F__)
 
@@ -89,13 +88,8 @@ NIBBLE_SIMD __m512i cells_of(const MirroredLanes& lanes, __m512i words) {
 
 /// The middle 16 bits of a in the even words, of b in the odd ones.
 NIBBLE_SIMD __m512i middles_of(F32 a, F32 b) {
-  static constexpr BytePermutation kMiddles = [] {
-    BytePermutation order{};
-    for (int byte = 0; byte < 64; ++byte)
-      order.from[byte] = static_cast<uint8_t>(byte / 4 * 4 + 1 + byte % 2 + (byte % 4 >= 2 ? 64 : 0));
-    return order;
-  }();
-  return _mm512_permutex2var_epi8(_mm512_castps_si512(a), _mm512_load_si512(kMiddles.from), _mm512_castps_si512(b));
+  const __m512i even = _mm512_srli_epi32(_mm512_castps_si512(a), 8);
+  return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(_mm512_castps_si512(b), 8));
 }
 
 /// The lower 8 bits of a in the even words, of b in the odd ones.
@@ -133,13 +127,15 @@ NIBBLE_SIMD __m512i encode_vectors(const MirroredLanes& lanes, const F32 (&y)[4]
   return _mm512_mask_subs_epu8(_mm512_add_epi8(zero, steps), negative, zero, steps);
 }
 
-/// Of elements that lie in x as `Order` says, or are bf16.
-template <typename Order = LaneOrder<false>, typename T>
+template <typename T>
 NIBBLE_SIMD void encode_64(const MirroredLanes& lanes, const T* x, float inverse, uint8_t* codes, bool streamed) {
-  static constexpr BytePermutation kPacked = Order::packed();
+  alignas(64) static constexpr uint8_t kOrder[64] = {0, 2,  4,  6,  16, 18, 20, 22, 32, 34, 36, 38, 48, 50, 52, 54,
+                                                     1, 3,  5,  7,  17, 19, 21, 23, 33, 35, 37, 39, 49, 51, 53, 55,
+                                                     8, 10, 12, 14, 24, 26, 28, 30, 40, 42, 44, 46, 56, 58, 60, 62,
+                                                     9, 11, 13, 15, 25, 27, 29, 31, 41, 43, 45, 47, 57, 59, 61, 63};
   const F32 scale = set1(inverse);
   const F32 y[4] = {load(x) * scale, load(x + 16) * scale, load(x + 32) * scale, load(x + 48) * scale};
-  store_bytes(codes, _mm512_permutexvar_epi8(_mm512_load_si512(kPacked.from), encode_vectors(lanes, y)), streamed);
+  store_bytes(codes, _mm512_permutexvar_epi8(_mm512_load_si512(kOrder), encode_vectors(lanes, y)), streamed);
 }
 
 /// Even elements lie in the low halves of the dwords, odd ones in the high halves: no unpacking.
