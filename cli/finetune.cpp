@@ -15,6 +15,7 @@ struct FinetuneArguments {
   DatasetOptions dataset;
   std::string data, eval_data, output, targets = "all-linear", excluded, layers, resume;
   std::string saved_modules;
+  std::vector<std::string> ranks, alphas;
   bool completion_only = false, all_tokens = false, is_full = false;
   CLI::Option* resume_option = nullptr;
   bool json = false;
@@ -57,6 +58,20 @@ TrainingReport train(const FinetuneArguments& arguments, const Load& load) {
   return trainer.train([&](const TrainingProgress& now) { print_progress(now, is_terminal); });
 }
 
+/// NAME=NUMBER: what stands before the last '=' is a regular expression, which may hold others.
+template <typename T>
+std::map<std::string, T> parse_patterns(const std::vector<std::string>& entries, const char* option) {
+  std::map<std::string, T> patterns;
+  for (const std::string& entry : entries) {
+    const size_t at = entry.rfind('=');
+    T value{};
+    const bool is_good = at != std::string::npos && at > 0 && CLI::detail::lexical_cast(entry.substr(at + 1), value);
+    require(is_good, "{}: found '{}', expected NAME=NUMBER", option, entry);
+    patterns[entry.substr(0, at)] = value;
+  }
+  return patterns;
+}
+
 TrainingReport train_either(FinetuneArguments& arguments) {
   if (!is_encoder_decoder(arguments.model.model)) return train(arguments, [&] { return arguments.model.load(); });
   AutoModelForSeq2SeqLM model = arguments.model.load_seq2seq();
@@ -69,6 +84,8 @@ int run(FinetuneArguments& arguments) {
   arguments.lora.exclude_modules = parse_modules(arguments.excluded);
   for (const std::string& number : split_list(arguments.layers))
     arguments.lora.layers_to_transform.push_back(std::stoll(number));
+  arguments.lora.rank_pattern = parse_patterns<int64_t>(arguments.ranks, "--rank-pattern");
+  arguments.lora.alpha_pattern = parse_patterns<double>(arguments.alphas, "--alpha-pattern");
   arguments.lora.modules_to_save = split_list(arguments.saved_modules);
   arguments.lora.validate();
   TrainingArguments& training = arguments.training;
@@ -111,6 +128,12 @@ void add_lora(CLI::App& command, FinetuneArguments& arguments) {
       ->group(group);
   command.add_option("--exclude-modules", arguments.excluded, "A,B or a regular expression")->group(group);
   command.add_option("--layers-to-transform", arguments.layers, "Layer numbers N,M (all)")->group(group);
+  command.add_option("--rank-pattern", arguments.ranks, "NAME=R: another rank for modules that end so; repeatable")
+      ->group(group)
+      ->allow_extra_args(false);
+  command.add_option("--alpha-pattern", arguments.alphas, "NAME=ALPHA: the same for alpha; repeatable")
+      ->group(group)
+      ->allow_extra_args(false);
   command.add_flag("--use-rslora", lora.use_rslora, "Scale by alpha / sqrt(r)")->group(group);
   command
       .add_option("--init-lora-weights", lora.init_lora_weights,

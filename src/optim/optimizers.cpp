@@ -20,7 +20,8 @@ std::span<const Family* const> families() {
 namespace {
 
 /// adamw_torch and its kin are the same formula; what torch adds to the name is about its kernels.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 19> kOptims{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 21> kOptims{{
+    {"adagrad", "Adagrad32bit"},
     {"adamw_8bit", "AdamW8bit"},
     {"adamw_bnb_8bit", "AdamW8bit"},
     {"adamw_torch", "AdamW32bit"},
@@ -37,6 +38,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 19> kOptims{
     {"paged_ademamix_8bit", "PagedAdEMAMix8bit"},
     {"paged_lion_32bit", "PagedLion32bit"},
     {"paged_lion_8bit", "PagedLion8bit"},
+    {"rmsprop", "RMSprop32bit"},
     {"rmsprop_bnb", "RMSprop32bit"},
     {"rmsprop_bnb_32bit", "RMSprop32bit"},
     {"rmsprop_bnb_8bit", "RMSprop8bit"},

@@ -75,6 +75,14 @@ class OnTheCpu(NibbleCase):
                                    "--max-new-tokens", "6")
         self.assertEqual(answer["text"], " fox j")
 
+    def test_ranks_by_name(self):
+        out = self.root / "ranks"
+        self.finetune(out, *self.compute, "--rank-pattern", "down_proj=2", "--rank-pattern", "(q|k)_proj=3", "--alpha-pattern", "down_proj=5",
+                      steps=1)
+        config = json.loads((out / "adapter_config.json").read_text())
+        self.assertEqual((config["rank_pattern"], config["alpha_pattern"]), ({"down_proj": 2, "(q|k)_proj": 3}, {"down_proj": 5}))
+        self.fail_with(USAGE, *self.command(self.root / "never", "--rank-pattern", "down_proj"), names=["--rank-pattern", "down_proj"])
+
     def test_options_of_gpus_are_refused_elsewhere(self):
         if self.device[1] != "cpu":
             self.skipTest("has a GPU")
