@@ -35,8 +35,8 @@ struct InputGradientArgs {
   float* dx;  // (m, cols)
   bool accumulate;
   DType dtype = DType::f32;
-  /// bf16: dy and the decoded weight are rounded to it before they are multiplied, and summed in fp32. The CPU and the
-  /// reference alone heed it.
+  /// bf16: dy and the decoded weight are rounded to it before they are multiplied, and summed in fp32. A GPU may, where
+  /// its tensor cores take the shape.
   DType compute = DType::f32;
 };
 

@@ -116,6 +116,23 @@ TEST_F(GradientTest, InputGradientAgrees) {
     }
 }
 
+TEST_F(GradientTest, InputGradientRoundsAsItIsTold) {
+  Random random(11);
+  const int64_t m = 130, rows = 256, cols = 128, stride = rows + 8;
+  Weight w = make_weight(random, rows, cols);
+  for (const auto kind : {WeightView::Kind::dense, WeightView::Kind::four_bit})
+    for (const bool accumulate : {false, true}) {
+      Sides dy(random_array(random, DType::f32, m * stride)), dx(random_array(random, DType::f32, m * cols));
+      Absmax a, b;
+      reference().input_gradient({}, {f(dy), stride, m, rows, cols, view(kind, w, a, [](Array& x) { return x.host(); }),
+                                      f(dx), accumulate, DType::f32, DType::bf16});
+      cuda().input_gradient(
+          context, {send(dy), stride, m, rows, cols, view(kind, w, b, [&](Array& x) { return x.device(stream()); }),
+                    send(dx), accumulate, DType::f32, DType::bf16});
+      compare(dx, 1e-4, "input_gradient rounded " + std::to_string(int(kind)));
+    }
+}
+
 TEST_F(GradientTest, WeightGradientAgrees) {
   Random random(2);
   for (const DType dtype : kTypes)

@@ -162,20 +162,30 @@ const void* decoded(const Context& context, const InputGradientArgs& args, int64
   return panel;
 }
 
+/// fp32 that is multiplied as bf16.
+bool is_rounded(const InputGradientArgs& args) { return args.dtype == DType::f32 && args.compute == DType::bf16; }
+
 bool is_regular(const InputGradientArgs& args) {
-  return args.dtype == DType::bf16 && has_dense_library() && args.rows % 8 == 0 && args.cols % 8 == 0 &&
-         args.dy_stride % 8 == 0 && is_aligned(args.dy, 16) && is_aligned(args.dx, 16) &&
+  return (args.dtype == DType::bf16 || is_rounded(args)) && has_dense_library() && args.rows % 8 == 0 &&
+         args.cols % 8 == 0 && args.dy_stride % 8 == 0 && is_aligned(args.dy, 16) && is_aligned(args.dx, 16) &&
          (args.w.kind != WeightView::Kind::dense || is_aligned(args.w.data, 16));
 }
 
 /// False if the library has nothing for the shape: then dx may hold a part, and the caller begins again.
 bool input_gradient_by_library(const Context& context, const InputGradientArgs& args) {
   const int64_t panel_rows = panel_rows_of(args);
-  auto* scratch = static_cast<uint8_t*>(context.scratch->reserve(kDenseLibraryBytes + panel_rows * args.cols * 2));
-  const auto* dy = reinterpret_cast<const __nv_bfloat16*>(args.dy);
+  const int64_t count = is_rounded(args) ? (args.m - 1) * args.dy_stride + args.rows : 0,
+                dy_bytes = (count * 2 + 255) / 256 * 256;
+  auto* scratch =
+      static_cast<uint8_t*>(context.scratch->reserve(kDenseLibraryBytes + dy_bytes + panel_rows * args.cols * 2));
+  auto* rounded = reinterpret_cast<__nv_bfloat16*>(scratch + kDenseLibraryBytes);
+  if (count > 0)
+    to_bf16_kernel<float>
+        <<<blocks_for(count, 1024, 65536), 256, 0, stream_of(context.stream)>>>(args.dy, rounded, count);
+  const auto* dy = count > 0 ? rounded : reinterpret_cast<const __nv_bfloat16*>(args.dy);
   for (int64_t first = 0; first < args.rows; first += panel_rows) {
     const int64_t rows = std::min(panel_rows, args.rows - first);
-    const void* w = decoded(context, args, first, rows, scratch + kDenseLibraryBytes);
+    const void* w = decoded(context, args, first, rows, scratch + kDenseLibraryBytes + dy_bytes);
     DenseProduct product;
     product.a = {dy + first, args.dy_stride, false};
     product.b = {w, args.cols, false};
@@ -184,7 +194,7 @@ bool input_gradient_by_library(const Context& context, const InputGradientArgs& 
     product.k = rows;
     product.out = args.dx;
     product.out_stride = args.cols;
-    product.out_dtype = DType::bf16;
+    product.out_dtype = args.dtype;
     product.accumulate = args.accumulate || first > 0;
     if (!dense_product(context, product, scratch)) return false;
   }
