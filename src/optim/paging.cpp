@@ -13,9 +13,10 @@ namespace {
 using kernels::OptimizerJob32Bit;
 using kernels::OptimizerJob8Bit;
 
-/// States of one page, all planes together: most pages are long enough to hide what a copy costs; the first ones and
-/// the last ones, beside which nothing travels the other way, are short.
-constexpr int64_t kLeastPageBytes = int64_t{1} << 20, kMostPageBytes = int64_t{16} << 20;
+/// States of one page, all planes together: long enough to fill the link, short enough that the first page and the last
+/// one, which nothing overlaps, cost little of a step's pages.
+constexpr int64_t kLeastPageBytes = int64_t{2} << 20, kMostPageBytes = int64_t{16} << 20;
+constexpr int64_t kPagesOfStep = 32;
 /// No state ends closer to the end of its block, so that states of two blocks never look like neighbours.
 constexpr int64_t kTailBytes = 4096;
 
@@ -67,6 +68,18 @@ std::shared_ptr<void> Pager::allocate(int64_t size_bytes) {
 
 void Pager::finish() { out_->synchronize(); }
 
+/// Of a step over so many bytes of states; pages on the GPU grow to it.
+int64_t Pager::page_bytes(int64_t state_bytes) {
+  const int64_t bytes = std::clamp(state_bytes / kPagesOfStep, kLeastPageBytes, kMostPageBytes);
+  if (bytes <= slot_bytes_) return bytes;
+  in_->synchronize();
+  backend_.cuda()->synchronize();
+  finish();
+  slots_ = {};
+  slot_bytes_ = bytes;
+  return bytes;
+}
+
 /// Neighbours travel together.
 template <typename Job>
 void Pager::copy_states(device::CudaStream& stream, const Page<Job>& page, bool is_in) {
@@ -99,27 +112,14 @@ void Pager::run(std::span<const Job> jobs, Launch&& launch) {
   Job first = jobs.front();
   const auto all_planes = planes_of(first);
   const auto planes = std::count_if(all_planes.begin(), all_planes.end(), [](auto plane) { return *plane; });
-  const auto elements_of = [&](int64_t bytes) {
-    return bytes / (planes * kElementBytes<Job>) / kernels::kOptimizerChunk * kernels::kOptimizerChunk;
-  };
-  const int64_t least = elements_of(kLeastPageBytes), most = elements_of(kMostPageBytes);
-  int64_t done = 0, left = 0;
-  for (const Job& job : jobs) left += job.of.count;
-  // As long as all pages before it and a first one, and at most half of what is left.
-  const auto next_limit = [&] {
-    const int64_t wanted = std::clamp(std::min(done + least, left / 2), least, most);
-    return wanted / kernels::kOptimizerChunk * kernels::kOptimizerChunk;
-  };
-  int64_t limit = next_limit();
+  int64_t elements = 0;
+  for (const Job& job : jobs) elements += job.of.count;
+  const int64_t limit = page_bytes(elements * planes * kElementBytes<Job>) / (planes * kElementBytes<Job>) /
+                        kernels::kOptimizerChunk * kernels::kOptimizerChunk;
   std::vector<Page<Job>> pages(1);
   for (const Job& job : jobs)
     for (int64_t begin = 0; begin < job.of.count;) {
-      if (pages.back().elements >= limit) {
-        done += pages.back().elements;
-        left -= pages.back().elements;
-        limit = next_limit();
-        pages.emplace_back();
-      }
+      if (pages.back().elements >= limit) pages.emplace_back();
       Page<Job>& page = pages.back();
       Piece<Job> piece{job, {}};
       kernels::OptimizerParameter& of = piece.job.of;
@@ -132,7 +132,7 @@ void Pager::run(std::span<const Job> jobs, Launch&& launch) {
       advance_absmax(piece.job, begin);
       const size_t slot = (pages.size() - 1) % slots_.size();
       if (!slots_[slot].memory) {
-        slots_[slot].memory = backend_.cuda()->allocate(kMostPageBytes);
+        slots_[slot].memory = backend_.cuda()->allocate(slot_bytes_);
         in_->wait_for(*backend_.cuda()->mark());  // the memory may have served work that is still under way
       }
       auto* there = static_cast<std::byte*>(slots_[slot].memory.get()) + page.elements * kElementBytes<Job>;
@@ -140,7 +140,7 @@ void Pager::run(std::span<const Job> jobs, Launch&& launch) {
         auto** plane = planes_of(piece.job)[k];
         if (!*plane) continue;
         piece.home[k] = reinterpret_cast<std::byte*>(*plane + begin);
-        *plane = reinterpret_cast<std::remove_reference_t<decltype(*plane)>>(there + static_cast<int64_t>(k) * most *
+        *plane = reinterpret_cast<std::remove_reference_t<decltype(*plane)>>(there + static_cast<int64_t>(k) * limit *
                                                                                          kElementBytes<Job>);
       }
       begin += of.count;

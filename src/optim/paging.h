@@ -45,12 +45,14 @@ class Pager {
 
   template <typename Job, typename Launch>
   void run(std::span<const Job> jobs, Launch&& launch);
+  int64_t page_bytes(int64_t state_bytes);
   template <typename Job>
   void copy_states(device::CudaStream& stream, const Page<Job>& page, bool is_in);
 
   ops::Backend& backend_;
   std::shared_ptr<device::CudaStream> in_, out_;
   std::array<Slot, 3> slots_;
+  int64_t slot_bytes_ = 0;
 };
 
 }  // namespace nibble::optim
