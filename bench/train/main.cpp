@@ -26,7 +26,7 @@ struct Arguments {
   std::string config, level = "nf4+dq", optim = "paged_adamw_8bit", device = "cuda", dtype = "bfloat16";
   std::vector<int64_t> lengths = {1024};
   int64_t batch = 4, length = 1024, steps = 5, warm_ups = 2, rank = 16;
-  int64_t layers = 0, window = 0;
+  int64_t layers = 0;
   double dropout = 0.05, max_memory = 0;
   bool has_checkpointing = false, has_offloading = false, is_full = false, has_dora = false;
 };
@@ -35,11 +35,6 @@ std::unique_ptr<models::Decoder> load(const Arguments& arguments) {
   const std::filesystem::path path = std::filesystem::path(arguments.config) / "config.json";
   Json config = read_json(path);
   if (arguments.layers > 0) config["num_hidden_layers"] = arguments.layers;
-  if (arguments.window > 0) {
-    config["architectures"] = {"MistralForCausalLM"};
-    config["model_type"] = "mistral";
-    config["sliding_window"] = arguments.window;
-  }
   config["max_position_embeddings"] = std::max(arguments.length, config["max_position_embeddings"].get<int64_t>());
   LoadOptions options;
   options.dtype = dtype_from_name(arguments.dtype);
@@ -163,8 +158,6 @@ int main(int argc, char** argv) {
   app.add_flag("--activation-offloading", arguments.has_offloading, "They wait in main memory");
   app.add_option("--max-memory", arguments.max_memory, "GB that may be taken from the GPU");
   app.add_option("--layers", arguments.layers, "Of the model, instead of the config's");
-  app.add_option("--window", arguments.window,
-                 "Llama's shapes as Mistral: layers see so many tokens, in the same memory");
   app.add_flag("--full", arguments.is_full, "Train every parameter (--level bf16)");
   app.add_flag("--use-dora", arguments.has_dora, "DoRA");
   CLI11_PARSE(app, argc, argv);
