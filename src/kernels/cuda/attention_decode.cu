@@ -28,6 +28,34 @@ __global__ void __launch_bounds__(kDecodeThreads, kDim > 128 ? 2 : 5)
 #endif
 }
 
+/// Few blocks: a warp may have more under way.
+template <typename T, int kDim>
+inline constexpr int kClusterSlots = 2 * decode::slots_for<T, kDim>();
+
+/// The parts of a column are a cluster, which saves the way through scratch memory; more registers, fewer blocks at
+/// once: for grids that are resident whole.
+template <typename T, int kDim, int kHeads>
+__global__ void __launch_bounds__(kDecodeThreads, kDim > 128 ? 2 : 3)
+    cluster_decode_kernel(const __grid_constant__ AttentionArgs args, const __grid_constant__ Sequences sequences,
+                          const __grid_constant__ NewTokens tokens) {
+#if __CUDA_ARCH__ >= 900
+  using Meeting = JoinInCluster<kDim, kHeads>;
+  using Shared = DecodeShared<T, kDim, kHeads, kClusterSlots<T, kDim>>;
+  extern __shared__ __align__(256) unsigned char memory[];
+  Meeting::arrive();
+  allow_next_launch_where_possible();
+  auto* own = reinterpret_cast<typename Meeting::Memory*>(memory + sizeof(Shared));
+  uint64_t first;
+  asm("mapa.u64 %0, %1, 0;\n" : "=l"(first) : "l"(reinterpret_cast<uint64_t>(own)));
+  const Meeting meeting{own, blockIdx.x == 0 ? own : reinterpret_cast<typename Meeting::Memory*>(first)};
+  attend_part<T, kDim, kHeads, true>(this_group(), this_item(), args, sequences.at[blockIdx.z], tokens, meeting,
+                                     *reinterpret_cast<Shared*>(memory), [] {
+                                       wait_for_previous();
+                                       Meeting::wait();
+                                     });
+#endif
+}
+
 template <typename T, int kDim, int kHeads>
 __global__ void __launch_bounds__(kDecodeThreads)
     plain_decode_kernel(const __grid_constant__ AttentionArgs args, const __grid_constant__ Sequences sequences,
@@ -55,15 +83,57 @@ float* scratch_for(const Context& context, const AttentionArgs& args, const Sequ
   return static_cast<float*>(context.scratch->reserve(decode_partials(args, sequences.count) * 4));
 }
 
+/// As the products around it: a multiprocessor changes its share of shared memory only when it is empty.
+template <typename Kernel>
+void prepare(Kernel kernel, int shared) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+}
+
+/// Clusters of blocks: where the code compiled for them runs.
+bool has_clusters([[maybe_unused]] const Context& context) {
+#ifdef NIBBLE_HAS_SM90
+  return context.capability == 90;
+#else
+  return false;
+#endif
+}
+
+template <typename T, int kDim, int kHeads>
+void launch_clusters(const Context& context, dim3 grid, const AttentionArgs& args, const Sequences& sequences,
+                     const NewTokens& tokens) {
+  const auto kernel = cluster_decode_kernel<T, kDim, kHeads>;
+  constexpr int kShared = sizeof(DecodeShared<T, kDim, kHeads, kClusterSlots<T, kDim>>) +
+                          sizeof(typename JoinInCluster<kDim, kHeads>::Memory);
+  prepare(kernel, kShared);
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = grid.x;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(kDecodeThreads);
+  config.dynamicSmemBytes = kShared;
+  config.stream = static_cast<cudaStream_t>(context.stream);
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  cudaLaunchKernelEx(&config, kernel, args, sequences, tokens);
+}
+
 template <typename T, int kDim, int kHeads, bool kNew>
 void launch(const Context& context, const AttentionArgs& args, const Sequences& sequences, const NewTokens& tokens) {
   const auto parts = static_cast<unsigned>(decode::parts_of(static_cast<int>(most_keys(args, sequences))));
   const dim3 grid(parts, static_cast<unsigned>(decode_columns<kHeads>(args)), static_cast<unsigned>(sequences.count));
+  if constexpr (kNew && kDim == 128) {
+    const int64_t blocks = int64_t{grid.x} * grid.y * grid.z;
+    if (has_clusters(context) && parts <= kMaxCluster && blocks <= 2 * context.multiprocessors)
+      return launch_clusters<T, kDim, kHeads>(context, grid, args, sequences, tokens);
+  }
   const auto kernel = decode_kernel<T, kDim, kHeads, kNew>;
   constexpr int kShared = sizeof(DecodeShared<T, kDim, kHeads>);
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-  // As the products around it: a multiprocessor changes its share of shared memory only when it is empty.
-  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  prepare(kernel, kShared);
   launch_dependent(context, kernel, grid, kDecodeThreads, kShared, args, sequences, tokens,
                    scratch_for(context, args, sequences, parts), context.counters);
 }

@@ -269,35 +269,42 @@ template <typename T, int kDim, int kHeads, bool kNew>
 __device__ __forceinline__ void put_queries(const DecodeGroup& group, const AttentionArgs& args,
                                             const AttentionSequence& sequence, const NewTokens& tokens, int64_t index,
                                             const Heads& heads, __nv_bfloat16 (&q)[2][kHeads][kDim + 8]) {
+  constexpr int kCount = (kHeads * kDim / 2 + kDecodeThreads - 1) / kDecodeThreads;
   const int dim = static_cast<int>(args.head_dim), half = dim / 2;
+  const int d = group.thread % (kDim / 2), first_head = group.thread / (kDim / 2);
+  constexpr int kStep = kDecodeThreads / (kDim / 2);  // heads
+  if (first_head >= kHeads) return;
+  const bool is_there = d < half, is_turned = kNew && tokens.cos && is_there;
+  const float cos = is_turned ? __ldcg(tokens.cos + index * half + d) : 0;
+  const float sin = is_turned ? __ldcg(tokens.sin + index * half + d) : 0;
+  // Threads past the half write the zeros past the head.
+  const int to[2] = {place_of<T>(is_there ? d : 2 * d), place_of<T>(is_there ? d + half : 2 * d + 1)};
   with_x(args, [&](auto x) {
     using X = decltype(x);
+    const X* from = static_cast<const X*>(sequence.q) + heads.first * dim + d;
+    X rows[kCount][2];
 #pragma unroll
-    for (int i = 0; i < (kHeads * kDim / 2 + kDecodeThreads - 1) / kDecodeThreads; ++i) {
-      const int at = group.thread + i * kDecodeThreads, head = at / (kDim / 2), d = at % (kDim / 2);
-      if (at >= kHeads * kDim / 2) break;
-      const bool is_there = head < heads.count && d < half;
-      float first = 0, second = 0;
-      if (is_there) {
-        const X* from = static_cast<const X*>(sequence.q) + (heads.first + head) * dim + d;
-        first = to_float(load_cached_globally(from));
-        second = to_float(load_cached_globally(from + half));
-        if (kNew && tokens.cos) {
-          const float cos = __ldcg(tokens.cos + index * half + d), sin = __ldcg(tokens.sin + index * half + d);
-          const float turned = fmaf(first, cos, -(second * sin));
-          second = to_float(from_float<X>(fmaf(second, cos, first * sin)));  // rounded as if it had been stored
-          first = to_float(from_float<X>(turned));
-        }
+    for (int i = 0; i < kCount; ++i) {
+      const int head = first_head + i * kStep;
+      const bool is_valid = is_there && head < heads.count;
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        rows[i][e] = is_valid ? load_cached_globally(from + head * dim + e * half) : from_float<X>(0.0f);
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      float pair[2] = {to_float(rows[i][0]), to_float(rows[i][1])};
+      if (is_turned) {
+        const float turned = fmaf(pair[0], cos, -(pair[1] * sin));
+        pair[1] = to_float(from_float<X>(fmaf(pair[1], cos, pair[0] * sin)));  // rounded as if it had been stored
+        pair[0] = to_float(from_float<X>(turned));
       }
-      // Threads past the half write the zeros past the head.
-      const int to[2] = {d < half ? d : 2 * d, d < half ? d + half : 2 * d + 1};
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const float element = e == 0 ? first : second;
-        const __nv_bfloat16 rounded = __float2bfloat16_rn(element);
-        q[0][head][place_of<T>(to[e])] = rounded;
+        const __nv_bfloat16 rounded = __float2bfloat16_rn(pair[e]);
+        q[0][first_head + i * kStep][to[e]] = rounded;
         if constexpr (sizeof(X) == 4)
-          q[1][head][place_of<T>(to[e])] = __float2bfloat16_rn(element - __bfloat162float(rounded));
+          q[1][first_head + i * kStep][to[e]] = __float2bfloat16_rn(pair[e] - __bfloat162float(rounded));
       }
     }
   });
@@ -305,17 +312,12 @@ __device__ __forceinline__ void put_queries(const DecodeGroup& group, const Atte
 
 }  // namespace decode
 
-/// One group's item: attention of a sequence's one query over a part of its keys. The last group of a column and
-/// sequence to finish joins the parts. kDim: 64, 128 or 256, at least head_dim, of which rows of 16-byte chunks are
-/// wanted. kNew: with NewTokens; the group of the last part puts them into the cache. `ready` is called by every thread
-/// once, unless the part is empty: before it only what was there long before is read (keys of the past, lengths), after
-/// it the projections, too. The bits depend on the sequence and its length alone. On return the group may still read
-/// `shared`: sync before using it for another. Needs compute capability 8.0.
-template <typename T, int kDim, int kHeads, bool kNew, int kSlots, typename Ready>
-__device__ __forceinline__ void attend_query(const DecodeGroup& group, const DecodeItem& item,
-                                             const AttentionArgs& args, const AttentionSequence& sequence,
-                                             const NewTokens& tokens, float* scratch, unsigned* counters,
-                                             DecodeShared<T, kDim, kHeads, kSlots>& shared, const Ready& ready) {
+/// As attend_query, with the place where parts meet.
+template <typename T, int kDim, int kHeads, bool kNew, int kSlots, typename Meeting, typename Ready>
+__device__ __forceinline__ void attend_part(const DecodeGroup& group, const DecodeItem& item, const AttentionArgs& args,
+                                            const AttentionSequence& sequence, const NewTokens& tokens,
+                                            const Meeting& meeting, DecodeShared<T, kDim, kHeads, kSlots>& shared,
+                                            const Ready& ready) {
   using namespace decode;
   using KeyTile = Tile<T, kDim>;
   static_assert(kSlots * KeyTile::kBytes >= kHeads * kDim * 4, "a warp's sums take the place of its ring");
@@ -325,7 +327,7 @@ __device__ __forceinline__ void attend_query(const DecodeGroup& group, const Dec
   const KeyRange range = keys_of(args, sequence, position);
   const int begin = static_cast<int>(range.begin), end = static_cast<int>(range.end);
   const int parts = parts_of(end - begin), tiles = (end - begin + kTileKeys - 1) / kTileKeys;
-  if (item.part >= parts) return;
+  if (item.part >= parts) return meeting.skip(parts);
   const float tiles_each = __fdividef(static_cast<float>(tiles), static_cast<float>(parts));
   const auto tile_of = [&](int part) { return part == parts ? tiles : static_cast<int>(part * tiles_each); };
   const int first_tile = tile_of(item.part), last_tile = tile_of(item.part + 1);
@@ -431,9 +433,8 @@ __device__ __forceinline__ void attend_query(const DecodeGroup& group, const Dec
     shared.total[warp][head] = total;
   }
   group.sync();
-  const Partials partials{scratch, dim};
 #pragma unroll 1
-  for (int h = 0; h < heads.count; ++h) {
+  for (int h = warp; h < heads.count; h += kDecodeWarps) {
     float weights[kDecodeWarps], maximum = -INFINITY, total = 0;
 #pragma unroll
     for (int w = 0; w < kDecodeWarps; ++w) maximum = fmaxf(maximum, shared.maximum[w][h]);
@@ -442,28 +443,40 @@ __device__ __forceinline__ void attend_query(const DecodeGroup& group, const Dec
       weights[w] = power_of_two(shared.maximum[w][h] - maximum);
       total = fmaf(weights[w], shared.total[w][h], total);
     }
-    float* of_head = partials.of_head(item.sequence, args, heads.first + h);
 #pragma unroll
-    for (int d = group.thread; d < kDim; d += kDecodeThreads) {
+    for (int d = lane * 4; d < kDim; d += 128) {
       if (d >= dim) break;
-      float sum = 0;
+      float4 sum{};
 #pragma unroll
       for (int w = 0; w < kDecodeWarps; ++w)
-        sum = fmaf(reinterpret_cast<const float*>(shared.ring[w])[h * kDim + d], weights[w], sum);
+        add_scaled(sum, *reinterpret_cast<const float4*>(&shared.ring[w][0][0] + (h * kDim + d) * 4), weights[w]);
       if (parts == 1)
-        put_result(args, sequence, static_cast<int64_t>(heads.first + h) * dim + d, sum * (1 / total));
+        put_four(args, sequence, static_cast<int64_t>(heads.first + h) * dim + d, sum, 1 / total);
       else
-        partials.sums(of_head, item.part)[d] = sum;
+        *reinterpret_cast<float4*>(meeting.sums(h, item.part) + d) = sum;
     }
-    if (parts > 1 && group.thread == 0) *partials.scale(of_head, item.part) = make_float2(maximum, total);
+    if (parts > 1 && lane == 0) *meeting.scale(h, item.part) = make_float2(maximum, total);
   }
-  if (parts == 1) return;
-  if (!is_last_part(group, counters + item.sequence * decode_columns<kHeads>(args) + item.column, parts,
-                    shared.is_last))
-    return;
+  if (parts == 1 || !meeting.meet(group, parts)) return;
 #pragma unroll 1
-  for (int h = warp; h < heads.count; h += kDecodeWarps)
-    join(partials, args, sequence, item.sequence, heads.first + h, parts, lane);
+  for (int h = warp; h < heads.count; h += kDecodeWarps) meeting.join(args, sequence, heads.first, h, parts, lane);
+}
+
+/// One group's item: attention of a sequence's one query over a part of its keys. The last group of a column and
+/// sequence to finish joins the parts. kDim: 64, 128 or 256, at least head_dim, of which rows of 16-byte chunks are
+/// wanted. kNew: with NewTokens; the group of the last part puts them into the cache. `ready` is called by every thread
+/// once, unless the part is empty: before it only what was there long before is read (keys of the past, lengths), after
+/// it the projections, too. The bits depend on the sequence and its length alone. On return the group may still read
+/// `shared`: sync before using it for another. Needs compute capability 8.0.
+template <typename T, int kDim, int kHeads, bool kNew, int kSlots, typename Ready>
+__device__ __forceinline__ void attend_query(const DecodeGroup& group, const DecodeItem& item,
+                                             const AttentionArgs& args, const AttentionSequence& sequence,
+                                             const NewTokens& tokens, float* scratch, unsigned* counters,
+                                             DecodeShared<T, kDim, kHeads, kSlots>& shared, const Ready& ready) {
+  const JoinInScratch meeting{
+      scratch, counters + item.sequence * decode_columns<kHeads>(args) + item.column, &shared.is_last,
+      item.sequence * args.heads + decode::heads_of<kHeads>(args, item.column).first, static_cast<int>(args.head_dim)};
+  attend_part<T, kDim, kHeads, kNew>(group, item, args, sequence, tokens, meeting, shared, ready);
 }
 
 }  // namespace nibble::kernels::cuda

@@ -9,6 +9,7 @@ namespace nibble::kernels::cuda {
 inline constexpr int kDecodeThreads = 128;  // of a group
 inline constexpr int kDecodeWarps = kDecodeThreads / 32;
 inline constexpr int kMaxDecodeParts = 16;  // of a sequence
+inline constexpr int kMaxCluster = 8;       // of them that may meet in a cluster: what every GPU has that has clusters
 
 /// 128 threads of a block, whole warps, that meet at a barrier of their own.
 struct DecodeGroup {
@@ -65,35 +66,36 @@ __device__ __forceinline__ Heads heads_of(const AttentionArgs& args, int column)
   return {kv_head, kv_head * group + at, min(kHeads, group - at), at == 0};
 }
 
-/// What parts leave in scratch memory: the sum of values of each, then of each its maximum and its total.
-struct Partials {
-  float* memory;
-  int dim;
-  __device__ __forceinline__ float* of_head(int64_t sequence, const AttentionArgs& args, int head) const {
-    return memory + (sequence * args.heads + head) * kMaxDecodeParts * (dim + 2);
-  }
-  __device__ __forceinline__ float* sums(float* of_head, int part) const { return of_head + part * dim; }
-  __device__ __forceinline__ float2* scale(float* of_head, int part) const {
-    return reinterpret_cast<float2*>(of_head + kMaxDecodeParts * dim) + part;
-  }
-};
+__device__ __forceinline__ void add_scaled(float4& sum, const float4& x, float scale) {
+  sum.x = fmaf(x.x, scale, sum.x);
+  sum.y = fmaf(x.y, scale, sum.y);
+  sum.z = fmaf(x.z, scale, sum.z);
+  sum.w = fmaf(x.w, scale, sum.w);
+}
 
-/// Joins the parts of one head in their order, by one warp. Maxima are those of powers of two.
-__device__ __forceinline__ void join(const Partials& partials, const AttentionArgs& args,
-                                     const AttentionSequence& sequence, int64_t index, int head, int parts, int lane) {
+__device__ __forceinline__ void put_four(const AttentionArgs& args, const AttentionSequence& sequence, int64_t at,
+                                         const float4& x, float scale) {
+  put_result(args, sequence, at, x.x * scale);
+  put_result(args, sequence, at + 1, x.y * scale);
+  put_result(args, sequence, at + 2, x.z * scale);
+  put_result(args, sequence, at + 3, x.w * scale);
+}
+
+/// Joins the parts of one head in their order, by one warp. `scales` and `sums` give a part's (maximum, total) and four
+/// of its sums of values. Maxima are those of powers of two.
+template <typename Scales, typename Sums>
+__device__ __forceinline__ void join(const AttentionArgs& args, const AttentionSequence& sequence, int head, int parts,
+                                     int lane, const Scales& scales, const Sums& sums_of) {
   constexpr int kAtOnce = 8;
-  float* of_head = partials.of_head(index, args, head);
-  const float2 scale = lane < parts ? __ldcg(partials.scale(of_head, lane)) : make_float2(-INFINITY, 0);
+  const int dim = static_cast<int>(args.head_dim);
+  const float2 scale = lane < parts ? scales(lane) : make_float2(-INFINITY, 0);
 #pragma unroll 1
-  for (int first = 0; first < partials.dim; first += 128) {
+  for (int first = 0; first < dim; first += 128) {
     const int d = first + lane * 4;
     float4 sums[2][kAtOnce], sum{};
     const auto load = [&](int p0, float4(&to)[kAtOnce]) {
 #pragma unroll
-      for (int p = 0; p < kAtOnce; ++p)
-        to[p] = p0 + p < parts && d < partials.dim
-                    ? __ldcg(reinterpret_cast<const float4*>(partials.sums(of_head, p0 + p) + d))
-                    : float4{};
+      for (int p = 0; p < kAtOnce; ++p) to[p] = p0 + p < parts && d < dim ? sums_of(p0 + p, d) : float4{};
     };
     load(0, sums[0]);
     if (parts > kAtOnce) load(kAtOnce, sums[1]);
@@ -103,36 +105,98 @@ __device__ __forceinline__ void join(const Partials& partials, const AttentionAr
 #pragma unroll
       for (int p = 0; p < kAtOnce; ++p) {
         const float w = __shfl_sync(kFullMask, weight, p0 + p);
-        sum.x = fmaf(from[p].x, w, sum.x);
-        sum.y = fmaf(from[p].y, w, sum.y);
-        sum.z = fmaf(from[p].z, w, sum.z);
-        sum.w = fmaf(from[p].w, w, sum.w);
+        add_scaled(sum, from[p], w);
       }
     };
     add(0, sums[0]);
     if (parts > kAtOnce) add(kAtOnce, sums[1]);
-    if (d >= partials.dim) continue;
-    const int64_t at = static_cast<int64_t>(head) * partials.dim + d;
-    const float unit = 1 / total;
-    put_result(args, sequence, at, sum.x * unit);
-    put_result(args, sequence, at + 1, sum.y * unit);
-    put_result(args, sequence, at + 2, sum.z * unit);
-    put_result(args, sequence, at + 3, sum.w * unit);
+    if (d >= dim) continue;
+    put_four(args, sequence, static_cast<int64_t>(head) * dim + d, sum, 1 / total);
   }
 }
 
-/// True in every thread of the last group to come here of `parts`, with what the others wrote visible to it.
-__device__ __forceinline__ bool is_last_part(const DecodeGroup& group, unsigned* counter, int parts, int& shared) {
-  group.sync();
-  if (group.thread == 0) {
-    unsigned before;  // of what the group wrote, too: the barrier made it this thread's
-    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;\n" : "=r"(before) : "l"(counter) : "memory");
-    shared = before == static_cast<unsigned>(parts - 1);
-    if (shared) *counter = 0;
+}  // namespace decode
+
+/// Parts meet in scratch memory: the last group to come there joins them.
+struct JoinInScratch {
+  float* scratch;
+  unsigned* counter;  // of the column
+  int* is_last;       // in shared memory
+  int64_t first;      // head
+  int dim;
+
+  __device__ __forceinline__ float* of_head(int head) const {
+    return scratch + (first + head) * kMaxDecodeParts * (dim + 2);
   }
-  group.sync();
-  return shared;
-}
+  __device__ __forceinline__ float* sums(int head, int part) const { return of_head(head) + part * dim; }
+  __device__ __forceinline__ float2* scale(int head, int part) const {
+    return reinterpret_cast<float2*>(of_head(head) + kMaxDecodeParts * dim) + part;
+  }
+  __device__ __forceinline__ void skip(int) const {}
+  /// True in every thread of the group that joins, with what the others wrote visible to it.
+  __device__ __forceinline__ bool meet(const DecodeGroup& group, int parts) const {
+    group.sync();
+    if (group.thread == 0) {
+      unsigned before;  // of what the group wrote, too: the barrier made it this thread's
+      asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;\n" : "=r"(before) : "l"(counter) : "memory");
+      *is_last = before == static_cast<unsigned>(parts - 1);
+      if (*is_last) *counter = 0;
+    }
+    group.sync();
+    return *is_last;
+  }
+  __device__ __forceinline__ void join(const AttentionArgs& args, const AttentionSequence& sequence, int first_head,
+                                       int head, int parts, int lane) const {
+    decode::join(
+        args, sequence, first_head + head, parts, lane, [&](int part) { return __ldcg(scale(head, part)); },
+        [&](int part, int d) { return __ldcg(reinterpret_cast<const float4*>(sums(head, part) + d)); });
+  }
+};
+
+/// Parts meet in the shared memory of the first of a cluster's blocks, which joins them. One block a part.
+template <int kDim, int kHeads>
+struct JoinInCluster {
+  struct Memory {
+    float sums[kHeads][kMaxCluster][kDim];
+    float2 scales[kHeads][kMaxCluster];
+  };
+  Memory* own;
+  Memory* first;  // of the first block
+
+  __device__ __forceinline__ float* sums(int head, int part) const { return first->sums[head][part]; }
+  __device__ __forceinline__ float2* scale(int head, int part) const { return &first->scales[head][part]; }
+  /// At the start; and later, before another block's memory is touched: all have started.
+  static __device__ __forceinline__ void arrive() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\n" ::: "memory");
+#endif
+  }
+  static __device__ __forceinline__ void wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+#endif
+  }
+  __device__ __forceinline__ void skip(int parts) const {
+    wait();
+    if (parts == 1) return;
+    arrive();
+    wait();
+  }
+  __device__ __forceinline__ bool meet(const DecodeGroup&, int) const {
+    __syncwarp();
+    arrive();
+    wait();
+    return own == first;
+  }
+  __device__ __forceinline__ void join(const AttentionArgs& args, const AttentionSequence& sequence, int first_head,
+                                       int head, int parts, int lane) const {
+    decode::join(
+        args, sequence, first_head + head, parts, lane, [&](int part) { return own->scales[head][part]; },
+        [&](int part, int d) { return *reinterpret_cast<const float4*>(own->sums[head][part] + d); });
+  }
+};
+
+namespace decode {
 
 /// An element that a kernel in flight may have written.
 __device__ __forceinline__ float load_cached_globally(const float* from) { return __ldcg(from); }

@@ -180,9 +180,9 @@ __device__ __forceinline__ void attend_query_plain(const DecodeGroup& group, con
       if (lane < kLanes) sums[warp][h][lane * kWide + i] = sum[h][i];
     }
   group.sync();
-  const decode::Partials partials{scratch, static_cast<int>(dim)};
+  const JoinInScratch meeting{scratch, counters + item.sequence * decode_columns<kHeads>(args) + item.column,
+                              &shared.is_last, item.sequence * args.heads + first_head, static_cast<int>(dim)};
   for (int h = 0; h < heads; ++h) {
-    float* of_head = partials.of_head(item.sequence, args, static_cast<int>(first_head) + h);
     for (int64_t d = group.thread; d < dim; d += kDecodeThreads) {
       float value = 0;
 #pragma unroll
@@ -190,16 +190,14 @@ __device__ __forceinline__ void attend_query_plain(const DecodeGroup& group, con
       if (parts.count == 1)
         put_result(args, sequence, (first_head + h) * dim + d, value / shared.total[h]);
       else
-        partials.sums(of_head, part)[d] = value;
+        meeting.sums(h, part)[d] = value;
     }
     if (parts.count > 1 && group.thread == 0)
-      *partials.scale(of_head, part) = make_float2(shared.maximum[h] * 1.44269504f, shared.total[h]);
+      *meeting.scale(h, part) = make_float2(shared.maximum[h] * 1.44269504f, shared.total[h]);
   }
-  if (parts.count == 1) return;
-  unsigned* counter = counters + item.sequence * decode_columns<kHeads>(args) + item.column;
-  if (!decode::is_last_part(group, counter, parts.count, shared.is_last)) return;
+  if (parts.count == 1 || !meeting.meet(group, parts.count)) return;
   for (int h = warp; h < heads; h += kDecodeWarps)
-    decode::join(partials, args, sequence, item.sequence, static_cast<int>(first_head) + h, parts.count, lane);
+    meeting.join(args, sequence, static_cast<int>(first_head), h, parts.count, lane);
 }
 
 }  // namespace nibble::kernels::cuda
