@@ -6,7 +6,7 @@
 
 namespace nibble::kernels::cuda {
 
-/// 1 to 8 rows of x, few_rows.cuh; any number of them if their bits must not depend on it.
+/// 1 to 8 rows of x, few_rows_4bit.cuh; any number of them if their bits must not depend on it.
 template <typename T, bool kNested>
 bool multiply_few(const Context& context, const Fused4BitArgs& args);
 

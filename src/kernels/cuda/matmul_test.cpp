@@ -169,9 +169,9 @@ TEST_F(MatmulGpuTest, FourBitAgreesForAnyShape) {
 TEST_F(MatmulGpuTest, FourBitWithManyTilesAgrees) {
   Random random(2);
   for (const Shape& shape :
-       {Shape{1, 2300, 1024, 64}, Shape{16, 3000, 1024, 64}, Shape{70, 1500, 2048, 64}, Shape{290, 1000, 1024, 64},
-        Shape{1600, 221, 256, 64}, Shape{1540, 33, 512, 64}, Shape{200, 1005, 1088, 64}, Shape{520, 700, 320, 64},
-        Shape{129, 300, 4096, 128}, Shape{250, 600, 704, 64}})
+       {Shape{1, 2300, 1024, 64}, Shape{1, 11008, 256, 64}, Shape{4, 9001, 320, 64}, Shape{16, 3000, 1024, 64},
+        Shape{70, 1500, 2048, 64}, Shape{290, 1000, 1024, 64}, Shape{1600, 221, 256, 64}, Shape{1540, 33, 512, 64},
+        Shape{200, 1005, 1088, 64}, Shape{520, 700, 320, 64}, Shape{129, 300, 4096, 128}, Shape{250, 600, 704, 64}})
     for (int i = 0; i < 4; ++i) check_4bit(random, shape, DType::bf16, (shape.m + i) % 3 != 0, quant::kNf4, 0, false);
 }
 
