@@ -193,19 +193,23 @@ struct MatmulInt8Job {
 
 enum class Activation : uint8_t { silu, gelu, gelu_tanh, relu, quick_gelu, tanh_ };
 
-/// matmul_4bit with what stands around it in a layer, for few rows of x. The left side is rms_norm(input.x) if
-/// norm_weight is there. If `is_gated`, the two jobs have as many rows, and gated_out = activation(first) * second is
-/// written instead of what they say (their biases count).
-struct Fused4BitArgs {
+/// matmul_4bit or matmul_int8 with what stands around it in a layer, for few rows of x. The left side is
+/// rms_norm(input.x) if norm_weight is there. If `is_gated`, the two jobs have as many rows, and gated_out =
+/// activation(first) * second is written instead of what they say (their biases count).
+template <typename Job>
+struct FusedMatmulArgs {
   MatmulInput input;
   const float* norm_weight = nullptr;  // (cols), as RmsNormArgs
   float eps = 0, weight_offset = 0;
-  const Matmul4BitJob* jobs = nullptr;
+  const Job* jobs = nullptr;
   int64_t count = 0;
   bool is_gated = false;
   Activation activation = Activation::silu;
   MatmulOutput gated_out = {};  // bias and accumulate unused
+  float threshold = 0;          // of LLM.int8()
 };
+using Fused4BitArgs = FusedMatmulArgs<Matmul4BitJob>;
+using FusedInt8Args = FusedMatmulArgs<MatmulInt8Job>;
 
 // ---- the rest of a decoder layer ------------------------------------------------------------------------------------
 // Arithmetic is fp32. What passes between kernels is fp32, or bf16 on CUDA and in the reference where a `_dtype` field
@@ -446,6 +450,7 @@ struct Kernels {
   MatmulEntry<MatmulDenseJob> matmul_dense = nullptr;
   void (*matmul_int8)(const Context&, const MatmulInput&, float threshold, const MatmulInt8Job* jobs,
                       int64_t count) = nullptr;
+  bool (*matmul_int8_fused)(const Context&, const FusedInt8Args&) = nullptr;  // as matmul_4bit_fused
   Entry<RmsNormArgs> rms_norm = nullptr;
   Entry<LayerNormArgs> layer_norm = nullptr;
   Entry<RopeArgs> rope = nullptr;

@@ -164,6 +164,7 @@ bool run_projections(Pass& pass, nn::ConstValues x, int64_t rows, std::span<cons
     const nn::Values out = pass.get_values(Slot::normed, rows * norm->cols());
     nn::run_norm(pass.backend, *norm, x, rows, out);
     x = out;
+    if (gate && nn::run_fused_linear(pass.backend, nullptr, x, rows, calls, gate, pass.batch_invariant)) return true;
   }
   nn::run_linear(pass.backend, x, rows, calls, pass.batch_invariant);
   return false;

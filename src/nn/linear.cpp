@@ -36,6 +36,13 @@ kernels::Matmul4BitJob job_of(const Weight4Bit& w, const LinearCall& call) {
           output_of(call)};
 }
 
+kernels::MatmulInt8Job int8_job_of(const WeightInt8& w, const LinearCall& call) {
+  return {w.weight.values.as<int8_t>(), w.weight.absmax.as<float>(), call.layer->rows, output_of(call)};
+}
+
+/// What outliers are rounded to: bf16 activations may be larger than fp16 holds.
+DType int8_compute(DType activations) { return activations == DType::bf16 ? DType::bf16 : DType::f16; }
+
 bool is_scaled(const Linear& layer) { return layer.update && layer.update->row_scale; }
 
 /// One kernel call per kind of weight; each returns how many of the first calls it took.
@@ -82,13 +89,8 @@ struct Runner {
   size_t operator()(const WeightInt8& first) {
     std::array<kernels::MatmulInt8Job, kMaxJobs> jobs;
     const size_t count = collect<WeightInt8>(
-        jobs, [&](const WeightInt8& w) { return w.threshold == first.threshold; },
-        [&](const WeightInt8& w, const LinearCall& call) {
-          return kernels::MatmulInt8Job{w.weight.values.as<int8_t>(), w.weight.absmax.as<float>(), call.layer->rows,
-                                        output_of(call)};
-        });
-    // Outliers: bf16 activations may be larger than fp16 holds.
-    input.matmul.compute = input.matmul.x_dtype == DType::bf16 ? DType::bf16 : DType::f16;
+        jobs, [&](const WeightInt8& w) { return w.threshold == first.threshold; }, int8_job_of);
+    input.matmul.compute = int8_compute(input.matmul.x_dtype);
     require_entry(input.backend, input.backend.kernels().matmul_int8, "matmul_int8")(
         input.backend.context(), input.matmul, first.threshold, jobs.data(), static_cast<int64_t>(count));
     return count;
@@ -165,21 +167,24 @@ void run_linear(const ops::Backend& backend, ConstValues x, int64_t m, std::span
     if (call.layer->update) add_update(backend, x, m, call, batch_invariant);
 }
 
-bool run_fused_linear(const ops::Backend& backend, const Norm* norm, ConstValues x, int64_t m,
-                      std::span<const LinearCall> calls, const Gate* gate, bool batch_invariant) {
-  const auto* first = std::get_if<Weight4Bit>(&calls.front().layer->weight);
-  if (!backend.kernels().matmul_4bit_fused || !first || calls.size() > kMaxJobs) return false;
-  const int64_t cols = calls.front().layer->cols;
-  if (norm && (norm->kind != NormKind::rms || norm->weight.count() != cols)) return false;
-  std::array<kernels::Matmul4BitJob, kMaxJobs> jobs;
+namespace {
+
+/// What both kinds of weight have alike. `fits`: weights that go into one call with the first.
+template <typename Kind, typename Job, typename Fits, typename Make>
+bool run_fused(const ops::Backend& backend,
+               bool (*entry)(const kernels::Context&, const kernels::FusedMatmulArgs<Job>&),
+               kernels::FusedMatmulArgs<Job> args, const Norm* norm, std::span<const LinearCall> calls,
+               const Gate* gate, const Fits& fits, const Make& make) {
+  if (!entry || calls.size() > kMaxJobs) return false;
+  if (norm && (norm->kind != NormKind::rms || norm->weight.count() != args.input.cols)) return false;
+  std::array<Job, kMaxJobs> jobs;
   for (size_t j = 0; j < calls.size(); ++j) {
-    const auto* weight = std::get_if<Weight4Bit>(&calls[j].layer->weight);
-    if (!weight || weight->compute != first->compute || calls[j].layer->update) return false;
-    jobs[j] = job_of(*weight, calls[j]);
+    const auto* weight = std::get_if<Kind>(&calls[j].layer->weight);
+    if (!weight || !fits(*weight) || calls[j].layer->update) return false;
+    jobs[j] = make(*weight, calls[j]);
   }
-  kernels::Fused4BitArgs args{.input = {x.data, m, cols, first->compute, batch_invariant, x.dtype},
-                              .jobs = jobs.data(),
-                              .count = static_cast<int64_t>(calls.size())};
+  args.jobs = jobs.data();
+  args.count = static_cast<int64_t>(calls.size());
   if (norm) {
     args.norm_weight = norm->weight.as<float>();
     args.eps = norm->eps;
@@ -191,7 +196,29 @@ bool run_fused_linear(const ops::Backend& backend, const Norm* norm, ConstValues
     args.activation = gate->activation;
     args.gated_out = {.y = gate->out.data, .y_stride = jobs[0].rows, .y_dtype = gate->out.dtype};
   }
-  return backend.kernels().matmul_4bit_fused(backend.context(), args);
+  return entry(backend.context(), args);
+}
+
+}  // namespace
+
+bool run_fused_linear(const ops::Backend& backend, const Norm* norm, ConstValues x, int64_t m,
+                      std::span<const LinearCall> calls, const Gate* gate, bool batch_invariant) {
+  const Linear& layer = *calls.front().layer;
+  kernels::MatmulInput input{x.data, m, layer.cols, DType::f32, batch_invariant, x.dtype};
+  if (const auto* first = std::get_if<Weight4Bit>(&layer.weight)) {
+    input.compute = first->compute;
+    return run_fused<Weight4Bit, kernels::Matmul4BitJob>(
+        backend, backend.kernels().matmul_4bit_fused, {.input = input}, norm, calls, gate,
+        [&](const Weight4Bit& w) { return w.compute == first->compute; }, job_of);
+  }
+  if (const auto* first = std::get_if<WeightInt8>(&layer.weight)) {
+    // The residual stream, fp32, is what a norm reads: its results tell what activations are.
+    input.compute = int8_compute(!norm ? x.dtype : gate ? gate->out.dtype : calls.front().y.dtype);
+    return run_fused<WeightInt8, kernels::MatmulInt8Job>(
+        backend, backend.kernels().matmul_int8_fused, {.input = input, .threshold = first->threshold}, norm, calls,
+        gate, [&](const WeightInt8& w) { return w.threshold == first->threshold; }, int8_job_of);
+  }
+  return false;
 }
 
 }  // namespace nibble::nn

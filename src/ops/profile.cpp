@@ -88,6 +88,7 @@ kernels::Kernels wrapped(const kernels::Kernels& base) {
   NIBBLE_WRAP(matmul_4bit_fused);
   NIBBLE_WRAP(matmul_dense);
   NIBBLE_WRAP(matmul_int8);
+  NIBBLE_WRAP(matmul_int8_fused);
   NIBBLE_WRAP(rms_norm);
   NIBBLE_WRAP(layer_norm);
   NIBBLE_WRAP(rope);

@@ -16,6 +16,7 @@ void matmul_4bit(const Context& context, const MatmulInput& input, const Matmul4
 bool matmul_4bit_fused(const Context& context, const Fused4BitArgs& args);
 void matmul_int8(const Context& context, const MatmulInput& input, float threshold, const MatmulInt8Job* jobs,
                  int64_t count);
+bool matmul_int8_fused(const Context& context, const FusedInt8Args& args);
 void matmul_dense(const Context& context, const MatmulInput& input, const MatmulDenseJob* jobs, int64_t count);
 void rms_norm(const Context& context, const RmsNormArgs& args);
 void layer_norm(const Context& context, const LayerNormArgs& args);

@@ -23,6 +23,7 @@ const Kernels* table() {
       .matmul_4bit_fused = matmul_4bit_fused,
       .matmul_dense = matmul_dense,
       .matmul_int8 = matmul_int8,
+      .matmul_int8_fused = matmul_int8_fused,
       .rms_norm = rms_norm,
       .layer_norm = layer_norm,
       .rope = rope,

@@ -17,7 +17,7 @@ struct FewRowsArgs {
   float book[16];    // 4 bits: the code book times a factor
   float book_scale;  // and what the sums are multiplied by in return
   float threshold;   // LLM.int8()
-  // 4 bits: the norm of x, or null; and two jobs' results as one: gated_out = activation(first) * second.
+  // Codes: the norm of x, or null; and two jobs' results as one: gated_out = activation(first) * second.
   const float* norm_weight;
   float eps, weight_offset;
   bool is_gated;
@@ -74,17 +74,22 @@ __device__ __forceinline__ Sum sum_of_warps(const Sum* first) {
 }
 
 /// The end of a tile of eight rows of gate and eight of up.
-template <typename Sum>
-__device__ __forceinline__ void finish_gated_tile(const FewRowsArgs& args, const Sum* sums, int tile, int warp,
+template <typename Weights>
+__device__ __forceinline__ void finish_gated_tile(const FewRowsArgs& args, const Weights& weights,
+                                                  const FewRowsShared<Weights>& shared,
+                                                  const typename Weights::Sum* sums, int tile, int half, int warp,
                                                   int lane) {
   if (warp >= 2) return;
-  const Sum* first = sums + warp * 32 + lane;
+  const auto* first = sums + warp * 32 + lane;
   const int row = tile * (kFewRowsTile / 2) + lane / 4, i = 2 * (lane % 4) + warp;
   if (row >= args.jobs.jobs[0].rows || i >= args.m) return;
-  const float* gate_bias = args.jobs.jobs[0].out.bias;
-  const float* up_bias = args.jobs.jobs[1].out.bias;
-  const float gate = sum_of_warps(first) * args.book_scale + (gate_bias ? gate_bias[row] : 0.0f);
-  const float up = sum_of_warps(first + kFewRowsSums / 2) * args.book_scale + (up_bias ? up_bias[row] : 0.0f);
+  const auto value = [&](int j) {
+    const DeviceJob& job = args.jobs.jobs[j];
+    const auto sum = sum_of_warps(first + j * (kFewRowsSums / 2));
+    const float product = weights.finish(args, shared, job, lane / 4 + 8 * j, row, i, half, sum);
+    return product + (job.out.bias ? job.out.bias[row] : 0.0f);
+  };
+  const float gate = value(0), up = value(1);
   put(args.gated_out, i, row, activated(args.activation, gate) * up);
 }
 
@@ -94,13 +99,21 @@ __device__ __forceinline__ void finish_tile(const FewRowsArgs& args, const Weigh
                                             const FewRowsShared<Weights>& shared, const typename Weights::Sum* sums,
                                             int tile, int half, int warp, int lane) {
   if constexpr (Weights::kCanGate)
-    if (args.is_gated) return finish_gated_tile(args, sums, tile, warp, lane);
+    if (args.is_gated) return finish_gated_tile(args, weights, shared, sums, tile, half, warp, lane);
   const DeviceJob& job = args.jobs.of_tile(tile);
   const int in_tile = lane / 4 + 8 * (warp / 2), row = (tile - job.first_tile) * kFewRowsTile + in_tile;
   const int i = 2 * (lane % 4) + warp % 2;
   if (row >= job.rows || i >= args.m) return;
   const auto sum = sum_of_warps(sums + warp * 32 + lane);
   put(job.out, i, row, weights.finish(args, shared, job, in_tile, row, i, half, sum));
+}
+
+/// Stages that are asked for before x. What comes later than x does not delay it: such weights call what they are given
+/// when they have asked for x.
+template <typename Weights>
+constexpr int stages_before_x() {
+  if constexpr (requires { Weights::kStagesBeforeX; }) return Weights::kStagesBeforeX;
+  return kFewRowsStages - 1;
 }
 
 /// Weights: how a family's bytes become products; see weights_4bit.cuh and weights_plain.cuh.
@@ -135,12 +148,20 @@ __global__ void __launch_bounds__(kFewRowsWarps * 32, 1) few_rows_kernel(const _
     commit_copies();
     filling = filling + Weights::kSlotBytes == slots_end ? slots : filling + Weights::kSlotBytes;
   };
+  constexpr int kEarly = stages_before_x<Weights>();
 #pragma unroll 1
-  for (int s = 0; s < kFewRowsStages - 1; ++s) prefetch();
+  for (int s = 0; s < kEarly; ++s) prefetch();
   weights.load_scales(args, blockIdx.x);
   weights.fill_table(args, shared);
   wait_for_previous();  // until here only weights were read
-  weights.prepare(args, shared, chunks * Weights::kChunk);
+  if constexpr (kEarly < kFewRowsStages - 1) {
+    weights.prepare(args, shared, chunks * Weights::kChunk, [&] {
+#pragma unroll 1
+      for (int s = kEarly; s < kFewRowsStages - 1; ++s) prefetch();
+    });
+  } else {
+    weights.prepare(args, shared, chunks * Weights::kChunk);
+  }
   __syncthreads();
   weights.store_scales(args, shared, blockIdx.x, 0);
   __syncthreads();

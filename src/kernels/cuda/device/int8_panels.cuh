@@ -73,6 +73,16 @@ __device__ __forceinline__ void gather_listed(const DeviceX& x, int m, int cols,
   }
 }
 
+/// The codes of a row of x become zero in outlier columns, where x itself is the left side. A warp.
+__device__ __forceinline__ void clear_outlier_codes(int row, int cols, const Int8Left& left, int live_chunks) {
+  for (int k = 0; k < live_chunks; ++k) {  // nobody reads the others
+    const int first = left.live_chunks[k] * kInt8Chunk + static_cast<int>(threadIdx.x) % 32 * 4;
+    if (first >= cols) continue;
+    auto* codes = reinterpret_cast<uint32_t*>(left.codes + int64_t{row} * cols + first);
+    *codes &= ~(*reinterpret_cast<const uint32_t*>(left.flags + first) * 255);
+  }
+}
+
 /// All columns of a row of x, zeros in those without outliers; the codes of the others become zero. A warp.
 template <typename T>
 __device__ __forceinline__ void widen_x_row(const DeviceX& x, int row, int m, int cols, const Int8Left& left,
@@ -95,9 +105,8 @@ __device__ __forceinline__ void widen_x_row(const DeviceX& x, int row, int m, in
         *codes = make_uint2(kept.x & ~(flags.x * 255), kept.y & ~(flags.y * 255));
       }
     }
-    if (!summary.has_direct_x)
-      reinterpret_cast<uint4*>(left.panels_x)[(int64_t{first / kOutlierPanel} * m + row) * 8 + lane % 8] =
-          Vector8<T>::pack(values).words[0];
+    reinterpret_cast<uint4*>(left.panels_x)[(int64_t{first / kOutlierPanel} * m + row) * 8 + lane % 8] =
+        Vector8<T>::pack(values).words[0];
   }
 }
 
@@ -139,8 +148,12 @@ __device__ __forceinline__ void gather_outliers(const DeviceX& x, int m, int col
   if (!summary.has_all_columns) return gather_listed<T>(x, m, cols, left, summary.panels, weights);
   const int first = blockIdx.x + threadIdx.x / 32 * gridDim.x, step = gridDim.x * 8;
   for (int row = first; row < weights.rows; row += step) widen_w_row<T>(weights, row, cols, left, summary.panels);
-  if (summary.has_direct_x && summary.live_chunks == 0) return;
-  for (int row = first; row < m; row += step) widen_x_row<T>(x, row, m, cols, left, summary);
+  for (int row = first; row < m; row += step) {
+    if (summary.has_direct_x)
+      clear_outlier_codes(row, cols, left, summary.live_chunks);
+    else
+      widen_x_row<T>(x, row, m, cols, left, summary);
+  }
 }
 
 /// Panels of x and of the weights, rounded to T, or to bf16 where fp16 does not hold x. Nothing to do without outliers.

@@ -14,6 +14,17 @@ __device__ __forceinline__ int encode_int8(float x, float scale) {
   return static_cast<int>(fminf(fmaxf(q, -127.0f), 127.0f));
 }
 
+/// Four codes, the first in the lowest byte. Adding 1.5 * 2^23 rounds to an integer, whose lowest byte is the sum's.
+__device__ __forceinline__ uint32_t encode_four_int8(const float (&x)[4], float scale) {
+  uint32_t sums[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float q = __fmul_rn(x[i], scale);
+    sums[i] = __float_as_uint(__fadd_rn(fminf(fmaxf(q == q ? q : 0.0f, -127.0f), 127.0f), 12582912.0f));
+  }
+  return __byte_perm(__byte_perm(sums[0], sums[1], 0x0040), __byte_perm(sums[2], sums[3], 0x0040), 0x5410);
+}
+
 __device__ __forceinline__ bool is_outlier(float x, float threshold) { return threshold > 0 && fabsf(x) >= threshold; }
 
 /// x as an outlier's product takes it: rounded to T, unless that made it infinite.
