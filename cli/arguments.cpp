@@ -133,6 +133,9 @@ void SamplingArguments::add_choice_to(CLI::App& app) {
   do_sample = app.add_flag("--do-sample,!--no-do-sample", config.do_sample, "Draw from the distribution")
                   ->group("Generation (as transformers' generate)");
   given.emplace_back(do_sample, [this](Config& target) { target.do_sample = config.do_sample; });
+  auto* invariant = app.add_flag("--batch-invariant", config.batch_invariant, "The same bits whatever the batch size")
+                        ->group("Generation (as transformers' generate)");
+  given.emplace_back(invariant, [this](Config& target) { target.batch_invariant = config.batch_invariant; });
 }
 
 void SamplingArguments::add_to(CLI::App& app, int64_t default_new_tokens) {
@@ -147,9 +150,6 @@ void SamplingArguments::add_to(CLI::App& app, int64_t default_new_tokens) {
   auto* early = app.add_flag("--early-stopping", config.early_stopping, "With beams: stop at num-beams finished texts")
                     ->group(group);
   given.emplace_back(early, [this](GenerationConfig& target) { target.early_stopping = config.early_stopping; });
-  auto* invariant =
-      app.add_flag("--batch-invariant", config.batch_invariant, "The same bits whatever the batch size")->group(group);
-  given.emplace_back(invariant, [this](GenerationConfig& target) { target.batch_invariant = config.batch_invariant; });
 }
 
 GenerationConfig SamplingArguments::merged(const GenerationConfig& defaults) const {

@@ -1,5 +1,5 @@
 // GPU matmul and quantization, timed as CUDA graphs over rotating weight copies, beside what memory and tensor cores
-// allow.
+// allow. All rows, or those of `int8` or `quantize` alone, or one shape.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -205,8 +205,8 @@ int run(int count, char** arguments) {
   }
   std::printf("%s\n", gpu.stream->description().name.c_str());
   gpu.measure_copy();
-  if (count == 2 && std::string(arguments[1]) == "int8") {
-    bench_int8(gpu);
+  if (count == 2) {
+    std::string(arguments[1]) == "int8" ? bench_int8(gpu) : bench_quantize(gpu);
     return 0;
   }
   bench_quantize(gpu);

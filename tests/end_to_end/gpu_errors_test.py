@@ -1,10 +1,11 @@
-"""What --device says where there is no GPU: none in sight, an index that is not there, an old driver in the place of its own."""
+"""What --device says where there is no GPU: none in sight, an index that is not there, an old driver in the place of its
+own; and, with a GPU, where its memory is not enough."""
 import os
 import unittest
 
 from nibble_case import NibbleCase
 
-USAGE, DEVICE = 2, 6
+USAGE, OUT_OF_MEMORY, DEVICE = 2, 5, 6
 OLD_DRIVER = os.environ.get("OLD_DRIVER")  # the folder of its libcuda.so.1; none for a program built without CUDA
 WITHOUT_GPU = ("the NVIDIA driver shows no GPU", "no NVIDIA driver is installed", "this program was built without CUDA")
 
@@ -29,6 +30,18 @@ class GpuErrors(NibbleCase):
         last = self.fail_with(DEVICE, *self.bench("cuda"), names=["cuda:0"], env={**os.environ, **hidden})
         self.assertTrue(any(why in last for why in WITHOUT_GPU), last)
         self.assertTrue(any(why in self.placed_on_the_cpu(**hidden) for why in WITHOUT_GPU))
+
+    def has_gpu(self):
+        return "cuda:0: " in self.succeed("info")
+
+    def test_an_index_that_is_not_there(self):
+        self.fail_with(USAGE if self.has_gpu() else DEVICE, *self.bench("cuda:77"), names=["cuda:77"])
+
+    def test_memory_that_is_not_there(self):
+        if not self.has_gpu():
+            self.skipTest("no GPU")
+        self.fail_with(OUT_OF_MEMORY, *self.bench("cuda"), "--max-memory", "4KB", names=["cuda:0", "out of memory", "max_memory"])
+        self.succeed(*self.bench("cuda"), "--max-memory", "1GB")
 
     @unittest.skipUnless(OLD_DRIVER, "the program was built without CUDA")
     def test_an_old_driver(self):
