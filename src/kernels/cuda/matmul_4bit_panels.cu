@@ -9,8 +9,9 @@
 namespace nibble::kernels::cuda {
 namespace {
 
-/// Decoded at a time: what the L2 cache still holds when the product reads it.
-constexpr int64_t kPanelBytes = int64_t{32} << 20;
+/// Decoded at a time: most of it the L2 cache still holds when the product reads it, and products of fewer rows leave
+/// multiprocessors idle at their end.
+constexpr int64_t kPanelBytes = int64_t{64} << 20;
 
 /// The absmax from block `first` on, a multiple of kNestedBlock.
 Absmax absmax_from(Absmax absmax, int64_t first) {

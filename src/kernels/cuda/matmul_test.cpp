@@ -2,64 +2,10 @@
 // run to run.
 #include <array>
 
-#include "kernels/cuda/device_case.h"
+#include "kernels/cuda/weight_case.h"
 
 namespace nibble::kernels::cuda::testing {
 namespace {
-
-struct Shape {
-  int64_t m, rows, cols, block;
-};
-
-/// A 4-bit weight on both sides, and its decoded values.
-struct Weight4Bit {
-  Weight4Bit(Random& random, const Shape& shape, bool nested_, const quant::CodeBook4Bit& b, int64_t offset)
-      : rows(shape.rows), cols(shape.cols), block(shape.block), nested(nested_), book(&b) {
-    const int64_t count = rows * cols, blocks = quant::block_count(count, block);
-    packed = Array(DType::u8, quant::packed_size_bytes(count), offset);
-    for (int64_t i = 0; i < packed.count(); ++i) packed.set(i, static_cast<float>(random.next() % 256));
-    absmax = Array(DType::f32, blocks, offset);
-    codes = Array(DType::u8, blocks, offset);
-    groups = random_array(random, DType::f32, quant::block_count(blocks, quant::kNestedBlock), 1, offset);
-    nested_book = Array(DType::f32, 256, offset);
-    for (int64_t i = 0; i < 256; ++i) nested_book.set(i, quant::kDynamicSigned[static_cast<size_t>(i)]);
-    for (int64_t i = 0; i < blocks; ++i) {
-      absmax.set(i, static_cast<float>(0.02 + 0.05 * random.uniform()));
-      codes.set(i, static_cast<float>(random.next() % 256));
-      if (nested)
-        absmax.set(i,
-                   nested_book.get(static_cast<int64_t>(codes.get(i))) * groups.get(i / quant::kNestedBlock) + kOffset);
-    }
-    for (int64_t i = 0; i < count; ++i)
-      decoded.push_back(book->values[static_cast<size_t>(packed.host<uint8_t>()[i / 2] >> (i % 2 ? 0 : 4) & 15)] *
-                        absmax.host<float>()[i / block]);
-    bias = random_array(random, DType::f32, rows, 1, offset);
-  }
-
-  Matmul4BitJob job(device::CudaStream& stream, void* y, int64_t y_stride, bool with_bias, bool accumulate,
-                    DType y_dtype = DType::f32) {
-    for (Array* array : {&packed, &absmax, &codes, &groups, &nested_book, &bias}) array->upload(stream);
-    Absmax a;
-    if (nested)
-      a = {nullptr, codes.device<uint8_t>(stream), groups.device<float>(stream), nested_book.device<float>(stream),
-           kOffset};
-    else
-      a.values = absmax.device<float>(stream);
-    return {packed.device<uint8_t>(stream),
-            a,
-            block,
-            book->values.data(),
-            rows,
-            {y, y_stride, with_bias ? bias.device<float>(stream) : nullptr, accumulate, y_dtype}};
-  }
-
-  static constexpr float kOffset = 0.75f;
-  int64_t rows, cols, block;
-  bool nested;
-  const quant::CodeBook4Bit* book;
-  Array packed, absmax, codes, groups, nested_book, bias;
-  std::vector<float> decoded;
-};
 
 float round_to(DType dtype, float x) {
   if (dtype == DType::bf16) return to_float(to_bf16(x));
@@ -207,10 +153,10 @@ TEST_F(MatmulGpuTest, JobsOfOneCallAreExactWhereverTheyMeet) {
   Random random(12);
   quant::CodeBook4Bit book{};
   for (int i = 0; i < 16; ++i) book.values[static_cast<size_t>(i)] = static_cast<float>(i - 7);
-  const int64_t cols = 704, sizes[] = {300, 37, 523, 256}, stride = 1120;
+  const int64_t cols = 704, stride = 1120;
   for (const bool nested : {false, true}) {
     std::vector<Weight4Bit> weights;
-    for (const int64_t rows : sizes) {
+    for (const int64_t rows : {300, 37, 523, 256}) {
       Weight4Bit& w = weights.emplace_back(random, Shape{1, rows, cols, 64}, nested, book, 0);
       for (int64_t i = 0; i < w.absmax.count(); ++i) w.absmax.set(i, static_cast<float>(1 << random.next() % 3));
       for (int64_t i = 0; i < w.groups.count(); ++i) w.groups.set(i, static_cast<float>(1 + random.next() % 2));
@@ -221,27 +167,26 @@ TEST_F(MatmulGpuTest, JobsOfOneCallAreExactWhereverTheyMeet) {
       Array x(DType::bf16, m * cols, 0);
       for (int64_t i = 0; i < x.count(); ++i) x.set(i, static_cast<float>(random.next() % 5) - 2);
       x.upload(stream());
-      for (const DType y_dtype : {DType::f32, DType::bf16})
-        for (const bool accumulate : {false, true}) {
-          const std::string label = "m " + std::to_string(m) + " to " + std::string(name_of(y_dtype)) +
-                                    (accumulate ? " accumulating" : "") + (nested ? " nested" : "");
-          const auto multiplied = [&](bool invariant) {
-            Array y = outputs({m, stride, cols, 64}, stride, accumulate, 0, y_dtype);
-            std::vector<Matmul4BitJob> jobs;
-            int64_t first = 0;
-            for (Weight4Bit& w : weights) {
-              auto* to = static_cast<uint8_t*>(y.device(stream())) + first * size_of(y_dtype);
-              jobs.push_back(w.job(stream(), to, stride, first % 2 == 0, accumulate, y_dtype));
-              first += w.rows;
-            }
-            const MatmulInput input{x.device(stream()), m, cols, DType::bf16, invariant, DType::bf16};
-            cuda().matmul_4bit(context, input, jobs.data(), static_cast<int64_t>(jobs.size()));
-            finish(label);
-            y.download(stream(), label);
-            return y;
-          };
-          expect_close(multiplied(true), multiplied(false), 0, label);
+      for (const int kind : {0, 1, 2, 3}) {
+        const DType y_dtype = kind % 2 ? DType::bf16 : DType::f32;
+        const std::string label =
+            "m " + std::to_string(m) + " kind " + std::to_string(kind) + (nested ? " nested" : "");
+        Array y[2];
+        for (const bool invariant : {true, false}) {
+          y[invariant] = outputs({m, stride, cols, 64}, stride, kind / 2, 0, y_dtype);
+          auto* to = static_cast<uint8_t*>(y[invariant].device(stream()));
+          std::vector<Matmul4BitJob> jobs;
+          for (Weight4Bit& w : weights) {
+            jobs.push_back(w.job(stream(), to, stride, jobs.size() % 2 == 0, kind / 2, y_dtype));
+            to += w.rows * size_of(y_dtype);
+          }
+          cuda().matmul_4bit(context, {x.device(stream()), m, cols, DType::bf16, invariant, DType::bf16}, jobs.data(),
+                             4);
+          finish(label);
+          y[invariant].download(stream(), label);
         }
+        expect_close(y[true], y[false], 0, label);
+      }
     }
   }
 }

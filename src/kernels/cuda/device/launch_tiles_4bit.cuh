@@ -20,7 +20,8 @@ inline float half_book_scale(const float* code_book) {
 /// if the driver can't describe it.
 template <typename T, typename Shape>
 bool describe_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count,
-                    int blocks, Tile4BitArgs& args) {
+                    Tile4BitArgs& args) {
+  constexpr int kRows = Shape::rows / Shape::cluster;  // of a block
   TileArgs& tile = args.tile;
   tile.jobs = with_weights(jobs, count, Shape::rows);
   const float scale = Shape::is_late && input.compute == DType::bf16 ? book_scale(jobs[0].code_book, input.compute)
@@ -28,36 +29,38 @@ bool describe_tiles(const Context& context, const MatmulInput& input, const Matm
   for (int i = 0; i < 16; ++i) tile.book[i] = jobs[0].code_book[i] * scale;
   args.unscale = 1.0f / scale;
   args.is_nested = is_nested(jobs[0]);
+  args.extra = Shape::extra;
   tile.m = static_cast<int>(input.m);
   tile.cols = static_cast<int>(input.cols);
   tile.chunks = static_cast<int>((input.cols + kTileChunk - 1) / kTileChunk);
   tile.column_tiles = static_cast<int>((input.m + Shape::columns - 1) / Shape::columns);
   tile.flags = context.counters;
   const int64_t x_bytes = is_rounded<T>(input) ? 0 : padded_to_256(input.m * input.cols * 2);
-  const int64_t partials = int64_t{context.multiprocessors} * (Shape::rows / blocks) * Shape::columns * 4;
+  const int64_t partials = int64_t{context.multiprocessors} * Shape::blocks * kRows * Shape::columns * 4;
   auto* scratch = static_cast<uint8_t*>(context.scratch->reserve(x_bytes + partials));
   tile.partials = reinterpret_cast<float*>(scratch + x_bytes);
   const void* x = x_bytes > 0 ? scratch : input.x;
-  if (!describe_matrix(args.x, x, input.m, input.cols * 2, Shape::columns / blocks)) return false;
+  if (!describe_matrix(args.x, x, input.m, input.cols * 2, Shape::columns / Shape::cluster)) return false;
   for (int64_t j = 0; j < count; ++j)
-    if (!describe_matrix(args.codes[j], jobs[j].packed, jobs[j].rows, input.cols / 2, Shape::rows / blocks,
-                         64 / blocks))
+    if (!describe_matrix(args.codes[j], jobs[j].packed, jobs[j].rows, input.cols / 2, kRows, 64 / Shape::cluster))
       return false;
   if (x_bytes > 0) round_x(context, input, reinterpret_cast<T*>(scratch));
   return true;
 }
 
-/// Clusters of `blocks` that work on a tile together, as many as the GPU holds.
+/// Clusters of blocks that work on a tile together, as many as the GPU holds.
 template <typename T, typename Shape>
 bool launch_tiles(void (*kernel)(Tile4BitArgs), const Context& context, const MatmulInput& input,
-                  const Matmul4BitJob* jobs, int64_t count, int blocks) {
+                  const Matmul4BitJob* jobs, int64_t count) {
   Tile4BitArgs args{};
-  if (!describe_tiles<T, Shape>(context, input, jobs, count, blocks, args)) return false;
+  if (!describe_tiles<T, Shape>(context, input, jobs, count, args)) return false;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
-  const int64_t pieces = int64_t{args.tile.jobs.tiles} * args.tile.column_tiles * args.tile.chunks;
-  const auto clusters = static_cast<unsigned>(std::min<int64_t>(pieces, context.multiprocessors / blocks)),
-             size = static_cast<unsigned>(blocks);
-  launch_early(kernel, size * clusters, Shape::threads + 128, Shape::kBytes, stream_of(context.stream), args, size);
+  const int64_t tiles = int64_t{args.tile.jobs.tiles} * args.tile.column_tiles, pieces = tiles * args.tile.chunks;
+  if (pieces + tiles * args.extra > 0x7fffffff) return false;
+  const auto clusters =
+      static_cast<unsigned>(std::min<int64_t>(pieces, context.multiprocessors * Shape::blocks / Shape::cluster));
+  launch_early(kernel, Shape::cluster * clusters, Shape::all_threads, Shape::kBytes, stream_of(context.stream), args,
+               Shape::cluster);
   return true;
 }
 

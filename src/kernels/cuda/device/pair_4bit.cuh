@@ -12,10 +12,11 @@ namespace nibble::kernels::cuda {
 template <int kColumns>
 struct Pair4BitShape {
   static constexpr bool is_late = false;
-  static constexpr int columns = kColumns, subs = 1, depth_groups = 1;
+  static constexpr int columns = kColumns, depth_groups = 1, cluster = 2, steps = 2, blocks = 1;
   static constexpr int rows = 256;  // of both blocks
-  static constexpr int threads = 256, warps = threads / 32;
+  static constexpr int threads = 256, warps = threads / 32, all_threads = threads + 128;
   static constexpr int sums = kColumns / 2;  // of a thread
+  static constexpr int extra = 1;            // in chunks, what finishing a tile costs
 
   static constexpr int kTableRow = 256;  // so that one byte permutation makes an address; the other half holds results
   static constexpr int kBook = 256 * kTableRow;
@@ -29,86 +30,6 @@ struct Pair4BitShape {
   static_assert(kStages >= 2 && kBytes <= 232448 && kStageBytes % 1024 == 0);
 };
 
-/// The scales of a warp's weight rows, under way in registers two chunks ahead: each lane brings one for a row and half
-/// a chunk.
-template <typename Shape>
-class PairScales {
- public:
-  /// first_row: of the warp, in a tile.
-  __device__ PairScales(const Tile4BitArgs& args, const uint8_t* memory, const TileRange& range, int first_row,
-                        int lane)
-      : args_(args),
-        book_(reinterpret_cast<const float*>(memory + Shape::kBook)),
-        left_(static_cast<int>(range.end - range.at)),
-        tile_(static_cast<int>(range.at / args.tile.chunks)),
-        first_row_(first_row),
-        lane_(lane) {
-    if (left_ > 0) enter_tile(static_cast<int>(range.at - int64_t{tile_} * args.tile.chunks));
-#pragma unroll
-    for (Fetched& slot : ahead_) fetch(slot);
-  }
-
-  /// The next chunk's scales: [2 * half of the chunk + row, of the thread's two].
-  __device__ __forceinline__ void take(float (&scales)[4]) {
-    float scale = ahead_[0].value;
-    if (args_.is_nested)
-      scale =
-          nested_value(book_[ahead_[0].code], scale, args_.tile.jobs.jobs[ahead_[0].code / 256].weight.absmax.offset);
-    ahead_[0] = ahead_[1];
-    fetch(ahead_[1]);
-    scale *= args_.unscale;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) scales[i] = __shfl_sync(kFullMask, scale, lane_ / 4 + 8 * i);
-  }
-
- private:
-  struct Fetched {
-    float value;
-    uint32_t code;  // with 256 for each job before
-  };
-
-  __device__ __forceinline__ void fetch(Fetched& slot) {
-    slot.value = 0;
-    slot.code = code_of_job_;
-    if (left_ > 0 && unit_ < args_.tile.cols >> 6) {
-      const uint32_t block = (row_ + static_cast<uint32_t>(unit_)) >> unit_shift_;
-      if (args_.is_nested) {
-        slot.code += __ldg(codes_ + block);
-        slot.value = __ldg(values_ + block / quant::kNestedBlock);
-      } else {
-        slot.value = __ldg(values_ + block);
-      }
-    }
-    unit_ += 2;
-    if (--left_ > 0 && unit_ >= 2 * args_.tile.chunks) {
-      ++tile_;
-      enter_tile(0);
-    }
-  }
-
-  /// Keeps what is needed of the tile's job in registers.
-  __device__ __forceinline__ void enter_tile(int chunk) {
-    const int row_tile = tile_ / args_.tile.column_tiles;
-    const DeviceJob& job = args_.tile.jobs.of_tile(row_tile);
-    const int row = min((row_tile - job.first_tile) * Shape::rows + first_row_ + lane_ % 16, job.rows - 1);
-    row_ = static_cast<uint32_t>(row) * static_cast<uint32_t>(args_.tile.cols >> 6);
-    unit_ = 2 * chunk + lane_ / 16;
-    const Absmax& absmax = job.weight.absmax;
-    values_ = args_.is_nested ? absmax.nested_absmax : absmax.values;
-    codes_ = absmax.codes;
-    unit_shift_ = static_cast<uint32_t>(job.weight.block_shift - 6);
-    code_of_job_ = 256 * static_cast<uint32_t>(&job - args_.tile.jobs.jobs);
-  }
-
-  const Tile4BitArgs& args_;
-  const float* book_;
-  int left_, tile_, first_row_, lane_, unit_ = 0;  // unit_: of 64 columns, in a row
-  Fetched ahead_[2];
-  uint32_t row_ = 0, unit_shift_ = 0, code_of_job_ = 0;  // row_: in such units from the weight's start
-  const float* values_ = nullptr;
-  const uint8_t* codes_ = nullptr;
-};
-
 /// The products of one warp's rows: a pipeline of steps of 32 columns, whose codes are read two steps and looked up one
 /// step ahead.
 template <typename T, typename Shape>
@@ -117,13 +38,13 @@ class Pair4BitProducts {
   float sums[Shape::sums];
 
   /// count: of chunks.
-  __device__ Pair4BitProducts(uint32_t shared, int first_row, int lane, int count, PairScales<Shape>& scales)
-      : x_(swizzled_operand(shared + Shape::kStage)),
+  __device__ Pair4BitProducts(uint32_t shared, int first_row, int lane, int count, Tile4BitScales<Shape>& scales)
+      : x_(static_cast<uint32_t>(swizzled_operand(kTileShared + Shape::kStage))),
         codes_(shared + Shape::kStage + Shape::kXBytes + (first_row + lane / 4) * 32 + lane / 16 * 16),
         full_(shared + Shape::kBarriers),
         lane_(lane),
-        place_(4 * lane),
-        selector_(0x5504 | lane % 4 << 4),
+        place_((shared & kRankBits) | 4 * lane),
+        selector_(0x7604 | lane % 4 << 4),
         left_(2 * count) {
     scales.take(scales_);
     if (left_ == 0) return;
@@ -139,7 +60,7 @@ class Pair4BitProducts {
   }
 
   /// One chunk.
-  __device__ __forceinline__ void multiply(PairScales<Shape>& scales) {
+  __device__ __forceinline__ void multiply(Tile4BitScales<Shape>& scales) {
     half<0>(scales);
     half<1>(scales);
   }
@@ -151,11 +72,36 @@ class Pair4BitProducts {
     to_release_ = 0;
   }
 
+  /// What another pair left, out of the ring.
+  __device__ __forceinline__ void add_piece(int group) {
+    constexpr int kHalf = Shape::sums / 2;
+#pragma unroll
+    for (int part = 0; part < PairPiece<Shape>::kParts; ++part) {
+      barrier_wait(full_ + 8 * stage_, parity_);
+      if (part / 2 == group) {
+        const uint32_t from =
+            full_ - Shape::kBarriers + Shape::kStage + stage_ * Shape::kStageBytes + threadIdx.x % 128 * 16;
+#pragma unroll
+        for (int i = 0; i < kHalf / 4; ++i) {
+          const uint4 v = load_shared_16(from + i * 2048);
+          float* to = sums + part % 2 * kHalf + 4 * i;
+          to[0] += __uint_as_float(v.x), to[1] += __uint_as_float(v.y);
+          to[2] += __uint_as_float(v.z), to[3] += __uint_as_float(v.w);
+        }
+      }
+      __syncwarp();
+      to_release_ = full_ + 8 * (Shape::kStages + stage_);
+      release();
+      to_release_ = 0;
+      if (++stage_ == Shape::kStages) stage_ = 0, parity_ ^= 1;
+    }
+  }
+
  private:
   template <int kHalf>
-  __device__ __forceinline__ void half(PairScales<Shape>& scales) {
+  __device__ __forceinline__ void half(Tile4BitScales<Shape>& scales) {
     const int next = stage_ + 1 == Shape::kStages ? 0 : stage_ + 1;
-    const uint64_t x = x_ + static_cast<uint32_t>(stage_ * (Shape::kStageBytes / 16));
+    const uint32_t x = x_ + static_cast<uint32_t>(stage_ * (Shape::kStageBytes / 16));
     start<0, kHalf>(x);
     --left_;
     if (next == 0) parity_ ^= 1;
@@ -186,16 +132,13 @@ class Pair4BitProducts {
   /// A step's pairs of code book values.
   template <int kStep>
   __device__ __forceinline__ void look_up() {
-    extern __shared__ __align__(1024) uint8_t tile_memory[];
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      pairs_[i] =
-          *reinterpret_cast<const uint32_t*>(tile_memory + __byte_perm(words_[kStep][i % 2][i / 2], place_, selector_));
+    for (int i = 0; i < 8; ++i) pairs_[i] = table_pair(__byte_perm(words_[kStep][i % 2][i / 2], place_, selector_));
   }
 
   /// Starts a step's products.
   template <int kStep, int kHalf>
-  __device__ __forceinline__ void start(uint64_t x) {
+  __device__ __forceinline__ void start(uint32_t x) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float2 values = __half22float2(reinterpret_cast<const __half2&>(pairs_[i]));
@@ -205,7 +148,8 @@ class Pair4BitProducts {
     look_up<1 - kStep>();
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 2; ++i) Wgmma<T, Shape::columns>::multiply(sums, fragments_[kStep][i], x + 4 * kStep + 2 * i);
+    for (int i = 0; i < 2; ++i)
+      Wgmma<T, Shape::columns>::multiply(sums, fragments_[kStep][i], operand_at(x + 4 * kStep + 2 * i));
     wgmma_commit();
   }
 
@@ -215,7 +159,7 @@ class Pair4BitProducts {
 
   uint32_t fragments_[2][2][4], words_[2][2][4], pairs_[8];
   float scales_[4];
-  uint64_t x_;  // the operand in the first stage
+  uint32_t x_;  // the operand in the first stage
   uint32_t codes_, full_;
   int lane_;
   uint32_t place_, selector_;
@@ -226,77 +170,82 @@ class Pair4BitProducts {
 template <typename T, typename Shape>
 __device__ __forceinline__ void consume_pairs(const Tile4BitArgs& args, uint8_t* memory, int pair, int pairs,
                                               int rank) {
-  TileRange range(args.tile, pair, pairs);
+  TileShare share(args, pair, pairs);
+  const TileShare all = share;
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));  // read once: it costs more than a register
   const int group = thread / 128, lane = thread % 32, first_row = thread / 32 * 16;
-  PairScales<Shape> scales(args, memory, range, rank * 128 + first_row, lane);
+  Tile4BitScales<Shape> scales(args, memory, share, 0, rank * 128 + first_row, lane);
+  fill_table<T, Shape>(args, memory);
+  __syncwarp();
+  pair_waits();
   wait_for_previous_launch();  // which may still write y
 
-  const TileArgs& tile_args = args.tile;
+  const TileArgs& line = args.tile;
   const uint32_t shared = shared_address(memory);
-  Pair4BitProducts<T, Shape> products(shared, first_row, lane, static_cast<int>(range.end - range.at), scales);
-  while (range.at < range.end) {
-    const int64_t tile = range.at / tile_args.chunks, tile_end = (tile + 1) * tile_args.chunks;
-    const int64_t piece_end = min(range.end, tile_end);
-    const bool has_first = range.at == tile * tile_args.chunks;
+  Pair4BitProducts<T, Shape> products(shared, first_row, lane, share.end - share.at, scales);
+  while (share.at < share.end) {
+    const int tile = share.at / line.chunks, tile_end = (tile + 1) * line.chunks;
+    const int piece_end = min(share.end, tile_end);
+    const bool has_first = share.at == tile * line.chunks;
     products.clear();
 #pragma unroll 1
-    for (int left = static_cast<int>(piece_end - range.at); left > 0; --left) products.multiply(scales);
-    range.at = piece_end;
+    for (int left = piece_end - share.at; left > 0; --left) products.multiply(scales);
+    share.at = piece_end;
     products.finish();
     if (!has_first) {
-      PairPiece<Shape>(tile_args, pair, rank, group).leave(products.sums, group);
+      PairPiece<Shape>(line, pair, rank, group).leave(products.sums, group);
       continue;
     }
-    int64_t at = piece_end;
-    for (int next = pair + 1; at < tile_end; ++next) {
-      PairPiece<Shape>(tile_args, next, rank, group).add(products.sums, group);
-      at = TileRange(tile_args, next, pairs).end;
-    }
-    const int row_tile = static_cast<int>(tile / tile_args.column_tiles);
-    const DeviceJob& job = tile_args.jobs.of_tile(row_tile);
+    if (piece_end < tile_end) for_left_pieces(args, all, pair, pairs, [&](int) { products.add_piece(group); });
+    const int row_tile = tile / line.column_tiles;
+    const DeviceJob& job = line.jobs.of_tile(row_tile);
     const int row = (row_tile - job.first_tile) * Shape::rows + rank * 128 + group * 64;
-    const int column = static_cast<int>(tile % tile_args.column_tiles) * Shape::columns;
-    store_group<Shape>(tile_args, job, row, column, products.sums, shared, group);
+    const int column = tile % line.column_tiles * Shape::columns;
+    store_group<Shape>(line, job, row, column, products.sums, shared, group);
   }
 }
 
-/// Launched in clusters of two. Blocks of 64 or more, a power of two; cols a multiple of 64.
-template <typename T, typename Shape>
-__global__ void __launch_bounds__(Shape::threads + 128, 1) pair_4bit_kernel(const __grid_constant__ Tile4BitArgs args) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ __align__(1024) uint8_t tile_memory[];
-  const uint32_t shared = shared_address(tile_memory);
+/// What the warps do that multiply nothing.
+template <typename Shape>
+__device__ __forceinline__ void serve_pairs(const Tile4BitArgs& args, uint32_t shared, int pair, int pairs, int rank) {
   const uint32_t full = shared + Shape::kBarriers, empty = full + 8 * Shape::kStages;
-  const int rank = static_cast<int>(rank_in_pair());
-  const int pairs = static_cast<int>(gridDim.x / 2), pair = pairs - 1 - static_cast<int>(blockIdx.x / 2);
-  allow_next_launch();
-  if (threadIdx.x < Shape::threads) fill_table<T, Shape>(args, tile_memory);
-  if (threadIdx.x == Shape::threads) {
+  const int thread = static_cast<int>(threadIdx.x) - Shape::threads;
+  if (thread == 0) {
     for (int s = 0; s < Shape::kStages; ++s) {
       barrier_init(full + 8 * s, 2);
       barrier_init(empty + 8 * s, 2 * Shape::warps);  // of both blocks
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    PairCursor<Shape> at(args, pair, pairs, rank);
+    TileWalk<Shape> at(args, TileShare(args, pair, pairs), rank);
     bring_codes(at, shared, true);
   }
   __syncwarp();
   pair_waits();
+  if (thread == 0) {
+    bring_x<Shape>(args, shared, pair, pairs, rank);
+  } else if (thread == 32) {
+    TileWalk<Shape> at(args, TileShare(args, pair, pairs), rank);
+    bring_codes(at, shared, false);
+  } else if (thread >= 64) {
+    if (TileShare(args, pair, pairs).at % args.tile.chunks != 0)
+      PairPiece<Shape>(args.tile, pair, rank, thread / 32 - 2).tell(thread / 32 - 2);
+  }
+}
+
+/// Launched in clusters of two. Blocks of 64 or more, a power of two; cols a multiple of 64.
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(Shape::all_threads, 1) pair_4bit_kernel(const __grid_constant__ Tile4BitArgs args) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) uint8_t tile_memory[];
+  const uint32_t shared = shared_address(tile_memory);
+  require_tile_shared(shared);
+  const int rank = static_cast<int>(rank_in_pair());
+  const int pairs = static_cast<int>(gridDim.x / 2), pair = pairs - 1 - static_cast<int>(blockIdx.x / 2);
+  allow_next_launch();
   if (threadIdx.x >= Shape::threads) {  // a warp group of its own, so that the others can have its registers
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-    if (threadIdx.x % 32 == 0 && threadIdx.x < Shape::threads + 64) {
-      PairCursor<Shape> at(args, pair, pairs, rank);
-      if (threadIdx.x == Shape::threads)
-        bring_x(args, at, shared, rank);
-      else
-        bring_codes(at, shared, false);
-    } else if (threadIdx.x >= Shape::threads + 64) {
-      const TileRange range(args.tile, pair, pairs);
-      const int group = static_cast<int>(threadIdx.x - Shape::threads) / 32 - 2;
-      if (range.at % args.tile.chunks != 0) PairPiece<Shape>(args.tile, pair, rank, group).tell(group);
-    }
+    serve_pairs<Shape>(args, shared, pair, pairs, rank);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
     consume_pairs<T, Shape>(args, tile_memory, pair, pairs, rank);

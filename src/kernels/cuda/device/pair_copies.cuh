@@ -1,7 +1,7 @@
 // What the copy engine brings to pairs of blocks that share x: each block's codes, and half of x to both.
 #pragma once
 
-#include "kernels/cuda/device/tile_4bit.cuh"
+#include "kernels/cuda/device/pair_store.cuh"
 
 namespace nibble::kernels::cuda {
 
@@ -34,53 +34,13 @@ __device__ __forceinline__ void copy_box_to_pair(uint32_t to, const CUtensorMap&
       : "memory");
 }
 
-/// Walks the line of tiles in steps of 64 columns, for a thread that brings something of each; what stays the same
-/// within a tile is worked out once.
-template <typename Shape>
-class PairCursor {
- public:
-  int left;      // steps
-  int step;      // of the tile
-  int x_row;     // of this block's half
-  int code_row;  // of this block's rows
-  const CUtensorMap* codes;
-
-  __device__ PairCursor(const Tile4BitArgs& args, int pair, int pairs, int rank) : args_(args), rank_(rank) {
-    const TileRange range(args.tile, pair, pairs);
-    const int tile = static_cast<int>(range.at / args.tile.chunks);
-    left = 2 * static_cast<int>(range.end - range.at);
-    step = 2 * static_cast<int>(range.at - int64_t{tile} * args.tile.chunks);
-    row_tile_ = tile / args.tile.column_tiles;
-    column_tile_ = tile - row_tile_ * args.tile.column_tiles;
-    if (left > 0) enter();
-  }
-
-  __device__ __forceinline__ void advance() {
-    if (++step < 2 * args_.tile.chunks) return;
-    step = 0;
-    if (++column_tile_ == args_.tile.column_tiles) column_tile_ = 0, ++row_tile_;
-    if (left > 1) enter();
-  }
-
- private:
-  __device__ __forceinline__ void enter() {
-    const DeviceJob& job = args_.tile.jobs.of_tile(row_tile_);
-    codes = args_.codes + (&job - args_.tile.jobs.jobs);
-    code_row = (row_tile_ - job.first_tile) * Shape::rows + rank_ * 128;
-    x_row = column_tile_ * Shape::columns + rank_ * (Shape::columns / 2);
-  }
-
-  const Tile4BitArgs& args_;
-  int rank_, row_tile_, column_tile_;
-};
-
 /// One thread brings the block's codes, 64 columns a stage: the first stages' at once, the rest as they become free.
 template <typename Shape>
-__device__ __forceinline__ void bring_codes(PairCursor<Shape>& at, uint32_t shared, bool is_start) {
+__device__ __forceinline__ void bring_codes(TileWalk<Shape>& at, uint32_t shared, bool is_start) {
   const uint32_t full = shared + Shape::kBarriers, empty = full + 8 * Shape::kStages;
   int stage = 0;
   uint32_t parity = 1;
-  for (int i = 0; at.left > 0; --at.left, ++i) {
+  for (int i = 0; at.left > 0; ++i) {
     if (is_start ? i < Shape::kStages : i >= Shape::kStages) {
       barrier_wait(empty + 8 * stage, parity);
       barrier_expect(full + 8 * stage, Shape::kCodeBytes);
@@ -94,21 +54,40 @@ __device__ __forceinline__ void bring_codes(PairCursor<Shape>& at, uint32_t shar
   }
 }
 
-/// One thread brings this block's half of x to both blocks.
+/// One thread brings this block's half of x to both blocks; then, by the same ring, what later pairs left of the last
+/// tile.
 template <typename Shape>
-__device__ __forceinline__ void bring_x(const Tile4BitArgs& args, PairCursor<Shape>& at, uint32_t shared, int rank) {
+__device__ __forceinline__ void bring_x(const Tile4BitArgs& args, uint32_t shared, int pair, int pairs, int rank) {
   const uint32_t full = shared + Shape::kBarriers, empty = full + 8 * Shape::kStages;
+  const TileShare share(args, pair, pairs);
+  TileWalk<Shape> at(args, share, rank);
   int stage = 0;
   uint32_t parity = 1;
+  const auto advance = [&] {
+    if (++stage == Shape::kStages) stage = 0, parity ^= 1;
+  };
   wait_for_previous_launch();
-  for (; at.left > 0; --at.left) {
+  while (at.left > 0) {
     barrier_wait(empty + 8 * stage, parity);
     barrier_expect(full + 8 * stage, Shape::kXBytes);
     copy_box_to_pair(shared + Shape::kStage + stage * Shape::kStageBytes + rank * (Shape::kXBytes / 2), args.x,
                      at.step * 128, at.x_row, full + 8 * stage);
     at.advance();
-    if (++stage == Shape::kStages) stage = 0, parity ^= 1;
+    advance();
   }
+  for_left_pieces(args, share, pair, pairs, [&](int next) {
+#pragma unroll 1
+    for (int part = 0; part < PairPiece<Shape>::kParts; ++part) {
+      const PairPiece<Shape> piece(args.tile, next, rank, part / 2);
+      if (part % 2 == 0) piece.wait();
+      barrier_wait(empty + 8 * stage, parity);
+      barrier_arrive(full + 8 * stage);  // for the codes
+      barrier_expect(full + 8 * stage, PairPiece<Shape>::kPartBytes);
+      copy_bulk(shared + Shape::kStage + stage * Shape::kStageBytes, piece.part(part % 2), PairPiece<Shape>::kPartBytes,
+                full + 8 * stage);
+      advance();
+    }
+  });
 }
 
 }  // namespace nibble::kernels::cuda

@@ -1,7 +1,7 @@
 // Where the sums of a pair's warp groups go: to the owner of a tile that is cut in pieces, or to y.
 #pragma once
 
-#include "kernels/cuda/device/tile_4bit.cuh"
+#include "kernels/cuda/device/walk_4bit.cuh"
 
 namespace nibble::kernels::cuda {
 
@@ -10,22 +10,40 @@ __device__ __forceinline__ void group_waits(int group) {
   asm volatile("bar.sync %0, 128;" ::"r"(group + 3) : "memory");
 }
 
-/// Where the sums of one warp group of one block lie while the tile's owner wants them.
+/// The pairs that left pieces of the last tile of a share, in their order, if the share has the tile's first piece.
+template <typename Visit>
+__device__ __forceinline__ void for_left_pieces(const Tile4BitArgs& args, const TileShare& share, int pair, int pairs,
+                                                const Visit& visit) {
+  const int tile = (share.end - 1) / args.tile.chunks, tile_end = (tile + 1) * args.tile.chunks;
+  if (share.at == share.end || share.at > tile * args.tile.chunks) return;
+  int at = share.end;
+  for (int next = pair + 1; at < tile_end; ++next) {
+    visit(next);
+    at = TileShare(args, next, pairs).end;
+  }
+}
+
+/// Where the sums of one warp group of one block lie while the tile's owner wants them; it brings them back in parts.
 template <typename Shape>
 struct PairPiece {
+  static constexpr int kParts = 4;  // of both groups
+  static constexpr int kPartBytes = Shape::sums * 128 * 4 / 2;
+  static_assert(kPartBytes <= Shape::kStageBytes);
+
   float4* partial;
   uint32_t* flag;
 
   __device__ PairPiece(const TileArgs& args, int pair, int rank, int group) {
     const int at = (pair * 2 + rank) * 2 + group;
-    partial = reinterpret_cast<float4*>(args.partials) + int64_t{at} * (Shape::sums / 4) * 128 + threadIdx.x % 128;
+    partial = reinterpret_cast<float4*>(args.partials) + int64_t{at} * (Shape::sums / 4) * 128;
     flag = args.flags + at;
   }
 
   __device__ __forceinline__ void leave(const float (&sums)[Shape::sums], int group) const {
+    float4* to = partial + threadIdx.x % 128;
 #pragma unroll
     for (int i = 0; i < Shape::sums / 4; ++i)
-      __stcg(partial + i * 128, make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
+      __stcg(to + i * 128, make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
     asm volatile("bar.arrive %0, 160;" ::"r"(group + 5) : "memory");
   }
 
@@ -35,18 +53,16 @@ struct PairPiece {
     if (threadIdx.x % 32 == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(1u) : "memory");
   }
 
-  __device__ __forceinline__ void add(float (&sums)[Shape::sums], int group) const {
-    if (threadIdx.x % 128 == 0) {
-      uint32_t ready = 0;
-      while (!ready) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(flag) : "memory");
-      *flag = 0;
-    }
-    group_waits(group);
-#pragma unroll
-    for (int i = 0; i < Shape::sums / 4; ++i) {
-      const float4 v = __ldcg(partial + i * 128);
-      sums[4 * i] += v.x, sums[4 * i + 1] += v.y, sums[4 * i + 2] += v.z, sums[4 * i + 3] += v.w;
-    }
+  /// Until it is there for the copy engine, by one thread.
+  __device__ __forceinline__ void wait() const {
+    uint32_t ready = 0;
+    while (!ready) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(flag) : "memory");
+    *flag = 0;
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+  }
+
+  __device__ __forceinline__ const void* part(int half) const {
+    return reinterpret_cast<const uint8_t*>(partial) + half * kPartBytes;
   }
 };
 

@@ -79,20 +79,21 @@ __device__ __forceinline__ void produce_x(const TileArgs& args, uint32_t shared)
   }
 }
 
-/// Adds the pieces of this tile that later blocks have, from `chunk` on.
-template <int kThreads, typename Acc, int kCount>
+/// Adds the pieces of this tile that later blocks have, from `at` on. end_of: a block's last piece's end.
+template <int kThreads, typename Acc, int kCount, typename EndOf>
 __device__ __forceinline__ void add_partials(const TileArgs& args, Acc (&sums)[kCount], int block, int64_t at,
-                                             int64_t tile_end) {
-  for (int next = block + 1; at < tile_end; ++next) {
-    const TileRange range(args, next);
-    at = range.end;
-    if (threadIdx.x == 0) {
-      uint32_t ready = 0;
-      while (!ready)
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(args.flags + next) : "memory");
-      args.flags[next] = 0;
-    }
-    consumers_wait<kThreads>();
+                                             int64_t tile_end, const EndOf& end_of) {
+  int last = block;
+  while (at < tile_end) at = end_of(++last);
+  if (last == block) return;
+  for (int next = block + 1 + static_cast<int>(threadIdx.x); next <= last; next += kThreads) {
+    uint32_t ready = 0;
+    while (!ready)
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(args.flags + next) : "memory");
+    args.flags[next] = 0;
+  }
+  consumers_wait<kThreads>();
+  for (int next = block + 1; next <= last; ++next) {
     const float4* partial =
         reinterpret_cast<const float4*>(args.partials) + int64_t{next} * (kCount / 4) * kThreads + threadIdx.x;
 #pragma unroll
@@ -110,9 +111,8 @@ __device__ __forceinline__ void leave_partial(const TileArgs& args, const Acc (&
   float4* partial = reinterpret_cast<float4*>(args.partials) + int64_t{block} * (kCount / 4) * kThreads + threadIdx.x;
 #pragma unroll
   for (int i = 0; i < kCount / 4; ++i) __stcg(partial + i * kThreads, *reinterpret_cast<const float4*>(sums + 4 * i));
-  __threadfence();
   consumers_wait<kThreads>();
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0)  // releases what the barrier has shown it too
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(args.flags + block), "r"(1u) : "memory");
 }
 
@@ -203,7 +203,7 @@ __device__ __forceinline__ void consume(const TileArgs& args, uint8_t* memory) {
       leave_partial<kThreads>(args, sums, block);
       continue;
     }
-    add_partials<kThreads>(args, sums, block, piece_end, tile_end);
+    add_partials<kThreads>(args, sums, block, piece_end, tile_end, [&](int next) { return TileRange(args, next).end; });
     const int row_tile = static_cast<int>(tile / args.column_tiles);
     const DeviceJob& job = args.jobs.of_tile(row_tile);
     const int lane = threadIdx.x % 32;

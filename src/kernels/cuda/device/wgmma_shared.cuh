@@ -11,7 +11,7 @@ namespace nibble::kernels::cuda {
 
 /// Rows of 128 bytes of k, swizzled in groups of eight as the copy engine leaves them; a group starts at a multiple of
 /// 1024. The next 32 bytes of k are 32 bytes further.
-__device__ __forceinline__ uint64_t swizzled_operand(uint32_t address) {
+__device__ __forceinline__ constexpr uint64_t swizzled_operand(uint32_t address) {
   return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 
