@@ -48,7 +48,8 @@ std::unique_ptr<models::Decoder> load(const Arguments& arguments) {
   quantization.bnb_4bit_compute_dtype = DType::bf16;
   require(quantization.is_quantizable() || arguments.level == "bf16",
           "--level: found '{}', expected nf4+dq, nf4, int8 or bf16", arguments.level);
-  auto checkpoint = models::random_checkpoint(models::build_spec(config, path.string()), options.dtype);
+  auto checkpoint =
+      models::random_checkpoint(models::build_spec(config, path.string()), dtype_from_name(arguments.dtype));
   return models::load_decoder(std::move(config), path.string(), std::move(checkpoint), options);
 }
 
