@@ -1,5 +1,6 @@
-// matmul for at most eight rows of x: weights are the tensor cores' left side, sixteen rows of them a tile; the warps
-// of a block share a tile's columns and add their sums in a fixed order. Each warp streams its weights through a ring.
+// matmul by 8- or 16-bit weights for at most eight rows of x: weights are the tensor cores' left side, sixteen rows of
+// them a tile; the warps of a block share a tile's columns and add their sums in a fixed order. Each warp streams its
+// weights through a ring.
 #pragma once
 
 #include "kernels/cuda/device/activation.cuh"
@@ -14,10 +15,8 @@ struct FewRowsArgs {
   DeviceJobs jobs;
   DeviceX x;  // (m, cols)
   int m, cols;
-  float book[16];    // 4 bits: the code book times a factor
-  float book_scale;  // and what the sums are multiplied by in return
-  float threshold;   // LLM.int8()
-  // Codes: the norm of x, or null; and two jobs' results as one: gated_out = activation(first) * second.
+  float threshold;  // LLM.int8()
+  // LLM.int8(): the norm of x, or null; and two jobs' results as one: gated_out = activation(first) * second.
   const float* norm_weight;
   float eps, weight_offset;
   bool is_gated;
@@ -34,33 +33,24 @@ inline constexpr int kFewRowsSums = kFewRowsTile * kFewRowsMax;  // of a tile
 
 inline constexpr int kFewRowsWarps = 16;  // as many as a tile has rows
 
-/// Where a block's own shared memory begins, behind what the driver keeps, on compute capability 9.0: as a number, it
-/// costs look-ups no addition.
-inline constexpr uint32_t kFewRowsShared = 1024;
-
 /// Shared memory of a launch, in bytes.
 template <typename Weights>
 inline int64_t few_rows_shared(int m, int x_stride, int extra_bytes) {
-  return Weights::kTableBytes + int64_t{kFewRowsWarps} * kFewRowsStages * Weights::kSlotBytes +
-         int64_t{2} * kFewRowsWarps * kFewRowsSums * 4 + extra_bytes +
-         int64_t{m} * x_stride * static_cast<int64_t>(sizeof(typename Weights::X));
+  return int64_t{kFewRowsWarps} * kFewRowsStages * Weights::kSlotBytes + int64_t{2} * kFewRowsWarps * kFewRowsSums * 4 +
+         extra_bytes + int64_t{m} * x_stride * static_cast<int64_t>(sizeof(typename Weights::X));
 }
 
 /// Where a launch's shared memory is.
 template <typename Weights>
 struct FewRowsShared {
-  uint8_t* table;
   uint8_t* ring;
   typename Weights::Sum* sums;
   uint8_t* extra;
-  int extra_half;  // bytes from its first half to its second
   typename Weights::X* x;
 
-  __device__ FewRowsShared(const FewRowsArgs& args, uint8_t* shared)
-      : table(shared), ring(shared + Weights::kTableBytes) {
+  __device__ FewRowsShared(const FewRowsArgs& args, uint8_t* shared) : ring(shared) {
     sums = reinterpret_cast<typename Weights::Sum*>(ring + kFewRowsWarps * kFewRowsStages * Weights::kSlotBytes);
     extra = reinterpret_cast<uint8_t*>(sums + 2 * kFewRowsWarps * kFewRowsSums);
-    extra_half = args.extra_bytes / 2;
     x = reinterpret_cast<typename Weights::X*>(extra + args.extra_bytes);
   }
 };
@@ -116,15 +106,12 @@ constexpr int stages_before_x() {
   return kFewRowsStages - 1;
 }
 
-/// Weights: how a family's bytes become products; see weights_4bit.cuh and weights_plain.cuh.
+/// Weights: how a family's bytes become products; see weights_plain.cuh and weights_int8.cuh.
 template <typename Weights>
 __global__ void __launch_bounds__(kFewRowsWarps * 32, 1) few_rows_kernel(const __grid_constant__ FewRowsArgs args) {
 #if __CUDA_ARCH__ >= 800
   allow_next_launch_where_possible();
   extern __shared__ __align__(128) uint8_t memory[];
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  if (shared_address(memory) != kFewRowsShared) __trap();
-#endif
   const FewRowsShared<Weights> shared(args, memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int chunks = (args.cols + Weights::kChunk - 1) / Weights::kChunk, tiles = args.jobs.tiles;
@@ -152,7 +139,7 @@ __global__ void __launch_bounds__(kFewRowsWarps * 32, 1) few_rows_kernel(const _
 #pragma unroll 1
   for (int s = 0; s < kEarly; ++s) prefetch();
   weights.load_scales(args, blockIdx.x);
-  weights.fill_table(args, shared);
+  weights.load_norm(args);
   wait_for_previous();  // until here only weights were read
   if constexpr (kEarly < kFewRowsStages - 1) {
     weights.prepare(args, shared, chunks * Weights::kChunk, [&] {

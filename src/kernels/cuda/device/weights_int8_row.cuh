@@ -17,7 +17,7 @@ class FewRowsInt8Row : public Int8Products {
   static int extra_bytes(int64_t) { return (sizeof(Own) + 15) / 16 * 16; }
 
   /// Called before x is there: the first of the norm's weights.
-  __device__ __forceinline__ void fill_table(const FewRowsArgs& args, const Shared&) {
+  __device__ __forceinline__ void load_norm(const FewRowsArgs& args) {
     if (!args.norm_weight) return;
 #pragma unroll
     for (int j = 0; j < kNormQuads; ++j)

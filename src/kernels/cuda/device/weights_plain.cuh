@@ -10,7 +10,6 @@ template <int kElementBytes>
 class FewRowsPlain {
  public:
   static constexpr bool kCanGate = false;
-  static constexpr int kTableBytes = 0;
   static constexpr int kRowBytes = 128;  // of one piece
   static constexpr int kChunk = kRowBytes / kElementBytes;
   static constexpr int kXPadding = 64 / kElementBytes;  // rows of x start 64 bytes apart, modulo all banks
@@ -42,8 +41,7 @@ class FewRowsPlain {
   }
 
   __device__ __forceinline__ void load_scales(const FewRowsArgs&, int) {}
-  template <typename Shared>
-  __device__ static void fill_table(const FewRowsArgs&, const Shared&) {}
+  __device__ static void load_norm(const FewRowsArgs&) {}
 
  protected:
   /// This lane's 16 bytes: columns part * kChunk / 2 + quad * 16 / kElementBytes and on, of row group + 8 * half.
