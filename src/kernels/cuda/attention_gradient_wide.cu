@@ -3,6 +3,7 @@
 // and values', so that no sum needs an atomic (FlashAttention-3, Shah et al., 2024, fuses them).
 #include "kernels/cuda/device/async.cuh"
 #include "kernels/cuda/device/attention_gradient.cuh"
+#include "kernels/cuda/device/attention_tiles.cuh"
 #include "kernels/cuda/device/tensor_core.cuh"
 #include "kernels/cuda/device/vector.cuh"
 #include "kernels/cuda/device/wgmma.cuh"
@@ -65,16 +66,7 @@ struct Places {
   __device__ uint32_t whole_own() const { return base + L::kBarriersAt + 2 * kStages * 8; }
 };
 
-/// A ring's place and how often it has come round.
-struct Turn {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
+using Turn = RingTurn<kStages>;
 
 /// The tiles that pass by: of each head of a group, `count` from `first` on; keys' from the last to the first, so that
 /// blocks beside each other read the same ones.
@@ -87,13 +79,7 @@ struct Visit {
 template <int kDim>
 __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap& map, int64_t row, int head,
                                           uint32_t barrier) {
-#pragma unroll
-  for (int panel = 0; panel < kDim / 64; ++panel)
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
-        "[%5];" ::"r"(to + panel * kPanelBytes),
-        "l"(&map), "r"(panel * 64), "r"(static_cast<int>(row)), "r"(head), "r"(barrier)
-        : "memory");
+  copy_panels<kDim>(to, kPanelBytes, map, static_cast<int>(row), head, barrier);
 }
 
 template <int kDim, bool kIsKeys>
@@ -142,16 +128,6 @@ __device__ __forceinline__ void start_sum(float (&sum)[kDim / 2], const uint32_t
   for (int k = 0; k < kRows / 16; ++k)
     multiply_values(sum, weights + 4 * k, values_operand(passing + k * 2048, kPanelBytes));
   wgmma_commit();
-}
-
-__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-__device__ __forceinline__ void pack(const float (&from)[32], uint32_t (&to)[16]) {
-#pragma unroll
-  for (int i = 0; i < 16; ++i) to[i] = pack_pair(from[2 * i], from[2 * i + 1]);
 }
 
 /// What a thread knows of the queries in its part of a tile: rows where queries are its own, else columns.
@@ -230,7 +206,7 @@ __device__ __forceinline__ void store_sum(__nv_bfloat16* to, const float (&sum)[
     for (int half = 0; half < 2; ++half)
       *reinterpret_cast<uint32_t*>(place(warp * 16 + lane / 4 + half * 8, n) + lane % 4 * 4) =
           pack_pair(sum[4 * n + 2 * half] * factor, sum[4 * n + 2 * half + 1] * factor);
-  asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(kTeamThreads) : "memory");
+  team_barrier(team);
 #pragma unroll
   for (int i = thread; i < kRows * kChunks; i += kTeamThreads) {
     const int row = i / kChunks, chunk = i % kChunks;

@@ -3,6 +3,7 @@
 // (FlashAttention-3, Shah et al., 2024, https://arxiv.org/abs/2407.08608).
 #include "kernels/cuda/device/async.cuh"
 #include "kernels/cuda/device/attention.cuh"
+#include "kernels/cuda/device/attention_tiles.cuh"
 #include "kernels/cuda/device/wgmma.cuh"
 #include "kernels/cuda/device/wgmma_attention.cuh"
 #include "kernels/cuda/device/wgmma_shared.cuh"
@@ -63,34 +64,7 @@ struct Places {
   __device__ uint32_t free_values(int stage) const { return barrier(3, stage); }
 };
 
-/// A ring's place and how often it has come round.
-struct Turn {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
-
-__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, int column, int row, int head,
-                                         uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
-      "[%5];" ::"r"(to),
-      "l"(&map), "r"(column), "r"(row), "r"(head), "r"(barrier)
-      : "memory");
-}
-
-__device__ __forceinline__ void team_barrier(int team) {
-  asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(kTeamThreads) : "memory");
-}
-
-__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
+using Turn = RingTurn<kStages>;
 
 /// Which tiles a block visits: from the last, which the mask cuts, to the first.
 struct Range {
@@ -146,11 +120,6 @@ __device__ __forceinline__ void soften(Rows<kDim>& rows, float (&scores)[64], fl
   }
 }
 
-__device__ __forceinline__ void pack(const float (&scores)[64], uint32_t (&probabilities)[32]) {
-#pragma unroll
-  for (int i = 0; i < 32; ++i) probabilities[i] = pack_pair(scores[2 * i], scores[2 * i + 1]);
-}
-
 template <int kDim>
 __device__ __forceinline__ void start_scores(float (&scores)[64], uint32_t queries, uint32_t keys) {
 #pragma unroll
@@ -174,9 +143,7 @@ __device__ void copy_tiles(const WideSequence& sequence, const Places<kDim>& at,
   Turn keys, values;
   const auto copy = [&](const CUtensorMap& map, uint32_t to, uint32_t full, int tile) {
     barrier_expect(full, Layout<kDim>::kTile);
-#pragma unroll
-    for (int panel = 0; panel < kDim / 64; ++panel)
-      copy_box(to + panel * kPanelBytes, map, panel * 64, tile * kKeys, kv_head, full);
+    copy_panels<kDim>(to, kPanelBytes, map, tile * kKeys, kv_head, full);
   };
   for (int tile = range.last; tile >= range.first; --tile) {
     barrier_wait(at.free_keys(keys.stage), keys.parity ^ 1);
