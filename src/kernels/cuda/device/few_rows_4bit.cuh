@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(few4::kWarps * 32, 1)
   };
   begin_copies(0);
   const uint32_t barriers = table + layout.barriers;  // two: a tile's sums are there; two: they are read
-  if (threadIdx.x < 4) barrier_init(barriers + threadIdx.x * 8, threadIdx.x < 2 ? kWarps : 1);
+  if (threadIdx.x < 4) barrier_init(barriers + threadIdx.x * 8, threadIdx.x < 2 ? kWarps * 32 : 32);
   auto* books = reinterpret_cast<float*>(memory + layout.books);
   auto* all_sums = reinterpret_cast<float*>(memory + layout.sums);
   const NormWeights norm(args);
@@ -194,8 +194,7 @@ __global__ void __launch_bounds__(few4::kWarps * 32, 1)
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       if (2 * quad + i % 2 < args.m) own[(2 * quad + i % 2) * kTile + group + i / 2 * 8] = products.total[i];
-    __syncwarp();
-    if (lane == 0) barrier_arrive(there);
+    barrier_arrive(there);
     // The warps take turns; a tile is finished one tile later, when all of its sums are likely there, but for the last.
     const int last_done = tile + step >= tiles ? 0 : 1;
 #pragma unroll 1
@@ -204,8 +203,7 @@ __global__ void __launch_bounds__(few4::kWarps * 32, 1)
       if (turn % kWarps != warp) continue;
       wait_at(barriers + of * 8, turn / 2 & 1);
       finish_tile(args, all_sums + of * in_buffer, tile - late * step, lane);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(barriers + of * 8 + 16);
+      barrier_arrive(barriers + of * 8 + 16);
     }
   }
 #endif
