@@ -109,9 +109,9 @@ struct CenterArgs {
   float* mean;  // 0 if count is 0
 };
 
-/// LLM.int8() rows: absmax[r] over |x| < threshold (all if threshold is 0), q = rint(x * (127 * (1 / absmax))), half to
-/// even. NaN becomes 0 and is ignored by absmax; magnitudes stop at 127 (quant/int8_vectorwise.h). Elements with |x| >=
-/// threshold become 0 and set outlier_columns[column] = 1; the caller zeroes that array before.
+/// LLM.int8() rows of x rounded to fp16: absmax[r] over |x| < threshold (all if that is 0), q = rint(x * (127 * (1 /
+/// absmax))), half to even. NaN becomes 0 and is ignored by absmax; magnitudes stop at 127 (quant/int8_vectorwise.h).
+/// Elements with |x| >= threshold become 0 and set outlier_columns[column] = 1; the caller zeroes that array before.
 struct QuantizeInt8RowsArgs {
   const void* x;  // (rows, cols) of `dtype`: f32, bf16 or f16
   DType dtype;

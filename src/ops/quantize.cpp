@@ -158,13 +158,12 @@ Tensor8Bit quantize_8bit(const Backend& backend, const Tensor& anywhere, const f
 TensorInt8 quantize_int8_weight(const Backend& backend, const Tensor& x) {
   require_float(x, "quantize_int8_rows");
   require(x.shape().size() == 2, "quantize_int8_rows: found shape {}, expected 2 dimensions", to_string(x.shape()));
-  const Tensor rounded = x.to(DType::f16);
   const int64_t cols = x.dim(1);
   TensorInt8 result{backend.empty(DType::i8, x.shape()), backend.empty(DType::f32, {x.dim(0)})};
-  for_each_piece(backend, rounded, std::max<int64_t>(cols, 1), [&](const void* elements, int64_t first, int64_t count) {
+  for_each_piece(backend, x, std::max<int64_t>(cols, 1), [&](const void* elements, int64_t first, int64_t count) {
     if (count == 0) return;
     backend.kernels().quantize_int8_rows(backend.context(), {.x = elements,
-                                                             .dtype = rounded.dtype(),
+                                                             .dtype = x.dtype(),
                                                              .rows = count / cols,
                                                              .cols = cols,
                                                              .threshold = 0,

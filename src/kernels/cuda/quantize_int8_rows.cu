@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(256)
   float maximum = 0;
 #pragma unroll 4
   for (int64_t c = threadIdx.x; c < cols; c += 256) {
-    const float value = to_float(row[c]);
+    const float value = to_float(from_float<__half>(to_float(row[c])));
     if (!is_outlier(value, threshold))
       maximum = fmaxf(maximum, fabsf(value));
     else if (outlier_columns)
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(256)
   const float scale = int8_scale(maximum);
 #pragma unroll 4
   for (int64_t c = threadIdx.x; c < cols; c += 256) {
-    const float value = to_float(row[c]);
+    const float value = to_float(from_float<__half>(to_float(row[c])));
     target[c] = is_outlier(value, threshold) ? int8_t{0} : static_cast<int8_t>(encode_int8(value, scale));
   }
 }

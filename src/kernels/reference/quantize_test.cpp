@@ -256,12 +256,19 @@ TEST(QuantizeInt8Rows, SpecialRows) {
   EXPECT_EQ(quantize_int8({8, -9, 7}, 3, 6).absmax[0], 0);  // nothing but outliers
 }
 
+TEST(QuantizeInt8Rows, RoundsToHalfPrecisionFirst) {
+  const Rows rows = quantize_int8({2049, 1e-9f, 1, 70000, 1, 2}, 3, 0);
+  EXPECT_EQ(rows.absmax, (std::vector<float>{2048, kInf}));
+  EXPECT_EQ(rows.q, (std::vector<int8_t>{127, 0, 0, 0, 0, 0}));
+}
+
 TEST(QuantizeInt8Rows, ErrorIsHalfAStep) {
   const std::vector<float> x = normal(50 * 37);
   const Rows rows = quantize_int8(x, 37, 0);
   std::vector<float> back(x.size());
   reference().dequantize_int8_rows({}, {rows.q.data(), rows.absmax.data(), 50, 37, back.data(), DType::f32});
-  for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(back[i], x[i], rows.absmax[i / 37] * 0.50001f / 127);
+  for (size_t i = 0; i < x.size(); ++i)
+    EXPECT_NEAR(back[i], to_float(to_f16(x[i])), rows.absmax[i / 37] * 0.50001f / 127);
 }
 
 // Element 3 * 10^9 of a table that is reserved but never filled: an index in 32 bits would fault or read elsewhere.

@@ -9,6 +9,19 @@ constexpr float kInt8Step = 1.0f / 127.0f;
 /// How far ahead of the row that is read for the first time memory is asked, in bytes.
 constexpr int64_t kRowAhead = 2048;
 
+template <typename T>
+NIBBLE_SIMD F32 load_f16(const T* x) {
+  if constexpr (__is_same(T, f16_t)) return load(x);
+  f16_t row[kLanes];
+  store(row, load(x));
+  return load(row);
+}
+
+template <typename T>
+NIBBLE_INLINE float to_f16_float(T x) {
+  return __is_same(T, f16_t) ? to_float(x) : to_float(to_f16(to_float(x)));
+}
+
 /// Largest |x| below `limit`; NaN is passed over.
 template <typename T>
 NIBBLE_SIMD float largest_below(const T* x, int64_t cols, float limit) {
@@ -16,12 +29,12 @@ NIBBLE_SIMD float largest_below(const T* x, int64_t cols, float limit) {
   F32 largest = zero;
   int64_t c = 0;
   for (; c + kLanes <= cols; c += kLanes) {
-    const F32 size = abs(load(x + c));
+    const F32 size = abs(load_f16(x + c));
     largest = max(select(greater(bound, size), size, zero), largest);
   }
   float result = reduce_max(largest);
   for (; c < cols; ++c) {
-    const float size = __builtin_fabsf(to_float(x[c]));
+    const float size = __builtin_fabsf(to_f16_float(x[c]));
     if (size < limit && size > result) result = size;
   }
   return result;
@@ -41,8 +54,8 @@ NIBBLE_SIMD __m512i whole_of(F32 x) {
 
 template <typename T>
 NIBBLE_SIMD void encode_64(const T* x, F32 factor, int8_t* q, bool streamed) {
-  const __m512i low = _mm512_packs_epi32(whole_of(load(x) * factor), whole_of(load(x + 16) * factor));
-  const __m512i high = _mm512_packs_epi32(whole_of(load(x + 32) * factor), whole_of(load(x + 48) * factor));
+  const __m512i low = _mm512_packs_epi32(whole_of(load_f16(x) * factor), whole_of(load_f16(x + 16) * factor));
+  const __m512i high = _mm512_packs_epi32(whole_of(load_f16(x + 32) * factor), whole_of(load_f16(x + 48) * factor));
   const __m512i bytes = _mm512_max_epi8(_mm512_packs_epi16(low, high), _mm512_set1_epi8(-127));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   store_bytes(q, _mm512_permutexvar_epi32(order, bytes), streamed);
@@ -51,7 +64,7 @@ NIBBLE_SIMD void encode_64(const T* x, F32 factor, int8_t* q, bool streamed) {
 template <typename T>
 NIBBLE_SIMD void encode_64(const T* x, F32 factor, int8_t* q, bool) {
   for (int64_t i = 0; i < 64; i += kLanes)
-    store_int8(q + i, min(set1(127.0f), max(set1(-127.0f), round(load(x + i) * factor))));
+    store_int8(q + i, min(set1(127.0f), max(set1(-127.0f), round(load_f16(x + i) * factor))));
 }
 #endif
 
@@ -67,14 +80,14 @@ NIBBLE_SIMD uint32_t encode_row(const T* x, const T* next, int64_t cols, float s
     take_64(largest, next + c);
     encode_64(x + c, factor, q + c, streamed);
   }
-  for (int64_t i = c; i < cols; ++i) q[i] = encode_int8(to_float(x[i]), scale);
+  for (int64_t i = c; i < cols; ++i) q[i] = encode_int8(to_f16_float(x[i]), scale);
   return finish(largest, next + c, cols - c);
 }
 
 template <typename T>
 void clear_outliers(const QuantizeInt8RowsArgs& args, const T* x, int8_t* q) {
   for (int64_t c = 0; c < args.cols; ++c) {
-    if (!(__builtin_fabsf(to_float(x[c])) >= args.threshold)) continue;
+    if (!(__builtin_fabsf(to_f16_float(x[c])) >= args.threshold)) continue;
     q[c] = 0;
     // Threads may mark the same column; all write the same byte.
     if (args.outlier_columns) __atomic_store_n(args.outlier_columns + c, uint8_t{1}, __ATOMIC_RELAXED);
@@ -101,6 +114,7 @@ void quantize_range(const QuantizeInt8RowsArgs& args, const T* x, int64_t begin,
     int8_t* q = args.q + r * args.cols;
     float absmax = __builtin_bit_cast(float, bits);
     if (absmax != absmax) absmax = largest_number(row, args.cols);
+    absmax = to_float(to_f16(absmax));  // rounding keeps the order
     const bool has_outlier = args.threshold > 0 && absmax >= args.threshold;
     if (has_outlier) absmax = largest_below(row, args.cols, args.threshold);
     args.absmax[r] = absmax;
