@@ -37,7 +37,7 @@ struct OptimizerOptions {
   std::vector<double> betas{};  // Adam, AdamW, LAMB, Lion: 2; AdEMAMix: 3
   std::optional<double> eps{};
   std::optional<double> weight_decay{};  // Adam, AdamW, AdEMAMix, LAMB, Lion: decoupled; others: added to the gradient
-  std::optional<double> momentum{};      // SGD, LARS: required, more than 0
+  std::optional<double> momentum{};      // SGD, LARS: required
   std::optional<double> alpha{};         // RMSprop: smoothing; AdEMAMix: weight of the slow average
   std::optional<int64_t> t_alpha{};      // AdEMAMix: steps until alpha is reached
   std::optional<int64_t> t_beta3{};      // AdEMAMix: steps until the third beta is reached
@@ -121,8 +121,9 @@ class Optimizer {
   std::unique_ptr<State> state_;
 };
 
-/// An optimizer for one of transformers' --optim strings: adamw_8bit, paged_adamw_32bit, lion_8bit, ... (optim_names).
-/// Errors: not_found, listing them; as the constructor.
+/// An optimizer for one of transformers' --optim strings: adamw_8bit, paged_adamw_32bit, lion_8bit, ... (optim_names),
+/// with the options that its Trainer passes where they are not the class's: Lion's betas .9 .999, SGD's momentum 0.
+/// Errors: unsupported (a string of transformers that is not served), not_found, listing them; as the constructor.
 Optimizer optimizer_for(std::string_view optim, std::vector<ParameterGroup> groups,
                         const OptimizerOptions& options = {}, int threads = 0, std::string_view device = "cpu");
 

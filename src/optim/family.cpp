@@ -68,13 +68,12 @@ void check(const Family& family, const Hyper& hyper, std::string_view where) {
   at_least_0(hyper.weight_decay, "weight_decay");
   at_least_0(hyper.alpha, "alpha");
   at_least_0(hyper.max_unorm, "max_unorm");
+  require(hyper.betas[0] != kNotGiven, "{}: {} needs momentum", where, family.name);
   for (const double beta : hyper.betas)
     require(beta >= 0 && static_cast<float>(beta) < 1, "{}: betas, momentum or alpha: found {}, expected [0, 1)", where,
             beta);
-  const bool needs_average =
-      family.rule == kernels::OptimizerRule::momentum || family.rule == kernels::OptimizerRule::rmsprop;
-  require(!needs_average || hyper.betas[0] > 0, "{}: {} needs {} of more than 0", where, family.name,
-          family.rule == kernels::OptimizerRule::momentum ? "momentum" : "alpha");
+  require(family.rule != kernels::OptimizerRule::rmsprop || hyper.betas[0] > 0, "{}: {} needs alpha of more than 0",
+          where, family.name);
   require(hyper.t_alpha >= 0 && hyper.t_beta3 >= 0, "{}: t_alpha, t_beta3: found {}, {}, expected 0 or more", where,
           hyper.t_alpha, hyper.t_beta3);
   require(hyper.t_beta3 == 0 || (hyper.betas[0] > 0 && hyper.betas[2] > 0), "{}: t_beta3 needs betas of more than 0",

@@ -14,7 +14,7 @@
 
 namespace nibble::optim {
 
-/// lr of a family that has no default.
+/// lr or momentum of a family that has no default.
 inline constexpr double kNotGiven = -1;
 
 /// Options with every value decided.

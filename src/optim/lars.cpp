@@ -10,7 +10,7 @@ constinit const Family kLars{.name = "LARS",
                              .has_slow = false,
                              .is_paged_too = false,
                              .options = {"momentum", "max_unorm"},
-                             .defaults = {.lr = kNotGiven, .max_unorm = 0.02},
+                             .defaults = {.lr = kNotGiven, .betas = {kNotGiven}, .max_unorm = 0.02},
                              .scalars = [](const Hyper& hyper, int64_t) { return coupled_scalars(hyper); }};
 
 }  // namespace nibble::optim

@@ -280,14 +280,35 @@ TEST(Optimizer, NamesOfClassesAndOfTransformers) {
   std::vector<float> x(4);
   const std::vector<ParameterGroup> groups{{{{"x", {4}, x.data(), DType::f32, nullptr, DType::f32}}, {}}};
   for (const std::string& name : optim_names()) {
-    const Optimizer optimizer = optimizer_for(name, groups, {.min_8bit_size = 0});
+    const Optimizer optimizer = optimizer_for(name, groups, {.lr = 0.1, .min_8bit_size = 0});
     EXPECT_EQ(optimizer.is_paged(), name.find("paged") != std::string::npos) << name;
     EXPECT_EQ(optimizer.state_bits("x"), name.find("8bit") != std::string::npos ? 8 : 32) << name;
   }
   EXPECT_EQ(optimizer_for("paged_lion_8bit", groups).family(), "Lion");
+  for (const char* name : {"adafactor", "adamw_torch_8bit", "galore_adamw_layerwise", "schedule_free_sgd", "lomo"})
+    expect_error(ErrorCode::unsupported, "paged_adamw_8bit", [&] { optimizer_for(name, groups); });
   expect_error(ErrorCode::not_found, "paged_adamw_8bit", [&] { optimizer_for("adamw_9bit", groups); });
   for (const char* name : {"PagedSGD", "adamw", "AdamW16bit", "", "8bit", "PagedLAMB8bit"})
     expect_error(ErrorCode::not_found, "AdEMAMix", [&] { Optimizer(name, groups); });
+}
+
+// Two steps with gradient 2 from 1: torch's SGD without momentum, with decay; Lion whose first average counts 0.1, then
+// 0.001 of the gradient, whose sign turns.
+TEST(Optimizer, TransformersStringsHaveItsTrainersOptions) {
+  std::vector<float> x{1}, g{2};
+  const std::vector<ParameterGroup> groups{{{{"x", {1}, x.data(), DType::f32, g.data(), DType::f32}}, {}}};
+  Optimizer sgd = optimizer_for("sgd", groups, {.lr = 0.1, .weight_decay = 0.5});
+  sgd.step();
+  sgd.step();
+  EXPECT_NEAR(x[0], 0.95 * (0.95 * 1 - 0.2) - 0.2, 1e-6);
+  x = {1};
+  Optimizer lion = optimizer_for("lion_32bit", groups, {.lr = 0.25});
+  lion.step();  // m = 0.001 * 2
+  g = {-0.01f};
+  lion.step();  // 0.9 m - 0.001 > 0, with the class's betas too; m = 0.999 m - 0.00001
+  g = {-0.019f};
+  lion.step();  // 0.9 * 0.001988 - 0.0019 < 0; with the class's, 0.9 * 0.0197 - 0.0019 > 0
+  EXPECT_EQ(x[0], 0.75f);
 }
 
 TEST(Optimizer, BadOptionsAreNamed) {
@@ -299,6 +320,7 @@ TEST(Optimizer, BadOptionsAreNamed) {
   };
   refuses("SGD", {.momentum = 0.9}, "SGD needs lr");
   refuses("SGD", {.lr = 0.1}, "SGD needs momentum");
+  refuses("LARS", {.lr = 0.1}, "LARS needs momentum");
   refuses("AdamW", {.momentum = 0.9}, "AdamW has no option 'momentum'");
   refuses("AdamW", {.max_unorm = 1.0}, "no option 'max_unorm'");
   refuses("AdamW", {.betas = {0.9, 0.999, 0.9999}}, "found 3 values, AdamW takes 2");

@@ -20,7 +20,7 @@ std::span<const Family* const> families() {
 namespace {
 
 /// adamw_torch and its kin are the same formula; what torch adds to the name is about its kernels.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 21> kOptims{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 22> kOptims{{
     {"adagrad", "Adagrad32bit"},
     {"adamw_8bit", "AdamW8bit"},
     {"adamw_bnb_8bit", "AdamW8bit"},
@@ -42,6 +42,24 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 21> kOptims{
     {"rmsprop_bnb", "RMSprop32bit"},
     {"rmsprop_bnb_32bit", "RMSprop32bit"},
     {"rmsprop_bnb_8bit", "RMSprop8bit"},
+    {"sgd", "SGD32bit"},
+}};
+
+/// What transformers serves beside them, by whose work.
+constexpr std::array<std::pair<std::string_view, std::string_view>, 13> kForeignOptims{{
+    {"adafactor", "transformers' Adafactor"},
+    {"adalomo", "lomo_optim"},
+    {"adamw_anyprecision", "torchdistx"},
+    {"adamw_torch_4bit", "torchao"},
+    {"adamw_torch_8bit", "torchao; bitsandbytes' is adamw_8bit"},
+    {"adamw_torch_npu_fused", "torch_npu"},
+    {"adamw_torch_xla", "torch_xla"},
+    {"apollo_", "apollo_torch"},
+    {"galore_", "galore_torch"},
+    {"grokadamw", "grokadamw"},
+    {"lomo", "lomo_optim"},
+    {"schedule_free_", "schedulefree"},
+    {"stable_adamw", "torch-optimi"},
 }};
 
 std::vector<std::string_view> family_names() {
@@ -74,6 +92,11 @@ Choice choose(std::string_view class_name) {
 std::string_view class_of_optim(std::string_view optim) {
   for (const auto& [name, class_name] : kOptims)
     if (name == optim) return class_name;
+  for (const auto& [name, source] : kForeignOptims)
+    if (name == optim || (name.ends_with('_') && optim.starts_with(name)))
+      fail(ErrorCode::unsupported,
+           "optim '{}': transformers takes it from {}, it is not served here; expected one of {}", optim, source,
+           fmt::join(optim_names(), ", "));
   fail(ErrorCode::not_found, "optim '{}': expected one of {}", optim, fmt::join(optim_names(), ", "));
 }
 
@@ -89,7 +112,11 @@ std::vector<std::string> optim_names() {
 
 Optimizer optimizer_for(std::string_view optim, std::vector<ParameterGroup> groups, const OptimizerOptions& options,
                         int threads, std::string_view device) {
-  return Optimizer(optim::class_of_optim(optim), std::move(groups), options, threads, device);
+  const std::string_view name = optim::class_of_optim(optim);
+  OptimizerOptions all = options;
+  if (name == "SGD32bit" && !all.momentum) all.momentum = 0;
+  if (optim.find("lion") != std::string_view::npos && all.betas.empty()) all.betas = {0.9, 0.999};
+  return Optimizer(name, std::move(groups), all, threads, device);
 }
 
 }  // namespace nibble

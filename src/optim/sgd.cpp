@@ -1,4 +1,5 @@
-// SGD with momentum (Polyak, 1964): weight decay is part of the gradient. lr and momentum must be given.
+// SGD with momentum (Polyak, 1964), or with 0, which keeps its state all the same: weight decay is part of the
+// gradient. lr and momentum must be given.
 #include "optim/family.h"
 
 namespace nibble::optim {
@@ -10,7 +11,7 @@ constinit const Family kSgd{.name = "SGD",
                             .has_slow = false,
                             .is_paged_too = false,
                             .options = {"momentum"},
-                            .defaults = {.lr = kNotGiven},
+                            .defaults = {.lr = kNotGiven, .betas = {kNotGiven}},
                             .scalars = [](const Hyper& hyper, int64_t) { return coupled_scalars(hyper); }};
 
 }  // namespace nibble::optim
