@@ -48,8 +48,14 @@ class Training {
   Optimizer& optimizer() { return *optimizer_; }
   device::CudaStream& stream() { return *backend_.cuda(); }
   bool is_on_gpu() const { return optimizer_->state().slots[0].state.state1.device().is_cuda(); }
-  void run(int steps) {
-    for (int i = 0; i < steps; ++i) optimizer_->step(0.5 + 0.1 * i);
+  /// Every third step leaves one parameter out, if any is named.
+  void run(int steps, int left_out = -1) {
+    for (int i = 0; i < steps; ++i) {
+      for (size_t p = 0; p < gradients_.size(); ++p)
+        optimizer_->groups()[0].params[p].grad =
+            static_cast<int>(p) == left_out && i % 3 == 2 ? nullptr : gradients_[p].data();
+      optimizer_->step(0.5 + 0.1 * i);
+    }
     optimizer_->synchronize();
   }
   std::vector<float> data() {
@@ -121,20 +127,20 @@ TEST_F(OptimizerGpuTest, PagedStatesGiveTheSameBits) {
     std::string saved;
     {
       Training plain(name, counts, "cuda");
-      plain.run(3);
+      plain.run(5, 4);
       expected = plain.data();
       saved = plain.saved("plain");
     }
     {
       Training resident("Paged" + name, counts, "cuda");
-      resident.run(3);
+      resident.run(5, 4);
       EXPECT_TRUE(resident.is_on_gpu()) << name;
       EXPECT_EQ(expected, resident.data()) << name;
       EXPECT_EQ(saved, resident.saved("resident")) << name;
     }
     Training moving("Paged" + name, counts, "cuda");
     const Limit limit(moving, int64_t{54} << 20);  // pages, but not states
-    moving.run(3);
+    moving.run(5, 4);
     EXPECT_FALSE(moving.is_on_gpu()) << name;
     EXPECT_EQ(expected, moving.data()) << name;
     EXPECT_EQ(saved, moving.saved("moving")) << name;

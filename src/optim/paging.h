@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
+#include <vector>
 
 #include "device/cuda.h"
 #include "kernels/kernels.h"
@@ -40,19 +42,30 @@ class Pager {
   struct Page;
   struct Slot {
     std::shared_ptr<void> memory;
-    std::unique_ptr<device::CudaMark> loaded, written;
+    std::unique_ptr<device::CudaMark> loaded;
+    std::shared_ptr<device::CudaMark> written;
+  };
+  /// What a step sent home: a step over the same states waits for one page at a time.
+  struct Sent {
+    int64_t limit = 0;
+    std::vector<std::pair<const void*, int64_t>> states;
+    std::vector<std::shared_ptr<device::CudaMark>> written;  // page by page
   };
 
   template <typename Job, typename Launch>
   void run(std::span<const Job> jobs, Launch&& launch);
   int64_t page_bytes(int64_t state_bytes);
   template <typename Job>
+  std::vector<Page<Job>> cut(std::span<const Job> jobs, int64_t limit);
+  template <typename Job>
   void copy_states(device::CudaStream& stream, const Page<Job>& page, bool is_in);
 
   ops::Backend& backend_;
   std::shared_ptr<device::CudaStream> in_, out_;
   std::array<Slot, 3> slots_;
+  size_t next_slot_ = 0;
   int64_t slot_bytes_ = 0;
+  std::array<Sent, 2> sent_;  // of 32-bit states, of 8-bit ones
 };
 
 }  // namespace nibble::optim
