@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "base/output.h"
 #include "device/cpu.h"
+#include "models/module_tree.h"
 #include "optim/optimizer_state.h"
 #include "train/event_log.h"
 #include "train/model.h"
@@ -56,6 +57,13 @@ std::vector<ParameterGroup> parameters_of(const adapters::Adapter& adapter) {
   return {std::move(group)};
 }
 
+/// Weight decay passes biases and norms by, as in transformers' Trainer.
+bool is_decayed(const models::ModelSpec& spec, const std::string& name) {
+  if (name.find("bias") != std::string::npos) return false;
+  const models::ModuleSpec* module = models::find_module(spec, name.substr(0, name.rfind('.')));
+  return !module || module->kind != models::ModuleKind::norm;
+}
+
 /// What a checkpoint must agree on to be gone on from.
 Json fingerprint(const TrainingArguments& arguments, const Dataset& train) {
   return {{"samples", train.samples.size()},
@@ -92,7 +100,11 @@ class Loop {
         optimizer_(optimizer_for(arguments.optim, parameters_of(working_),
                                  {.lr = arguments.learning_rate, .weight_decay = arguments.weight_decay},
                                  base.backend().pool().threads(), device::to_string(base.backend().device()))),
-        schedule_{arguments.lr_scheduler_type, arguments.warmup_steps, plan_.total_steps()} {}
+        schedule_{arguments.lr_scheduler_type, arguments.warmup_steps, plan_.total_steps()} {
+    if (arguments.weight_decay == 0) return;
+    for (const auto& [name, variable] : working_.variables())
+      if (!is_decayed(base.spec(), name)) optimizer_.override_config(name, {.weight_decay = 0});
+  }
 
   TrainingReport run() {
     open_output();

@@ -6,6 +6,9 @@
 
 #include <cmath>
 #include <filesystem>
+#include <map>
+#include <numeric>
+#include <string>
 
 #include "adapters/peft_files.h"
 #include "base/error.h"
@@ -104,6 +107,30 @@ TEST(Finetune, LossesAsTorchAndPeft) { expect_golden_losses("cpu"); }
 TEST(Finetune, LossesAsTorchAndPeftOnAGpu) {
   if (const std::string missing = device::describe_cuda().missing; !missing.empty()) GTEST_SKIP() << missing;
   expect_golden_losses("cuda");
+}
+
+TEST(Finetune, WeightDecayPassesNormsBy) {
+  Scratch scratch;
+  const auto decoder = load({}, "cpu");
+  adapters::Adapter adapter = adapters::whole_model(*decoder);
+  TrainingArguments arguments = arguments_for(scratch.path / "out", 1);
+  arguments.optim = "sgd";
+  arguments.learning_rate = 1e-5;
+  arguments.weight_decay = 5e4;  // half of a weight a step
+  const auto sizes = [&] {
+    std::map<std::string, double> all;
+    for (const auto& [name, variable] : adapter.variables()) {
+      const Tensor& value = variable->value;
+      const double sum = std::accumulate(value.as<float>(), value.as<float>() + value.count(), 0.0,
+                                         [](double total, float x) { return total + std::fabs(x); });
+      all[name] = sum;
+    }
+    return all;
+  };
+  const auto before = sizes();
+  train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr, {});
+  for (const auto& [name, size] : sizes())
+    EXPECT_NEAR(size / before.at(name), name.find("norm") == std::string::npos ? 0.5 : 1.0, 1e-3) << name;
 }
 
 /// Of a run that trains more than low-rank updates: DoRA and the head, or the whole model.
