@@ -1,4 +1,5 @@
-// Lists of rows are made on the host; each expert's rows are gathered, and added to the sum in the experts' order.
+// Lists of rows are made on the host, which the sizes of the experts' products wait for; each expert's rows are
+// gathered, and added to the sum in the experts' order.
 #include "ops/experts.h"
 
 #include <algorithm>
@@ -33,9 +34,9 @@ Tensor zeros(const Backend& backend, Shape shape) {
   return tensor;
 }
 
-/// Rows of x (f32) as a matrix of their own.
-Tensor gathered(const Backend& backend, const Tensor& x, const Tensor& rows) {
-  const int64_t count = rows.count(), cols = x.dim(1);
+/// Rows of x (f32), of so many columns, as a matrix of their own.
+Tensor gathered(const Backend& backend, const Tensor& x, const Tensor& rows, int64_t cols) {
+  const int64_t count = rows.count();
   Tensor out = backend.empty(DType::f32, {count, cols});
   backend.kernels().embed(backend.context_for(count * cols),
                           {x.data(), DType::f32, rows.as<int32_t>(), count, cols, 1, out.data()});
@@ -52,23 +53,25 @@ void scatter(const Backend& backend, const Tensor& from, const Tensor& rows, con
 /// One expert's share of the sum, as the way back needs it.
 struct Share {
   Var output;
-  Tensor rows, weights;
-  std::vector<int32_t> places;
+  Tensor rows, places, weights;
 };
 
-void share_backward(const Backend& backend, const Share& share, const Tensor& dy, std::vector<float>& dweights) {
+Tensor ones(const Backend& backend, int64_t count) {
+  return uploaded(backend, DType::f32, std::vector<float>(static_cast<size_t>(count), 1.0f));
+}
+
+void share_backward(const Backend& backend, const Share& share, const Tensor& dy, float* dweights) {
   const int64_t count = share.rows.count(), cols = dy.dim(1);
-  Tensor dots = backend.empty(DType::f32, {count});
+  Tensor dots = backend.empty(DType::f32, {count, 1});
   backend.kernels().dot_rows(
       backend.context_for(count * cols),
       {share.output->value.as<float>(), share.rows.as<int32_t>(), dy.as<float>(), count, cols, dots.as<float>()});
-  const auto values = downloaded<float>(backend, dots);
-  for (size_t i = 0; i < values.size(); ++i) dweights[static_cast<size_t>(share.places[i])] += values[i];
+  scatter(backend, dots, share.places, ones(backend, count), dweights);
   if (!share.output->requires_grad) return;
   std::vector<int32_t> numbers(static_cast<size_t>(count));
   std::iota(numbers.begin(), numbers.end(), 0);
   Tensor doutput = zeros(backend, {count, cols});
-  scatter(backend, gathered(backend, dy, share.rows), uploaded(backend, DType::i32, numbers), share.weights,
+  scatter(backend, gathered(backend, dy, share.rows, cols), uploaded(backend, DType::i32, numbers), share.weights,
           doutput.as<float>());
   add_gradient(backend, share.output, std::move(doutput));
 }
@@ -155,12 +158,11 @@ Routing route_experts(Tape& tape, const Backend& backend, const Var& logits, int
 
 Var take_rows(Tape& tape, const Backend& backend, const Var& x, const std::vector<int32_t>& rows) {
   const Tensor numbers = uploaded(backend, DType::i32, rows);
-  Var y = result_of(tape, gathered(backend, x->value, numbers), {x.get()});
+  Var y = result_of(tape, gathered(backend, x->value, numbers, x->value.dim(1)), {x.get()});
   if (y->requires_grad)
     tape.record([&backend, x, y, numbers] {
       if (!y->grad) return;
-      const std::vector<float> ones(static_cast<size_t>(numbers.count()), 1.0f);
-      scatter(backend, y->grad, numbers, uploaded(backend, DType::f32, ones), gradient_sum_of(backend, x));
+      scatter(backend, y->grad, numbers, ones(backend, numbers.count()), gradient_sum_of(backend, x));
       y->grad = {};
     });
   return y;
@@ -169,25 +171,21 @@ Var take_rows(Tape& tape, const Backend& backend, const Var& x, const std::vecto
 Var sum_experts(Tape& tape, const Backend& backend, const Routing& routing, const std::vector<Var>& outputs,
                 int64_t cols) {
   const int64_t tokens = routing.weights->value.dim(0);
-  const auto weights = downloaded<float>(backend, routing.weights->value);
   Var y = autograd::constant(zeros(backend, {tokens, cols}));
   std::vector<Share> shares;
   for (size_t e = 0; e < outputs.size(); ++e) {
     if (!outputs[e]) continue;
     y->requires_grad = y->requires_grad || outputs[e]->requires_grad;
-    std::vector<float> own;
-    for (const int32_t place : routing.places[e]) own.push_back(weights[static_cast<size_t>(place)]);
-    shares.push_back({outputs[e], uploaded(backend, DType::i32, routing.rows[e]), uploaded(backend, DType::f32, own),
-                      routing.places[e]});
+    const Tensor places = uploaded(backend, DType::i32, routing.places[e]);
+    shares.push_back({outputs[e], uploaded(backend, DType::i32, routing.rows[e]), places,
+                      gathered(backend, routing.weights->value, places, 1)});
     scatter(backend, outputs[e]->value, shares.back().rows, shares.back().weights, y->value.as<float>());
   }
   y->requires_grad = tape.is_recording() && (y->requires_grad || routing.weights->requires_grad);
   if (y->requires_grad)
     tape.record([&backend, y, shares = std::move(shares), total = routing.weights] {
-      std::vector<float> dweights(static_cast<size_t>(total->value.count()));
-      for (const Share& share : shares) share_backward(backend, share, y->grad, dweights);
-      Tensor gradient = backend.empty(DType::f32, total->value.shape());
-      backend.upload(gradient.data(), dweights.data(), gradient.size_bytes());
+      Tensor gradient = zeros(backend, total->value.shape());
+      for (const Share& share : shares) share_backward(backend, share, y->grad, gradient.as<float>());
       add_gradient(backend, total, std::move(gradient));
       y->grad = {};
     });
