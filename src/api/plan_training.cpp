@@ -21,9 +21,10 @@ constexpr int64_t kMiB = int64_t{1} << 20;
 /// Logits that exist at a time (src/train/loss.cpp).
 constexpr int64_t kChunkLogits = 4 * kMiB, kGpuChunkLogits = 32 * kMiB;
 constexpr int64_t kMlpRows = 8192;
-/// On a GPU: the matrix library's workspace with a panel of decoded weights; the driver's context; an optimizer's
-/// pages.
-constexpr int64_t kGpuScratch = 65 * kMiB, kGpuContext = 400 * kMiB, kOptimizerPages = 48 * kMiB;
+/// On a GPU: the matrix library's workspace, and most of a panel of decoded weights (src/kernels/cuda/
+/// matmul_gradient.cu); the driver's context; an optimizer's pages.
+constexpr int64_t kGpuLibrary = 33 * kMiB, kGpuPanel = 128 * kMiB, kGpuContext = 400 * kMiB,
+                  kOptimizerPages = 48 * kMiB;
 
 /// What the adapter of a model adds: its parameters, and the states of its optimizer.
 struct AdapterSizes {
@@ -75,6 +76,23 @@ LayerWidths widths_of(const models::ModelSpec& spec, const models::LayerSpec& la
   return widths;
 }
 
+/// The widest scratch of a GPU's products: a weight that is not stored as bf16 is decoded to it in panels, and fp32
+/// activations are rounded.
+int64_t product_scratch(const PlannedModel& model, int64_t tokens, int64_t element) {
+  const models::QuantizationPlan plan = models::plan_quantization(model.spec, model.quantization);
+  int64_t most = 0;
+  models::for_each_module(model.spec, [&](const std::string& path, const models::ModuleSpec& module) {
+    if (module.kind != models::ModuleKind::linear) return;
+    const Shape shape = models::weight_shape(module);
+    const bool is_decoded = plan.is_quantized(path) || model.dtype != DType::bf16;
+    const int64_t panel = is_decoded ? std::min(kGpuPanel, checked_mul(shape[0], 2 * shape[1], path)) : 0;
+    const bool is_chunked = shape[0] == model.spec.vocab_size;  // the head
+    const int64_t rows = is_chunked ? std::min(tokens, std::max<int64_t>(1, kGpuChunkLogits / shape[0])) : tokens;
+    most = std::max(most, panel + (element == 4 ? rows * std::max(shape[0], shape[1]) * 2 : 0));
+  });
+  return kGpuLibrary + most;
+}
+
 /// Activations at the worst moment of a step on `tokens` tokens.
 void add_activations(const PlannedModel& model, const TrainingPlanOptions& options, double ranks, TrainingPlan& plan) {
   const models::ModelSpec& spec = model.spec;
@@ -86,7 +104,7 @@ void add_activations(const PlannedModel& model, const TrainingPlanOptions& optio
   // Checkpointed MLPs run on so many rows at a time, if there are twice as many (src/train/model.cpp).
   const int64_t mlp_rows = is_checkpointed && tokens >= 2 * kMlpRows ? kMlpRows : tokens;
   const int64_t apart = mlp_rows < tokens ? bytes(spec.hidden_size) : 0;  // the gradient of the MLP's whole input
-  int64_t worst = 0, inner = 0;
+  int64_t worst = 0;
   plan.kept_bytes = bytes(spec.hidden_size);  // the embedded tokens
   for (const models::LayerSpec& layer : spec.layers) {
     const LayerWidths widths = widths_of(spec, layer);
@@ -96,18 +114,17 @@ void add_activations(const PlannedModel& model, const TrainingPlanOptions& optio
     const int64_t inner_bytes = checked_mul(mlp_rows, widths.inner * element, "activations");
     worst = std::max(
         worst, bytes(spec.hidden_size) + inner_bytes + (is_checkpointed ? bytes(outer) + inner_bytes + apart : 0));
-    inner = std::max(inner, layer.mlp.intermediate_size);
   }
   if (is_offloaded) plan.kept_bytes += bytes(spec.hidden_size);  // of a layer's input, one more is on its way
   for (const nn::RopeSpec& rope : spec.ropes) plan.kept_bytes += tokens * 3 * (rope.rotary_dim / 2) * 4;
   const int64_t limit = options.is_gpu ? kGpuChunkLogits : kChunkLogits;
   const int64_t rows = std::min(tokens, std::max<int64_t>(1, limit / spec.vocab_size));
   const int64_t capped = spec.logit_softcap > 0 ? rows * spec.vocab_size * (element == 4 ? 4 : 8) : 0;  // in fp32
-  const int64_t loss = bytes(2 * spec.hidden_size) + rows * (spec.hidden_size + spec.vocab_size) * element + capped;
-  plan.working_bytes = std::max(worst, loss);
+  const int64_t logits = rows * (spec.hidden_size + spec.vocab_size) * element + capped;
+  plan.working_bytes = std::max(worst, bytes(2 * spec.hidden_size) + logits);
   if (!options.is_gpu) return;
-  plan.workspace_bytes = kGpuContext + kGpuScratch;
-  if (element == 4) plan.workspace_bytes += tokens * std::max(inner, spec.hidden_size) * 2;  // rounded for the product
+  plan.working_bytes = worst + logits;  // blocks of so different sizes do not serve for each other
+  plan.workspace_bytes = kGpuContext + product_scratch(model, tokens, element);
 }
 
 TrainingPlan predict(const PlannedModel& model, const TrainingPlanOptions& options) {

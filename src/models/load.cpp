@@ -54,6 +54,7 @@ std::unique_ptr<Decoder> load_decoder(Json config, std::string_view source,
                                .is_prequantized = stored.has_value(),
                                .progress = options.progress,
                                .warning = options.warning});
+  if (backend->cuda()) backend->cuda()->release_unused();  // what quantizing needed
   config = weights->plan().config.is_quantizable() ? quantized_config(std::move(config), spec, weights->plan(), *dtype)
                                                    : dequantized_config(std::move(config), *dtype);
   auto decoder = std::make_unique<Decoder>(std::move(spec), std::move(config), std::move(backend), std::move(weights));

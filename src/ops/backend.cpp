@@ -40,6 +40,7 @@ class Backend::GpuScratch final : public kernels::Scratch {
   void* reserve(int64_t size_bytes) override {
     if (size_bytes > size_bytes_) {
       memory_.reset();
+      stream_.release_unused();  // a smaller block serves nothing else
       memory_ = stream_.allocate(size_bytes);
       size_bytes_ = size_bytes;
       ++moves;

@@ -176,8 +176,9 @@ bool input_gradient_by_library(const Context& context, const InputGradientArgs& 
   const int64_t panel_rows = panel_rows_of(args);
   const int64_t count = is_rounded(args) ? (args.m - 1) * args.dy_stride + args.rows : 0,
                 dy_bytes = (count * 2 + 255) / 256 * 256;
-  auto* scratch =
-      static_cast<uint8_t*>(context.scratch->reserve(kDenseLibraryBytes + dy_bytes + panel_rows * args.cols * 2));
+  const bool is_decoded = args.w.kind != WeightView::Kind::dense || args.w.dtype != DType::bf16;
+  auto* scratch = static_cast<uint8_t*>(
+      context.scratch->reserve(kDenseLibraryBytes + dy_bytes + (is_decoded ? panel_rows * args.cols * 2 : 0)));
   auto* rounded = reinterpret_cast<__nv_bfloat16*>(scratch + kDenseLibraryBytes);
   if (count > 0)
     to_bf16_kernel<float>
