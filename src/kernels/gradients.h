@@ -111,7 +111,7 @@ struct AttentionGradientSequence {
 };
 
 /// Gradients of attention; softcap, ALiBi and what follows as AttentionArgs'. Scores are computed anew, a block of
-/// queries at a time. CUDA has causal attention without relative biases alone.
+/// queries at a time. CUDA has fast kernels for causal attention without relative biases.
 struct AttentionGradientArgs {
   const AttentionGradientSequence* sequences;
   int64_t sequence_count;
@@ -127,7 +127,7 @@ struct AttentionGradientArgs {
   const float* relative_bias = nullptr;
   int64_t relative_span = 0;
   int64_t lse_stride = 0;  // as AttentionArgs'
-  /// As relative_bias, which is trained: its gradient is added. The CPU and the reference; null: not asked for.
+  /// As relative_bias, which is trained: its gradient is added. Null: not asked for.
   float* drelative_bias = nullptr;
 };
 

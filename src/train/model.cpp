@@ -202,9 +202,6 @@ void TrainableModel::bind(adapters::Adapter& adapter) {
   }
   for (const models::RelativeBiasSpec& bias : spec.relative_biases) {
     relative_variables_.push_back(trained(adapter, bias.embed + ".weight"));
-    if (relative_variables_.back() && backend.cuda())
-      fail(ErrorCode::unsupported,
-           "the positions '{}' are trained on the CPU alone: train an adapter, or with device cpu", bias.embed);
     relative_biases_.emplace_back(backend.to_host(weights.dense(bias.embed + ".weight")), bias.max_distance,
                                   bias.is_bidirectional);
   }
@@ -243,20 +240,25 @@ static void check_ids(const std::vector<int32_t>& ids, const std::vector<int64_t
 TrainableModel::Bias TrainableModel::make_bias(size_t index, const Batch& batch, Tape& tape) const {
   const models::RelativeBiasSpec& spec = base_.spec().relative_biases[index];
   const Var weight = relative_variables_[index];
+  const ops::Backend& backend = base_.backend();
   const nn::RelativeBias bias =
-      weight ? nn::RelativeBias(weight->value, spec.max_distance, spec.is_bidirectional) : relative_biases_[index];
+      weight ? nn::RelativeBias(backend.to_host(weight->value), spec.max_distance, spec.is_bidirectional)
+             : relative_biases_[index];
   int64_t span = 1;
   for (const auto* lengths : {&batch.lengths, &batch.source_lengths})
     for (const int64_t length : *lengths) span = std::max(span, length);
   Tensor table(DType::f32, {bias.heads(), 2 * span - 1});
   bias.fill(span, table.as<float>());
-  if (!weight || !tape.is_recording()) return {span, base_.backend().to_device(table)};
-  const Var variable = autograd::parameter(table);
-  tape.record([this, bias, span, variable, weight] {
-    if (variable->grad)
-      bias.add_gradient(span, variable->grad.as<float>(), ops::gradient_sum_of(base_.backend(), weight));
+  if (!weight || !tape.is_recording()) return {span, backend.to_device(table)};
+  const Var variable = autograd::parameter(backend.to_device(table));
+  tape.record([&backend, bias, span, variable, weight] {
+    if (!variable->grad) return;
+    Tensor gradient(DType::f32, weight->value.shape());
+    std::fill_n(gradient.as<float>(), gradient.count(), 0.0f);
+    bias.add_gradient(span, backend.to_host(variable->grad).as<float>(), gradient.as<float>());
+    ops::add_gradient(backend, weight, backend.to_device(gradient));
   });
-  return {span, table, variable};
+  return {span, variable->value, variable};
 }
 
 TrainableModel::Pass TrainableModel::make_pass(const Batch& batch, bool is_training, uint64_t seed, float scale) const {

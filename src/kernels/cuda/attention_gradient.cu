@@ -120,6 +120,33 @@ __global__ void __launch_bounds__(kWarps * 32) key_kernel(const __grid_constant_
   store_head<T>(s.dv, row, dim, dv);
 }
 
+/// A warp a head and distance from query to key: what the relative bias there gains, from all pairs that far apart.
+template <typename T>
+__global__ void __launch_bounds__(kWarps * 32) relative_kernel(const __grid_constant__ GradientCall call, float* sums) {
+  const int64_t width = 2 * call.relative_span - 1, index = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  if (index >= call.heads * width) return;
+  const int64_t head = index / width, distance = index % width - (call.relative_span - 1), dim = call.head_dim;
+  const int64_t kv_head = head / (call.heads / call.kv_heads);
+  if ((call.is_causal && distance > 0) || -distance >= call.window) return;
+  const float slope = slope_of(call, head);
+  float a[kSlots], b[kSlots], sum = 0;
+  for (int i = 0; i < call.count; ++i) {
+    const AttentionGradientSequence& s = call.at[i];
+    const int64_t end = min(s.tokens, keys_of(s) - distance);
+    for (int64_t token = max(int64_t{0}, -distance); token < end; ++token) {
+      const int64_t row = token * call.heads + head, key = token + distance, key_row = key * call.kv_heads + kv_head;
+      load_head<T>(a, s.q, row, dim);
+      load_head<T>(b, s.k, key_row, dim);
+      const float score = biased_score_of(call, dot(a, b), slope, head, token, key).log2;
+      load_head<T>(a, s.dout, row, dim);
+      load_head<T>(b, s.v, key_row, dim);
+      const float delta = call.delta[head * call.total + call.first[i] + token];
+      sum = fmaf(exp2f(score - call.lse2_at(i, head, token)), dot(a, b) - delta, sum);
+    }
+  }
+  if (threadIdx.x % 32 == 0) sums[index] += sum;
+}
+
 bool has_tiles(const Context& context, const AttentionGradientArgs& args) {
   if (!args.is_causal || args.relative_bias || args.dtype != DType::bf16 || context.capability < 80 ||
       args.head_dim % 8 != 0 || args.head_dim > 128)
@@ -141,11 +168,16 @@ void place_statistics(GradientCall& call, float* lse2, float* delta) {
   for (int i = 0; i < call.count; ++i) call.at[i].lse2 = lse2 + call.first[i];
 }
 
-void run_general(const Context& context, GradientCall& call, DType dtype) {
+void run_general(const Context& context, GradientCall& call, DType dtype, float* drelative_bias) {
   const int64_t count = call.heads * call.total;
   auto* memory = static_cast<float*>(context.scratch->reserve(2 * count * 4));
   place_statistics(call, memory + count, memory);
   attention_gradient_general(context, call, dtype);
+  if (!drelative_bias) return;
+  const unsigned blocks = blocks_for(call.heads * (2 * call.relative_span - 1), kWarps);
+  with_float_type(dtype, [&](auto element) {
+    relative_kernel<decltype(element)><<<blocks, kWarps * 32, 0, stream_of(context.stream)>>>(call, drelative_bias);
+  });
 }
 
 void run_tiles(const Context& context, GradientCall& call) {
@@ -199,7 +231,7 @@ void attention_gradient(const Context& context, const AttentionGradientArgs& arg
       call.most_keys = std::max(call.most_keys, args.sequences[i].key_count());
     }
     if (call.count == 0) continue;
-    is_tiled ? run_tiles(context, call) : run_general(context, call, args.dtype);
+    is_tiled ? run_tiles(context, call) : run_general(context, call, args.dtype, args.drelative_bias);
   }
 }
 

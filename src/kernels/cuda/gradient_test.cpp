@@ -294,6 +294,48 @@ TEST_F(GradientTest, AttentionGradientAgrees) {
     }
 }
 
+/// Two sequences at once, whose queries see all keys, or those before them; what attention gave is any array.
+TEST_F(GradientTest, RelativeBiasGradientAgrees) {
+  constexpr int64_t kHeads = 3, kDim = 20;
+  Random random(15);
+  for (const DType dtype : kTypes)
+    for (const auto& [tokens, keys] : {std::pair{1, 1}, std::pair{9, 30}, std::pair{70, 5}, std::pair{130, 130}})
+      for (const bool is_causal : {false, true}) {
+        if (is_causal && tokens != keys) continue;
+        const int64_t row = kHeads * kDim, span = std::max(tokens, keys) + 2;
+        const auto make = [&](int64_t rows) { return Sides(random_array(random, dtype, rows * row)); };
+        Sides q = make(2 * tokens), k = make(2 * keys), v = make(2 * keys), out = make(2 * tokens),
+              dout = make(2 * tokens);
+        Sides dq(dtype, 2 * tokens * row), dk(dtype, 2 * keys * row), dv(dtype, 2 * keys * row);
+        Sides bias(random_array(random, DType::f32, kHeads * (2 * span - 1))), dbias = bias;  // added to what is there
+        const auto run = [&](const Kernels& kernels, const Context& c, const auto& side, DType type) {
+          const auto at = [&](Sides& sides, int64_t rows) {
+            return reinterpret_cast<float*>(reinterpret_cast<char*>(side(sides)) + rows * row * size_of(type));
+          };
+          std::vector<AttentionGradientSequence> both;
+          for (const int64_t i : {0, 1})
+            both.push_back({at(q, i * tokens), at(k, i * keys), at(v, i * keys), at(out, i * tokens),
+                            at(dout, i * tokens), tokens, at(dq, i * tokens), at(dk, i * keys), at(dv, i * keys),
+                            is_causal ? 0 : keys});
+          AttentionGradientArgs args{both.data(), 2, kHeads, kHeads, kDim, 0.3f, 0, nullptr, type};
+          args.is_causal = is_causal;
+          args.relative_bias = side(bias);
+          args.relative_span = span;
+          args.drelative_bias = side(dbias);
+          kernels.attention_gradient(c, args);
+        };
+        run(
+            reference(), {}, [](Sides& x) { return f(x); }, DType::f32);
+        for (Sides* sides : {&q, &k, &v, &out, &dout, &bias, &dbias}) send(*sides);
+        run(
+            cuda(), context, [&](Sides& x) { return x.device.device<float>(stream()); }, dtype);
+        const std::string what = label("attention_gradient, relative", dtype, tokens, keys, is_causal);
+        for (Sides* sides : {&dq, &dk, &dv})
+          dtype == DType::bf16 ? compare_whole(*sides, 2e-2, what) : compare(*sides, 1e-4, what);
+        compare(dbias, 1e-4, what + " bias");
+      }
+}
+
 TEST_F(GradientTest, CrossEntropyAgrees) {
   Random random(6);
   for (const DType dtype : kTypes)
