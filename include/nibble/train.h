@@ -62,8 +62,8 @@ struct TrainingArguments {
   double learning_rate = 5e-5;
   std::string lr_scheduler_type = "linear";
   int64_t warmup_steps = 0;
-  double max_grad_norm = 1;  // 0: no clipping
-  double weight_decay = 0;  // not of biases and norms
+  double max_grad_norm = 1;           // 0: no clipping
+  double weight_decay = 0;            // not of biases and norms
   std::string optim = "adamw_torch";  // any of optim_names()
   bool gradient_checkpointing = false;
   bool activation_offloading = false;  // with checkpointing on a GPU: layers' inputs wait in main memory

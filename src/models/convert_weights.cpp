@@ -9,6 +9,7 @@
 #include "models/module_tree.h"
 #include "models/quantized_tensors.h"
 #include "quant/format.h"
+#include "tensor/convert.h"
 
 namespace nibble::models {
 namespace {
@@ -54,7 +55,7 @@ StoredWeight find_parameter(const Checkpoint& checkpoint, const ModelSpec& store
 Tensor plain_weight(const Checkpoint& checkpoint, const StoredWeight& found, const Parameter& parameter, DType dtype,
                     const ops::Backend& backend) {
   if (!found.is_quantized()) {
-    const Tensor tensor = checkpoint.get(found.name).to(dtype);
+    const Tensor tensor = converted(checkpoint.get(found.name), dtype, backend.pool());
     return parameter.is_transposed ? tensor.transposed() : tensor;
   }
   const nn::Weight weight = weight_from_stored(found, {});
@@ -109,7 +110,7 @@ int64_t write_quantized(const ModelSpec& spec, const Checkpoint& checkpoint, con
     const StoredWeight stored = find_stored(checkpoint, spec, original, parameter.shape, parameter.is_transposed);
     if (stored.is_quantized())
       fail(ErrorCode::invalid_argument, "tensor '{}' is quantized already; expected a plain checkpoint", stored.name);
-    Tensor tensor = checkpoint.get(stored.name).to(wants_quantized ? dtype : parameter.dtype);
+    Tensor tensor = converted(checkpoint.get(stored.name), wants_quantized ? dtype : parameter.dtype, backend.pool());
     if (!wants_quantized) {
       writer.write(parameter.file_name, tensor.bytes());
     } else {

@@ -7,6 +7,7 @@
 #include "base/cancel.h"
 #include "base/error.h"
 #include "models/module_tree.h"
+#include "tensor/convert.h"
 
 namespace nibble::models {
 namespace {
@@ -180,7 +181,7 @@ class WeightLoader {
       wants_quantized = false;
     }
     if (!wants_quantized && !module.is_transposed) return nn::DenseWeight{dense(name, shape)};
-    Tensor plain = checkpoint_.get(stored.name).to(dtype_);
+    Tensor plain = converted(checkpoint_.get(stored.name), dtype_, backend_.pool());
     if (module.is_transposed) plain = plain.transposed();
     nn::Weight result = wants_quantized ? quantize_weight(backend_, plain, weights_.plan_.config)
                                         : nn::Weight(nn::DenseWeight{backend_.to_device(plain)});
@@ -198,7 +199,7 @@ class WeightLoader {
       fail(ErrorCode::unsupported, "tensor '{}': found a quantized tensor, expected a plain one", stored.name);
     note(stored.name);
     const Tensor mapped = checkpoint_.get(stored.name);
-    Tensor result = backend_.to_device(mapped.to(dtype_));
+    Tensor result = backend_.to_device(converted(mapped, dtype_, backend_.pool()));
     if (result.data() != mapped.data()) checkpoint_.release(stored.name);
     return result;
   }
