@@ -58,6 +58,7 @@ AdapterSizes adapter_sizes(const PlannedModel& model, const TrainingPlanOptions&
 /// the worst moment, which is that of the MLP's activation.
 struct LayerWidths {
   int64_t outer = 0, inner = 0;
+  int64_t back = 0;  // attention's way back, in blocks of a GPU that the MLP's leave behind
 };
 
 LayerWidths widths_of(const models::ModelSpec& spec, const models::LayerSpec& layer) {
@@ -73,6 +74,7 @@ LayerWidths widths_of(const models::ModelSpec& spec, const models::LayerSpec& la
   widths.outer = (norms + 1) * spec.hidden_size + 2 * q + 2 * kv;
   if (!attention.qkv.empty()) widths.outer += q + 2 * kv;
   widths.inner = (is_gated ? 3 : 2) * layer.mlp.intermediate_size;
+  widths.back = 2 * kv + (kv < q ? q : 0);
   return widths;
 }
 
@@ -112,8 +114,9 @@ void add_activations(const PlannedModel& model, const TrainingPlanOptions& optio
     int64_t& kept = is_offloaded ? plan.host_bytes : plan.kept_bytes;
     kept = checked_add(kept, bytes(is_checkpointed ? spec.hidden_size : whole), "activations");
     const int64_t inner_bytes = checked_mul(mlp_rows, widths.inner * element, "activations");
-    worst = std::max(
-        worst, bytes(spec.hidden_size) + inner_bytes + (is_checkpointed ? bytes(outer) + inner_bytes + apart : 0));
+    const int64_t back = options.is_gpu ? bytes(widths.back) : 0;
+    worst = std::max(worst, bytes(spec.hidden_size) + inner_bytes +
+                                (is_checkpointed ? bytes(outer) + back + inner_bytes + apart : 0));
   }
   if (is_offloaded) plan.kept_bytes += bytes(spec.hidden_size);  // of a layer's input, one more is on its way
   for (const nn::RopeSpec& rope : spec.ropes) plan.kept_bytes += tokens * 3 * (rope.rotary_dim / 2) * 4;

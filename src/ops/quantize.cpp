@@ -39,17 +39,18 @@ void nest_statistics(const Backend& backend, Tensor4Bit& x) {
 constexpr int64_t kPieceBytes = int64_t{32} << 20;
 
 /// Calls body(elements, first, count) for pieces of `x` whose sizes are multiples of `unit` (but for the last): all of
-/// it at once where the kernels reach it, else one piece after the other through a buffer on the GPU.
+/// it at once where the kernels reach it, else one piece after the other through the kernels' scratch memory, which
+/// those that quantize have no other use for.
 template <typename Body>
 void for_each_piece(const Backend& backend, const Tensor& x, int64_t unit, const Body& body) {
   if (x.device() == backend.device()) return body(x.data(), int64_t{0}, x.count());
   const int64_t element = size_of(x.dtype());
   const int64_t piece = std::min(x.count(), std::max<int64_t>(kPieceBytes / element / unit, 1) * unit);
-  Tensor buffer = backend.empty(x.dtype(), {piece});
+  void* buffer = backend.context().scratch->reserve(piece * element);
   for (int64_t first = 0; first < x.count(); first += piece) {
     const int64_t count = std::min(piece, x.count() - first);
-    backend.upload(buffer.data(), x.as<std::byte>() + first * element, count * element);
-    body(static_cast<const void*>(buffer.data()), first, count);
+    backend.upload(buffer, x.as<std::byte>() + first * element, count * element);
+    body(static_cast<const void*>(buffer), first, count);
   }
 }
 
