@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kLowWarps * 32)
   }
 }
 
-constexpr int kWideWarps = 8, kWideRows = 64;
+constexpr int kWideWarps = 8, kWideRows = 32;
 
 /// y (m, n) += factor * dropped low (m, kRank) . w (n, kRank)^T. A warp 32 columns of kWideRows rows.
 template <int kRank>
@@ -146,8 +146,21 @@ __global__ void __launch_bounds__(kWideWarps * 32)
       to[half] = row < end && column < n ? load_16(y + row * n + column) : uint4{};
     }
   };
-  uint4 ahead[2];
+  const auto load_low = [&](uint32_t(&to)[kRank / 16][4], int64_t first) {
+    const bf16 *low0 = low + min(first + g, m - 1) * kRank + 2 * t,
+               *low1 = low + min(first + g + 8, m - 1) * kRank + 2 * t;
+#pragma unroll
+    for (int k = 0; k < kRank / 16; ++k) {
+      to[k][0] = load_4(low0 + k * 16);
+      to[k][1] = load_4(low1 + k * 16);
+      to[k][2] = load_4(low0 + k * 16 + 8);
+      to[k][3] = load_4(low1 + k * 16 + 8);
+    }
+  };
+  uint4 ahead[2];  // loads come before what waits for others
+  uint32_t low_ahead[kRank / 16][4];
   load(ahead, begin);
+  load_low(low_ahead, begin);
 #pragma unroll 1
   for (int64_t first = begin; first < end; first += 16) {
     const int64_t rows[2] = {first + g, first + g + 8};
@@ -155,14 +168,16 @@ __global__ void __launch_bounds__(kWideWarps * 32)
     uint4 before[2] = {ahead[0], ahead[1]};
     load(ahead, first + 16);
     float sum[4][4] = {};
+    uint32_t a[kRank / 16][4];
 #pragma unroll
-    for (int k = 0; k < kRank / 16; ++k) {
-      const bf16 *low0 = low + min(rows[0], m - 1) * kRank + k * 16 + 2 * t,
-                 *low1 = low + min(rows[1], m - 1) * kRank + k * 16 + 2 * t;
-      const uint32_t a[4] = {load_4(low0), load_4(low1), load_4(low0 + 8), load_4(low1 + 8)};
+    for (int k = 0; k < kRank / 16; ++k)
 #pragma unroll
-      for (int j = 0; j < 4; ++j) multiply_bf16(sum[j], a, b[j][k][0], b[j][k][1]);
-    }
+      for (int i = 0; i < 4; ++i) a[k][i] = low_ahead[k][i];
+    load_low(low_ahead, first + 16);
+#pragma unroll
+    for (int k = 0; k < kRank / 16; ++k)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) multiply_bf16(sum[j], a[k], b[j][k][0], b[j][k][1]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (!is_valid[half]) continue;
@@ -304,9 +319,9 @@ struct Launches {
     sum_partials_kernel<<<blocks_for(n * rank, 256), 256, 0, stream>>>(partials, splits, n, rank, kRank, factor,
                                                                        is_transposed, accumulate, out);
   }
-  /// Shares of the rows that give the GPU blocks enough.
+  /// Shares of the rows that give the GPU blocks enough; each costs a partial sum.
   static int64_t splits_of(int64_t m, int64_t n) {
-    return std::clamp<int64_t>(std::min(m / 128, int64_t{1024} * 64 / n), 1, 32);
+    return std::clamp<int64_t>(std::min(m / 128, int64_t{512} * 64 / n), 1, 32);
   }
   static int64_t partial_bytes(int64_t m, int64_t n) { return splits_of(m, n) * kRank * n * 4; }
 };
