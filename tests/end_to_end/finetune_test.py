@@ -108,7 +108,9 @@ class OnTheCpu(NibbleCase):
         self.assertLess(report["final_loss"], 0.5)
         answer = self.succeed_json({"text"}, "generate", self.root / "t5-whole", *self.device, "-p", "say three twice: ",
                                    "--max-new-tokens", "20")
-        self.assertRegex(answer["text"], "^thr.* thr" if self.device[1] == "cpu" else r"^\w+ \w+")  # other sums, another memory
+        self.assertNotEqual(answer["text"], "")
+        if self.device[1] == "cpu":  # a GPU's sums differ, and so does what a model this small remembers
+            self.assertRegex(answer["text"], "^thr.* thr")
 
     def test_starting_from_the_quantization_error(self):
         out, quantized = self.root / "loftq", (*NF4, *self.compute)
