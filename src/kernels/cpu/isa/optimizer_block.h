@@ -68,7 +68,7 @@ NIBBLE_SIMD void step_block(const OptimizerScalars& shared, float rate, int64_t 
     NIBBLE_UNROLL
     for (int k = 0; k < Rule::kStates; ++k) s[k] = load(states[k] + i);
     const F32 old = load(p + i);
-    const F32 d = Rule::step(c, scaled_gradient<Rule>(c, old, load(g + i)), s);
+    const F32 d = step_vector<Rule>(c, scaled_gradient<Rule>(c, old, load(g + i)), s);
     F32 moved = fused(down, d, old * keep);
     if constexpr (kIsGuarded) {
       const Mask is_good = is_finite<Rule>(s);
@@ -99,7 +99,7 @@ NIBBLE_SIMD void measure_block(const OptimizerScalars& c, int64_t count, const f
     NIBBLE_UNROLL
     for (int k = 0; k < Rule::kStates; ++k) s[k] = load(states[k] + i);
     F32 old = load(p + i);
-    F32 d = Rule::step(c, scaled_gradient<Rule>(c, old, load(g + i)), s) * set1(c.unorm_scale);
+    F32 d = step_vector<Rule>(c, scaled_gradient<Rule>(c, old, load(g + i)), s) * set1(c.unorm_scale);
     if constexpr (kIsGuarded) {
       const Mask is_good = is_finite<Rule>(s);
       old = select(is_good, old, set1(0));

@@ -1,5 +1,5 @@
-// A whole block of an 8-bit optimizer step in AVX-512: states are decoded in the loop that steps them, so that the
-// look-ups run while the divider is busy.
+// A whole block of an 8-bit optimizer step in AVX-512: a loop for each part, so that its tables stay in registers, and
+// codes of the second state found while the divider is busy with the next block.
 #pragma once
 
 #include "kernels/cpu/isa/dequantize_8bit_lanes.h"
@@ -37,6 +37,9 @@ NIBBLE_SIMD void store_64(bf16_t* x, const F32 (&values)[4]) {
   _mm512_storeu_si512(x + 32, round_normal_bf16(values[2], values[3]));
 }
 
+/// How many elements ahead memory is asked for.
+inline constexpr int64_t kAhead = 8 * kStateBlock;
+
 /// Codes of one state of a block, and what it is decoded with.
 struct CodedState {
   const FloatTable* table;
@@ -44,109 +47,152 @@ struct CodedState {
   float absmax;
 };
 
-/// 64 states in order.
-NIBBLE_SIMD void decode_64(const CodedState& state, int64_t i, F32 (&out)[4]) {
+/// The states of a block, as fp32. A function of its own, with a table of its own: it stays in registers.
+[[gnu::noinline]] static void decode_whole_block(const CodedState& state, float* out) {
+  const FloatTable table = *state.table;
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  look_up(*state.table, _mm512_permutexvar_epi32(order, _mm512_loadu_si512(state.codes + i)), out);
-  NIBBLE_UNROLL
-  for (int q = 0; q < 4; ++q) out[q] = out[q] * set1(state.absmax);
-}
-
-/// New states of a block that are still to be encoded: while the next block is stepped.
-struct PendingBlock {
-  BlockBuffer states[3];
-  uint8_t* codes[3];
-  float inverse[3];  // 0: all codes are 0
-};
-
-/// Codes of 64 states of a map that is mirrored, or linear (`kIsLinear`).
-template <bool kIsLinear>
-NIBBLE_SIMD void encode_pending(const Encoder& encoder, const PendingBlock& block, int k, int64_t i) {
-  const float* states = block.states[k].values + i;
-  uint8_t* codes = block.codes[k] + i;
-  if constexpr (kIsLinear) {
-    encode_64(encoder.linear, encoder.search, states, block.inverse[k], codes);
-  } else {
-    encode_64(encoder.mirrored, states, block.inverse[k], codes, false);
-    // A negative state never takes the code of zero but the one below.
-    __mmask64 zeros = _mm512_cmpeq_epi8_mask(_mm512_loadu_si512(codes), _mm512_set1_epi8(kZeroCode));
-    for (; __builtin_expect(zeros != 0, 0); zeros &= zeros - 1) {
-      const int at = __builtin_ctzll(zeros);
-      if (states[at] < 0) codes[at] = kZeroCode - 1;
-    }
+  const F32 scale = set1(state.absmax);
+  for (int64_t i = 0; i < kStateBlock; i += 64) {
+    F32 decoded[4];
+    prefetch_ahead(state.codes + i, 64, kAhead);
+    look_up(table, _mm512_permutexvar_epi32(order, _mm512_loadu_si512(state.codes + i)), decoded);
+    NIBBLE_UNROLL
+    for (int q = 0; q < 4; ++q) store(out + i + 16 * q, decoded[q] * scale);
   }
 }
 
-template <typename Rule>
-NIBBLE_SIMD void encode_pending(const Encoder& first, const Encoder& second, const PendingBlock& block, int64_t i) {
-  encode_pending<false>(first, block, 0, i);
-  if constexpr (Rule::kStates > 1) encode_pending<true>(second, block, 1, i);
-  if constexpr (Rule::kStates > 2) encode_pending<false>(first, block, 2, i);
+/// A block's states of a mirrored map to their codes; negative ones never take the code of zero but the one below.
+[[gnu::noinline]] static void encode_whole_block(const MirroredLanes& shared, const float* states, float inverse,
+                                                 uint8_t* codes) {
+  const MirroredLanes lanes = shared;
+  const F32 scale = set1(inverse);
+  for (int64_t i = 0; i < kStateBlock; i += 64) {
+    F32 y[4];
+    NIBBLE_UNROLL
+    for (int q = 0; q < 4; ++q) y[q] = load(states + i + 16 * q) * scale;
+    const MirroredCells cells = find_cells<false>(lanes, y);
+    const __m512i steps = count_steps<false>(lanes, cells, y);
+    _mm512_storeu_si512(codes + i, codes_of(lanes, steps, cells.is_negative));
+    const __mmask64 zeros = _mm512_mask_testn_epi8_mask(cells.is_negative, steps, steps);
+    if (__builtin_expect(zeros != 0, 0))
+      for (int64_t at = i; at < i + 64; ++at)
+        if (states[at] < 0 && codes[at] == kZeroCode) codes[at] = kZeroCode - 1;
+  }
 }
 
-template <typename Rule>
-[[gnu::noinline]] static void encode_block(const Encoder& first, const Encoder& second, const PendingBlock& block) {
-  for (int64_t i = 0; i < kStateBlock; i += 64) encode_pending<Rule>(first, second, block, i);
+/// New states of a block that are still to be encoded: while the next one is stepped.
+struct PendingState {
+  BlockBuffer states;
+  uint8_t* codes;
+  float inverse;  // 0: all codes are 0
+};
+
+[[gnu::noinline]] static void encode_whole_block(const Encoder& encoder, const PendingState& pending) {
+  encode_run(encoder.linear, encoder.search, pending.states.values, kStateBlock, pending.inverse, pending.codes);
 }
 
-/// Elements any of whose new states is not finite: their states become 0, their parameters stay.
-template <typename Rule>
-[[gnu::noinline]] static void keep_bad(const F32 (&old)[4], const F32 (&states)[3][4], F32 (&moved)[4],
-                                       __m512i (&sizes)[3], PendingBlock& next, int64_t i) {
+/// Parameters of a block that stay as they are: of elements any of whose new states is not finite.
+template <typename T>
+struct KeptElements {
+  uint64_t lanes[kStateBlock / 64] = {};
+  T values[kStateBlock];
+  bool has_any = false;
+};
+
+/// Notes such elements among 64, whose new states become 0.
+template <typename Rule, typename T>
+[[gnu::noinline]] static void keep_bad(const T* p, float* const (&states)[3], int64_t i, __m512i (&sizes)[3],
+                                       KeptElements<T>& kept) {
+  kept.has_any = true;
+  __builtin_memcpy(kept.values + i, p + i, 64 * sizeof(T));
   for (int k = 0; k < Rule::kStates; ++k) sizes[k] = _mm512_setzero_si512();
   for (int q = 0; q < 4; ++q) {
     F32 s[3];
-    for (int k = 0; k < Rule::kStates; ++k) s[k] = states[k][q];
+    for (int k = 0; k < Rule::kStates; ++k) s[k] = load(states[k] + i + 16 * q);
     const Mask is_good = is_finite<Rule>(s);
-    moved[q] = select(is_good, moved[q], old[q]);
+    kept.lanes[i / 64] |= static_cast<uint64_t>(static_cast<uint16_t>(~is_good)) << (16 * q);
     for (int k = 0; k < Rule::kStates; ++k) {
       s[k] = _mm512_maskz_mov_ps(is_good, s[k]);
       sizes[k] = _mm512_max_epi32(sizes[k], _mm512_castps_si512(abs(s[k])));
-      store(next.states[k].values + i + 16 * q, s[k]);
+      store(states[k] + i + 16 * q, s[k]);
     }
   }
 }
 
-/// step_block() for kStateBlock elements of type T whose old states are codes. The new ones go to `next`; those of
-/// `pending` are encoded, unless it is null.
+template <typename T>
+[[gnu::noinline]] static void put_back(const KeptElements<T>& kept, T* p) {
+  for (int64_t i = 0; i < kStateBlock; ++i)
+    if (kept.lanes[i / 64] >> (i % 64) & 1) p[i] = kept.values[i];
+}
+
+/// Fixes a value's place in the order of instructions.
+NIBBLE_SIMD void pin(F32& x) { asm volatile("" : "+v"(x)); }
+
+/// Moves 64 parameters by d.
+template <typename T>
+NIBBLE_SIMD void move_64(T* p, F32 down, F32 keep, const F32 (&d)[4]) {
+  F32 moved[4];
+  load_64(p, moved);
+  NIBBLE_UNROLL
+  for (int q = 0; q < 4; ++q) moved[q] = fused(down, d[q], moved[q] * keep);
+  store_64(p, moved);
+}
+
+/// step_block() for kStateBlock elements of type T; kEncodes: state 2 of the block before is encoded beside it. The
+/// processor looks some 150 instructions ahead, less than a root and a division take: each is asked for long before it
+/// is needed, with other work between.
 template <typename Rule, typename T, bool kEncodes>
-[[gnu::noinline]] static void step_coded_block(const OptimizerScalars& shared, float rate, const CodedState (&coded)[3],
-                                               T* p, const T* g, PendingBlock& next, float (&absmax)[3],
-                                               const Encoder& first, const Encoder& second,
-                                               const PendingBlock& pending) {
+[[gnu::noinline]] static void step_whole_block(const OptimizerScalars& shared, float rate, float* const (&states)[3],
+                                               T* p, const T* g, float (&absmax)[3], const Encoder& encoder,
+                                               const PendingState* pending) {
   const OptimizerScalars c = shared;
   const F32 down = set1(-rate), keep = set1(c.keep);
+  const LinearLanes lanes = encoder.linear;
   __m512i largest[3] = {};
+  KeptElements<T> kept;
+  F32 d[4];  // of the 64 elements before these
   for (int64_t i = 0; i < kStateBlock; i += 64) {
-    F32 old[4], gradient[4], decoded[3][4], moved[4];
-    load_64(p + i, old);
+    F32 old[4], gradient[4];
+    Ratio ratio[4];
+    __m512i found[4];
+    prefetch_ahead(p + i, 64 * int64_t{sizeof(T)}, kAhead * int64_t{sizeof(T)});
+    prefetch_ahead(g + i, 64 * int64_t{sizeof(T)}, kAhead * int64_t{sizeof(T)});
+    if constexpr (Rule::kCouplesDecay) load_64(p + i, old);
     load_64(g + i, gradient);
-    NIBBLE_UNROLL
-    for (int k = 0; k < Rule::kStates; ++k) decode_64(coded[k], i, decoded[k]);
     __m512i sizes[3] = {};  // as bits, which order finite ones below all others
     NIBBLE_UNROLL
     for (int q = 0; q < 4; ++q) {
       F32 s[3];
       NIBBLE_UNROLL
-      for (int k = 0; k < Rule::kStates; ++k) s[k] = decoded[k][q];
-      const F32 d = Rule::step(c, scaled_gradient<Rule>(c, old[q], gradient[q]), s);
-      moved[q] = fused(down, d, old[q] * keep);
+      for (int k = 0; k < Rule::kStates; ++k) s[k] = load(states[k] + i + 16 * q);
+      ratio[q] = Rule::start(c, scaled_gradient<Rule>(c, old[q], gradient[q]), s);
+      pin(ratio[q].root);
       NIBBLE_UNROLL
       for (int k = 0; k < Rule::kStates; ++k) {
-        decoded[k][q] = s[k];
         sizes[k] = _mm512_max_epi32(sizes[k], _mm512_castps_si512(abs(s[k])));
-        store(next.states[k].values + i + 16 * q, s[k]);
+        store(states[k] + i + 16 * q, s[k]);
+      }
+      if constexpr (kEncodes)
+        found[q] = fixed_codes(lanes, load(pending->states.values + i + 16 * q) * set1(pending->inverse));
+      if (q == 0 && i > 0) move_64(p + i - 64, down, keep, d);
+      if (q > 0) {
+        d[q - 1] = Rule::finish(c, ratio[q - 1]);
+        pin(d[q - 1]);
       }
     }
+    if constexpr (kEncodes)
+      settle_codes(lanes, encoder.search, pending->states.values + i, pending->inverse, found, pending->codes + i);
+    d[3] = Rule::finish(c, ratio[3]);
+    pin(d[3]);
     __m512i widest = sizes[0];
     for (int k = 1; k < Rule::kStates; ++k) widest = _mm512_max_epi32(widest, sizes[k]);
     const __mmask16 bad = _mm512_cmpgt_epi32_mask(widest, _mm512_set1_epi32(0x7f7fffff));
-    if (__builtin_expect(bad != 0, 0)) keep_bad<Rule>(old, decoded, moved, sizes, next, i);
+    if (__builtin_expect(bad != 0, 0)) keep_bad<Rule>(p, states, i, sizes, kept);
     NIBBLE_UNROLL
     for (int k = 0; k < Rule::kStates; ++k) largest[k] = _mm512_max_epi32(largest[k], sizes[k]);
-    if constexpr (kEncodes) encode_pending<Rule>(first, second, pending, i);
-    store_64(p + i, moved);
   }
+  move_64(p + kStateBlock - 64, down, keep, d);
+  if (__builtin_expect(kept.has_any, 0)) put_back(kept, p);
   NIBBLE_UNROLL
   for (int k = 0; k < Rule::kStates; ++k) absmax[k] = reduce_max(_mm512_castsi512_ps(largest[k]));
 }

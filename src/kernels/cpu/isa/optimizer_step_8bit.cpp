@@ -118,42 +118,58 @@ void encode_states(const Maps& maps, const OptimizerJob8Bit& job, int64_t begin,
 }
 
 #if defined(__AVX512F__)
-/// The whole blocks of a chunk, each encoded while the next one is stepped.
+/// States 1 and 3 of a pending block to their codes.
+template <typename Rule>
+void encode_mirrored(const Maps& maps, const PendingState (&pending)[3]) {
+  for (int k = 0; k < Rule::kStates; k += 2) {
+    if (pending[k].inverse != 0)
+      encode_whole_block(maps.first.encoder->mirrored, pending[k].states.values, pending[k].inverse, pending[k].codes);
+    else
+      __builtin_memset(pending[k].codes, 0, kStateBlock);
+  }
+}
+
+/// Takes note of a stepped block's absmax and of what its states are encoded with.
+template <typename Rule>
+void close_states(const Maps& maps, const OptimizerJob8Bit& job, int64_t at, const float (&absmax)[3],
+                  PendingState (&pending)[3]) {
+  for (int k = 0; k < Rule::kStates; ++k) {
+    const StateCodes state = maps.state(job, k);
+    const bool is_zero = absmax[k] < 0x1p-126f;
+    state.absmax[at / kStateBlock] = is_zero ? 0 : absmax[k];
+    pending[k].codes = state.codes + at;
+    pending[k].inverse = is_zero ? 0 : 1.0f / absmax[k];
+  }
+}
+
+/// The whole blocks of a chunk.
 template <typename Rule, typename T>
 void step_whole_blocks(const Maps& maps, const OptimizerJob8Bit& job, float rate, int64_t begin, int64_t end) {
-  PendingBlock blocks[2];
+  constexpr bool kHasSecond = Rule::kStates > 1;
+  PendingState blocks[2][3];
   T* p = static_cast<T*>(job.of.parameter);
   const T* g = static_cast<const T*>(job.of.gradient);
-  const Encoder &first = *maps.first.encoder, &second = *maps.second.encoder;
+  const Encoder& second = *maps.second.encoder;
   int turn = 0;
   for (int64_t at = begin; at < end; at += kStateBlock, turn ^= 1) {
-    PendingBlock &next = blocks[turn], &pending = blocks[turn ^ 1];
-    CodedState coded[3] = {};
+    PendingState(&next)[3] = blocks[turn], (&pending)[3] = blocks[turn ^ 1];
+    float* const states[3] = {next[0].states.values, next[1].states.values, next[2].states.values};
     float absmax[3];
     for (int k = 0; k < Rule::kStates; ++k) {
       const StateCodes state = maps.state(job, k);
-      coded[k] = {&state.map->values.table, state.codes + at, state.absmax[at / kStateBlock]};
+      decode_whole_block({&state.map->values.table, state.codes + at, state.absmax[at / kStateBlock]}, states[k]);
     }
-    if (at == begin)
-      step_coded_block<Rule, T, false>(job.of.scalars, rate, coded, p + at, g + at, next, absmax, first, second,
-                                       pending);
-    else
-      step_coded_block<Rule, T, true>(job.of.scalars, rate, coded, p + at, g + at, next, absmax, first, second,
-                                      pending);
-    for (int k = 0; k < Rule::kStates; ++k) {
-      const StateCodes state = maps.state(job, k);
-      const bool is_zero = absmax[k] < 0x1p-126f;
-      state.absmax[at / kStateBlock] = is_zero ? 0 : absmax[k];
-      next.codes[k] = state.codes + at;
-      next.inverse[k] = is_zero ? 0 : 1.0f / absmax[k];  // its codes are set below
+    if (at > begin) {
+      encode_mirrored<Rule>(maps, pending);
+      step_whole_block<Rule, T, kHasSecond>(job.of.scalars, rate, states, p + at, g + at, absmax, second, &pending[1]);
+    } else {
+      step_whole_block<Rule, T, false>(job.of.scalars, rate, states, p + at, g + at, absmax, second, nullptr);
     }
+    close_states<Rule>(maps, job, at, absmax, next);
   }
-  if (end > begin) encode_block<Rule>(first, second, blocks[turn ^ 1]);
-  for (int64_t at = begin; at < end; at += kStateBlock)
-    for (int k = 0; k < Rule::kStates; ++k) {
-      const StateCodes state = maps.state(job, k);
-      if (state.absmax[at / kStateBlock] == 0) __builtin_memset(state.codes + at, 0, kStateBlock);
-    }
+  if (end == begin) return;
+  encode_mirrored<Rule>(maps, blocks[turn ^ 1]);
+  if (kHasSecond) encode_whole_block(second, blocks[turn ^ 1][1]);
 }
 
 /// The chunk's elements that were stepped: those of whole blocks, if types and maps suit.

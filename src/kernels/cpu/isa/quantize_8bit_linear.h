@@ -8,18 +8,20 @@
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 
-/// Codes in fixed point, 16 bits behind the point: line(y) = min(y * slope + intercept, cap). An octave of y has one or
-/// two lines.
+/// A line gives min(y * slope + intercept, cap), which is 256 plus the code: the code stands in the upper bits of the
+/// mantissa. Two octaves of y have one or two lines; adding `shift` to the bits of y moves the border between them to
+/// the border between the octaves.
 struct LinearLanes {
-  __m512 bound[2];  // by exponent mod 32: the threshold past which an octave has its second line, or +inf
-  __m512i line[2];  // by exponent mod 32: the octave's first line
-  __m512 slope, intercept, cap;
-  __m512 least;  // smaller values are taken for it
+  __m512i shift;                  // by pair of octaves: exponent / 2 mod 16
+  __m512 slope[2], intercept[2];  // by exponent mod 32, shifted
+  __m512i cap[2];                 // bits of floats
+  __m512i least;                  // smaller values are taken for it
+  __m512i near_bits;
 };
 
-inline constexpr int kCodeShift = 16;
+inline constexpr int kCodeShift = 16;     // of a code, in twice the bits of 256 + code
 inline constexpr int kNearBits = 0xfff0;  // none of them set: a threshold is at most eight units off, either way
-inline constexpr float kNear = 8, kHalfCode = 1 << (kCodeShift - 1);
+inline constexpr float kCodeOrigin = 256, kUnit = 0x1p-16f, kNear = 8 * kUnit;
 
 /// Holds past threshold `start`, whose code is start + 1, up to threshold `end`.
 struct Line {
@@ -27,37 +29,37 @@ struct Line {
   float slope, intercept;
 };
 
-NIBBLE_SIMD float code_unit(int code) { return static_cast<float>(code << kCodeShift); }
 NIBBLE_SIMD float at_line(const Line& line, float y) { return __builtin_fmaf(y, line.slope, line.intercept); }
 
 /// The line of the thresholds between `start` and `end`.
 NIBBLE_SIMD Line make_line(const CodeSearch& search, int start, int end) {
   const int first = start + 1, last = end - 1;
-  if (last < first) return {start, end, 0, code_unit(start + 1) + kHalfCode};
+  if (last < first) return {start, end, 0, kCodeOrigin + static_cast<float>(start + 1) + 0.5f};
   const auto at = [&](int i) { return i < 0 ? 0.0 : static_cast<double>(search.threshold[i]); };
   // Through both ends; through the only one and half a code above the start.
-  const double rise = last > first ? static_cast<double>(code_unit(last - first)) : static_cast<double>(kHalfCode);
+  const double rise = last > first ? last - first : 0.5;
   const double slope = rise / (last > first ? at(last) - at(first) : at(first) - at(start));
-  const double origin = static_cast<double>(code_unit(first + 1)) - slope * at(first);
-  return {start, end, static_cast<float>(slope), static_cast<float>(origin) + kNear};
+  const double origin = first + 1 - slope * at(first);
+  return {start, end, static_cast<float>(slope), static_cast<float>(origin + double{kNear} + double{kCodeOrigin})};
 }
 
-/// True if the line is past its first code at its start, and each threshold where it crosses to the next, to four
+/// True if the line is past its first code at its start, and each threshold where it crosses to the next, to six
 /// units.
 NIBBLE_SIMD bool fits(const CodeSearch& search, const Line& line) {
-  if (line.start >= 0 && at_line(line, search.threshold[line.start]) < code_unit(line.start + 1)) return false;
+  const auto unit = [](int code) { return kCodeOrigin + static_cast<float>(code); };
+  if (line.start >= 0 && at_line(line, search.threshold[line.start]) < unit(line.start + 1)) return false;
   for (int i = line.start + 1; i < line.end; ++i) {
-    const float off = at_line(line, search.threshold[i]) - kNear - code_unit(i + 1);
-    if (!(off >= -4 && off <= 4)) return false;
+    const float off = at_line(line, search.threshold[i]) - unit(i + 1) - kNear;
+    if (!(off >= -6 * kUnit && off <= 6 * kUnit)) return false;
   }
   return true;
 }
 
-NIBBLE_SIMD int exponent_of(float y) { return static_cast<int>(__builtin_bit_cast(uint32_t, y) >> 23); }
+NIBBLE_SIMD int bits_of(float y) { return __builtin_bit_cast(int, y); }
 
 /// False if the map does not suit.
 NIBBLE_SIMD bool make_linear_lanes(const CodeSearch& search, LinearLanes& lanes) {
-  if (!(search.threshold[0] > 0x1p-30f) || search.threshold[254] > 1) return false;
+  if (!(search.threshold[0] > 0x1p-29f) || search.threshold[254] > 1) return false;
   Line lines[16];
   int count = 0;
   for (int start = -1; start < 255;) {
@@ -67,46 +69,47 @@ NIBBLE_SIMD bool make_linear_lanes(const CodeSearch& search, LinearLanes& lanes)
     lines[count++] = make_line(search, start, end);
     start = end;
   }
-  alignas(64) float bound[32], slope[16] = {}, intercept[16] = {}, cap[16] = {};
-  alignas(64) int32_t line[32];
-  const int least = exponent_of(search.threshold[0]);
+  alignas(64) float slope[32], intercept[32], cap[32];
+  alignas(64) int32_t shift[16];
+  const int least = bits_of(search.threshold[0]) >> 24;  // pairs of octaves: up to the one of 1
   int current = 0;
-  for (int exponent = least; exponent < least + 32; ++exponent) {
-    const int at = exponent & 31;
-    line[at] = current;
-    bound[at] = __builtin_inff();
-    for (int starts = 0; current + 1 < count; ++starts, ++current) {
-      const float start = search.threshold[lines[current + 1].start];
-      if (exponent_of(start) != exponent) break;
-      if (starts == 1) return false;
-      bound[at] = start;
+  for (int pair = least; pair < least + 16; ++pair) {
+    shift[pair & 15] = 0;
+    for (int half = 0; half < 2; ++half) {
+      const int at = (2 * pair + half) & 31;
+      slope[at] = lines[current].slope;
+      intercept[at] = lines[current].intercept;
+      cap[at] = kCodeOrigin + static_cast<float>(lines[current].end) + 0.5f;
+      if (current + 1 == count) continue;
+      const int border = bits_of(search.threshold[lines[current + 1].start]) + 1;
+      if (border >> 24 != pair) continue;
+      if (half == 1) return false;  // two borders
+      shift[pair & 15] = (2 * pair + 1) * (1 << 23) - border;
+      ++current;
     }
   }
-  for (int i = 0; i < count; ++i) {
-    slope[i] = lines[i].slope;
-    intercept[i] = lines[i].intercept;
-    cap[i] = code_unit(lines[i].end) + kHalfCode;
-  }
   for (int i = 0; i < 2; ++i) {
-    lanes.bound[i] = _mm512_load_ps(bound + 16 * i);
-    lanes.line[i] = _mm512_load_si512(line + 16 * i);
+    lanes.slope[i] = _mm512_load_ps(slope + 16 * i);
+    lanes.intercept[i] = _mm512_load_ps(intercept + 16 * i);
+    lanes.cap[i] = _mm512_load_si512(cap + 16 * i);
   }
-  lanes.slope = _mm512_load_ps(slope);
-  lanes.intercept = _mm512_load_ps(intercept);
-  lanes.cap = _mm512_load_ps(cap);
-  lanes.least = _mm512_set1_ps(__builtin_bit_cast(float, least << 23));
+  lanes.shift = _mm512_load_si512(shift);
+  lanes.least = _mm512_set1_epi32(least << 24);
+  lanes.near_bits = _mm512_set1_epi32(kNearBits);
   return current + 1 == count;
 }
 
-/// Codes of 16 values in fixed point.
+/// Codes of 16 values in fixed point: 16 bits behind the point, and others above the codes.
 NIBBLE_SIMD __m512i fixed_codes(const LinearLanes& lanes, F32 y) {
-  const F32 size = max(y, lanes.least);
-  const __m512i exponent = _mm512_srli_epi32(_mm512_castps_si512(size), 23);
-  const __mmask16 past = greater(size, _mm512_permutex2var_ps(lanes.bound[0], exponent, lanes.bound[1]));
-  __m512i line = _mm512_permutex2var_epi32(lanes.line[0], exponent, lanes.line[1]);
-  line = _mm512_mask_add_epi32(line, past, line, _mm512_set1_epi32(1));
-  const F32 code = fma(size, _mm512_permutexvar_ps(line, lanes.slope), _mm512_permutexvar_ps(line, lanes.intercept));
-  return _mm512_cvttps_epi32(min(code, _mm512_permutexvar_ps(line, lanes.cap)));
+  const __m512i bits = _mm512_max_epi32(_mm512_castps_si512(y), lanes.least);
+  const __m512i shift = _mm512_permutexvar_epi32(_mm512_srli_epi32(bits, 24), lanes.shift);
+  const __m512i line = _mm512_srli_epi32(_mm512_add_epi32(bits, shift), 23);
+  const F32 slope = _mm512_permutex2var_ps(lanes.slope[0], line, lanes.slope[1]);
+  const F32 intercept = _mm512_permutex2var_ps(lanes.intercept[0], line, lanes.intercept[1]);
+  const F32 code = fma(_mm512_castsi512_ps(bits), slope, intercept);
+  const __m512i cap = _mm512_permutex2var_epi32(lanes.cap[0], line, lanes.cap[1]);
+  const __m512i capped = _mm512_min_epi32(_mm512_castps_si512(code), cap);
+  return _mm512_add_epi32(capped, capped);
 }
 
 /// The third bytes of the dwords of a, then of b, in the lower half.
@@ -117,25 +120,31 @@ NIBBLE_SIMD __m512i third_bytes(__m512i a, __m512i b) {
   return _mm512_permutex2var_epi8(a, _mm512_load_si512(kThird), b);
 }
 
+/// From the fixed codes of 64 finite elements.
+NIBBLE_SIMD void settle_codes(const LinearLanes& lanes, const CodeSearch& search, const float* x, float inverse,
+                              const __m512i (&found)[4], uint8_t* codes) {
+  __m512i rest[4];
+  NIBBLE_UNROLL
+  for (int q = 0; q < 4; ++q) rest[q] = _mm512_and_si512(found[q], lanes.near_bits);
+  const __m512i least = _mm512_min_epi32(_mm512_min_epi32(rest[0], rest[1]), _mm512_min_epi32(rest[2], rest[3]));
+  const __m512i low = third_bytes(found[0], found[1]), high = third_bytes(found[2], found[3]);
+  _mm512_storeu_si512(codes, _mm512_inserti64x4(low, _mm512_castsi512_si256(high), 1));
+  const __mmask16 any = _mm512_testn_epi32_mask(least, least);
+  if (__builtin_expect(_mm512_kortestz(any, any), 1)) return;
+  for (int q = 0; q < 4; ++q)
+    for (uint32_t lane = _mm512_testn_epi32_mask(rest[q], rest[q]); lane != 0; lane &= lane - 1) {
+      const int at = 16 * q + __builtin_ctz(lane);
+      codes[at] = search_code(search, x[at] * inverse);
+    }
+}
+
 /// Codes of 64 finite elements.
 NIBBLE_SIMD void encode_64(const LinearLanes& lanes, const CodeSearch& search, const float* x, float inverse,
                            uint8_t* codes) {
   __m512i found[4];
-  __mmask16 near[4];
   NIBBLE_UNROLL
-  for (int q = 0; q < 4; ++q) {
-    found[q] = fixed_codes(lanes, load(x + 16 * q) * set1(inverse));
-    near[q] = _mm512_testn_epi32_mask(found[q], _mm512_set1_epi32(kNearBits));
-  }
-  const __m512i low = third_bytes(found[0], found[1]), high = third_bytes(found[2], found[3]);
-  _mm512_storeu_si512(codes, _mm512_inserti64x4(low, _mm512_castsi512_si256(high), 1));
-  const __mmask16 any = _mm512_kor(_mm512_kor(near[0], near[1]), _mm512_kor(near[2], near[3]));
-  if (__builtin_expect(_mm512_kortestz(any, any), 1)) return;
-  for (int q = 0; q < 4; ++q)
-    for (uint32_t lane = near[q]; lane != 0; lane &= lane - 1) {
-      const int at = 16 * q + __builtin_ctz(lane);
-      codes[at] = search_code(search, x[at] * inverse);
-    }
+  for (int q = 0; q < 4; ++q) found[q] = fixed_codes(lanes, load(x + 16 * q) * set1(inverse));
+  settle_codes(lanes, search, x, inverse, found, codes);
 }
 
 /// Codes of finite elements, 64 at a time; returns how many.

@@ -9,13 +9,14 @@
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 
-/// An octave of |y| has 128 >> shift cells, each with one threshold at most. A threshold is known by 16 bits, the
-/// lowest of the exponent and the upper ones of the mantissa: a y that agrees with it in those is left to the exact
-/// search.
+/// An octave of |y| has a power of two of cells, each with one threshold at most, told apart by the upper bits of the
+/// mantissa. A threshold is known by 16 bits, the lowest of the exponent and the upper ones of the mantissa: a y that
+/// agrees with it in those is left to the exact search.
 struct MirroredLanes {
-  __m512i shift, base;     // words by octave; cell = base + (key >> shift)
-  ByteTable first;         // by cell: steps from zero to the least |y| in it
-  ByteTable threshold[3];  // by cell: bytes of the threshold, the lowest first
+  __m512i mask[2], base[2];     // bytes by exponent (octave_index): cell = base | (mantissa's upper 7 bits & mask)
+  ByteTable first;              // by cell: steps from zero to the least |y| in it
+  ByteTable lowest, low, high;  // by cell: bytes of its threshold
+  __m512i bit6, one, zero;      // constants: g++ makes them again for each use
 };
 
 inline constexpr int kZeroCode = 127;
@@ -25,20 +26,32 @@ NIBBLE_SIMD int magnitude_key(float size) {
   return static_cast<int>(__builtin_bit_cast(uint32_t, size) >> 16) - kLowestKey;
 }
 
-/// The largest shift that leaves one threshold in each cell of the octave; -1 if there is none.
-NIBBLE_SIMD int widest_shift(const float (&thresholds)[128], int octave) {
-  for (int shift = 7; shift >= 0; --shift) {
+/// Where octaves of this exponent stand in the tables: its lowest bit comes last, as it begins another byte of y.
+NIBBLE_SIMD int octave_index(int exponent) { return (exponent >> 1 & 63) | (exponent & 1) << 6; }
+
+/// The fewest bits of the mantissa that leave one threshold in each cell of the octave; -1 if seven are too few.
+NIBBLE_SIMD int cell_bits(const float (&thresholds)[128], int octave) {
+  for (int bits = 0; bits <= 7; ++bits) {
     int previous = -1;
     bool fits = true;
     for (const float threshold : thresholds) {
       const int key = magnitude_key(threshold);
       if (key >> 7 != octave) continue;
-      if (key >> shift == previous) fits = false;
-      previous = key >> shift;
+      if (key >> (7 - bits) == previous) fits = false;
+      previous = key >> (7 - bits);
     }
-    if (fits) return shift;
+    if (fits) return bits;
   }
   return -1;
+}
+
+/// Numbers of cells are given out by depth, the largest octaves first, so that those of an octave differ in the bits of
+/// its mask alone. The bits from the first on: 7, 0, 1, 2 ...
+NIBBLE_SIMD int cell_base(int number, int depth) {
+  int base = 0;
+  for (int i = 0; i < depth; ++i)
+    if (number >> (depth - 1 - i) & 1) base |= 1 << (i == 0 ? 7 : i - 1);
+  return base;
 }
 
 /// False if the map does not suit.
@@ -52,90 +65,137 @@ NIBBLE_SIMD bool make_mirrored_lanes(const float* book, MirroredLanes& lanes) {
   // Values below the lowest octave take its first cell.
   if (!(magnitude_key(thresholds[0]) >= 128 && magnitude_key(thresholds[127]) < kKeys)) return false;
 
-  uint16_t shift[32] = {}, base[32] = {};
-  uint8_t first[256] = {}, bytes[3][256] = {};
-  int cells = 0, steps = 0;
-  for (int octave = 0; octave <= kOctaves; ++octave) {  // the last one holds 1 alone
-    const int width = octave == kOctaves ? 7 : widest_shift(thresholds, octave);
-    if (width < 0 || cells + (128 >> width) > 256) return false;
-    shift[octave] = static_cast<uint16_t>(width);
-    base[octave] = static_cast<uint16_t>(cells - ((octave * 128) >> width));
-    for (int i = 0; i < 128 >> width; ++i, ++cells) {
-      const bool is_split = steps < 128 && magnitude_key(thresholds[steps]) >> width == (octave * 128 >> width) + i;
-      // Otherwise one whose middle bits no y has: above all of an even exponent's, or below an odd one's.
-      const bool is_odd = ((kLowestKey >> 7) + octave) % 2 != 0;
-      const uint32_t bits = is_split ? __builtin_bit_cast(uint32_t, thresholds[steps]) : is_odd ? 0 : 0xffffff;
-      first[cells] = static_cast<uint8_t>(is_split || !is_odd ? steps : steps - 1);
-      for (int byte = 0; byte < 3; ++byte) bytes[byte][cells] = static_cast<uint8_t>(bits >> (8 * byte));
-      if (is_split) ++steps;
+  uint8_t mask[128] = {}, base[128] = {}, first[256] = {}, lowest[256], low[256], high[256];
+  __builtin_memset(lowest, 0xff, sizeof lowest);
+  __builtin_memset(low, 0xff, sizeof low);
+  __builtin_memset(high, 0xff, sizeof high);
+  int bits[kOctaves], number = 0;  // of 256 cells, this many are given out
+  for (int octave = 0; octave < kOctaves; ++octave) bits[octave] = cell_bits(thresholds, octave);
+  if (bits[0] != 0) return false;
+  for (int width = 7; width >= 0; --width)
+    for (int octave = 0; octave < kOctaves; ++octave) {
+      if (bits[octave] < 0) return false;
+      if (bits[octave] != width) continue;
+      if (number + (1 << width) > 256) return false;
+      const int exponent = (kLowestKey >> 7) + octave, start = cell_base(number >> width, 8 - width);
+      number += 1 << width;
+      for (int e = octave == 0 ? 0 : exponent; e <= exponent; ++e) {
+        mask[octave_index(e)] = static_cast<uint8_t>(128 - (128 >> width));
+        base[octave_index(e)] = static_cast<uint8_t>(start);
+      }
+      for (int i = 0; i < 1 << width; ++i) {
+        const int key = octave * 128 + (i << (7 - width)), cell = start | (i << (7 - width));
+        int steps = 0;
+        while (steps < 128 && magnitude_key(thresholds[steps]) < key) ++steps;
+        first[cell] = static_cast<uint8_t>(steps);
+        if (steps == 128 || magnitude_key(thresholds[steps]) >= key + (128 >> width)) continue;  // none: above all
+        const uint32_t threshold = __builtin_bit_cast(uint32_t, thresholds[steps]);
+        lowest[cell] = static_cast<uint8_t>(threshold);
+        low[cell] = static_cast<uint8_t>(threshold >> 8);
+        high[cell] = static_cast<uint8_t>(threshold >> 16);
+      }
     }
+  for (int i = 0; i < 2; ++i) {
+    lanes.mask[i] = _mm512_loadu_si512(mask + 64 * i);
+    lanes.base[i] = _mm512_loadu_si512(base + 64 * i);
   }
-  lanes.shift = _mm512_loadu_si512(shift);
-  lanes.base = _mm512_loadu_si512(base);
   lanes.first = load_byte_table(first);
-  for (int byte = 0; byte < 3; ++byte) lanes.threshold[byte] = load_byte_table(bytes[byte]);
+  lanes.bit6 = _mm512_set1_epi8(0x40);
+  lanes.one = _mm512_set1_epi16(1);
+  lanes.zero = _mm512_set1_epi8(kZeroCode);
+  lanes.lowest = load_byte_table(lowest);
+  lanes.low = load_byte_table(low);
+  lanes.high = load_byte_table(high);
   return true;
 }
 
-/// Cells of 32 values whose upper halves are the words.
-NIBBLE_SIMD __m512i cells_of(const MirroredLanes& lanes, __m512i words) {
-  const __m512i size = _mm512_and_si512(words, _mm512_set1_epi16(0x7fff));
-  const __m512i key = _mm512_subs_epu16(size, _mm512_set1_epi16(kLowestKey));
-  const __m512i octave = _mm512_srli_epi16(key, 7);
-  const __m512i shift = _mm512_permutexvar_epi16(octave, lanes.shift);
-  return _mm512_add_epi16(_mm512_permutexvar_epi16(octave, lanes.base), _mm512_srlv_epi16(key, shift));
-}
+/// Which bytes of two vectors of 16 values to take, values in order. `kPairs`: the first vector has the even ones.
+struct ByteOrder {
+  alignas(64) uint8_t tops[64];  // 8 l .. of each 16 bytes: the upper bytes of values 8 l .., then the bytes below
+  alignas(64) uint8_t keys[64];  // the middle 16 bits of each
+  alignas(64) uint8_t ends[64];  // the lower 16 bits
+};
 
-/// The middle 16 bits of a in the even words, of b in the odd ones.
-NIBBLE_SIMD __m512i middles_of(F32 a, F32 b) {
-  const __m512i even = _mm512_srli_epi32(_mm512_castps_si512(a), 8);
-  return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(_mm512_castps_si512(b), 8));
-}
-
-/// The lower 8 bits of a in the even words, of b in the odd ones.
-NIBBLE_SIMD __m512i lows_of(F32 a, F32 b) {
-  const __m512i odd = _mm512_slli_epi32(_mm512_castps_si512(b), 16);
-  return _mm512_and_si512(_mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_castps_si512(a), odd), _mm512_set1_epi16(255));
-}
-
-/// The codes of 64 finite values: bytes 16 l .. 16 l + 7 belong to lanes 4 l .. of y[0] and y[1] in turn, the next 8 to
-/// y[2] and y[3].
-NIBBLE_SIMD __m512i encode_vectors(const MirroredLanes& lanes, const F32 (&y)[4]) {
-  const __m512i words[2] = {upper_halves(y[0], y[1]), upper_halves(y[2], y[3])};
-  const __m512i middles[2] = {middles_of(y[0], y[1]), middles_of(y[2], y[3])};
-  const __m512i cells = _mm512_packus_epi16(cells_of(lanes, words[0]), cells_of(lanes, words[1]));
-  const __mmask64 upper = _mm512_movepi8_mask(cells);
-  const __m512i low = look_up(lanes.threshold[1], cells, upper), high = look_up(lanes.threshold[2], cells, upper);
-  const __m512i thresholds[2] = {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
-  const __m512i one = _mm512_set1_epi16(1);
-  __m512i past[2] = {_mm512_min_epu16(_mm512_subs_epu16(middles[0], thresholds[0]), one),
-                     _mm512_min_epu16(_mm512_subs_epu16(middles[1], thresholds[1]), one)};
-  const __mmask32 open[2] = {_mm512_cmpeq_epi16_mask(middles[0], thresholds[0]),
-                             _mm512_cmpeq_epi16_mask(middles[1], thresholds[1])};
-  if (__builtin_expect((open[0] | open[1]) != 0, 0)) {
-    const __m512i lowest = look_up(lanes.threshold[0], cells, upper), none = _mm512_setzero_si512();
-    const __m512i low_thresholds[2] = {_mm512_unpacklo_epi8(lowest, none), _mm512_unpackhi_epi8(lowest, none)};
-    for (int i = 0; i < 2; ++i) {
-      const __m512i lows = lows_of(y[2 * i], y[2 * i + 1]);
-      past[i] = _mm512_mask_mov_epi16(past[i], _mm512_mask_cmpgt_epu16_mask(open[i], lows, low_thresholds[i]), one);
+template <bool kPairs>
+constexpr ByteOrder make_byte_order() {
+  ByteOrder order{};
+  for (int i = 0; i < 32; ++i) {
+    const int at = kPairs ? i % 2 * 64 + i / 2 * 4 : 4 * i;
+    order.tops[i / 8 * 16 + i % 8] = static_cast<uint8_t>(at + 3);
+    order.tops[i / 8 * 16 + i % 8 + 8] = static_cast<uint8_t>(at + 2);
+    for (int byte = 0; byte < 2; ++byte) {
+      order.keys[2 * i + byte] = static_cast<uint8_t>(at + 1 + byte);
+      order.ends[2 * i + byte] = static_cast<uint8_t>(at + byte);
     }
   }
-  const __m512i steps = _mm512_add_epi8(look_up(lanes.first, cells, upper), _mm512_packus_epi16(past[0], past[1]));
-  const __m512i zero = _mm512_set1_epi8(kZeroCode);
-  const __mmask64 negative = _mm512_movepi8_mask(_mm512_packs_epi16(words[0], words[1]));
+  return order;
+}
+template <bool kPairs>
+inline constexpr ByteOrder kByteOrder = make_byte_order<kPairs>();
+
+NIBBLE_SIMD __m512i pick(F32 a, const uint8_t (&order)[64], F32 b) {
+  return _mm512_permutex2var_epi8(_mm512_castps_si512(a), _mm512_load_si512(order), _mm512_castps_si512(b));
+}
+
+/// 64 finite values on their way: of each 16 bytes 8 belong to y[0] and y[1], 8 to y[2] and y[3].
+struct MirroredCells {
+  __m512i cells, keys[2];
+  __mmask64 is_negative;
+};
+
+template <bool kPairs>
+NIBBLE_SIMD MirroredCells find_cells(const MirroredLanes& lanes, const F32 (&y)[4]) {
+  const ByteOrder& order = kByteOrder<kPairs>;
+  const __m512i tops[2] = {pick(y[0], order.tops, y[1]), pick(y[2], order.tops, y[3])};
+  const __m512i top = _mm512_unpacklo_epi64(tops[0], tops[1]), next = _mm512_unpackhi_epi64(tops[0], tops[1]);
+  // Bit 6 is the exponent's lowest; bit 7 counts for nothing.
+  const __m512i octave = _mm512_ternarylogic_epi32(lanes.bit6, _mm512_srli_epi16(next, 1), top, 0xca);
+  const __m512i mask = _mm512_permutex2var_epi8(lanes.mask[0], octave, lanes.mask[1]);
+  const __m512i base = _mm512_permutex2var_epi8(lanes.base[0], octave, lanes.base[1]);
+  return {_mm512_ternarylogic_epi32(base, next, mask, 0xf8),
+          {pick(y[0], order.keys, y[1]), pick(y[2], order.keys, y[3])},
+          _mm512_movepi8_mask(top)};
+}
+
+/// Steps from zero.
+template <bool kPairs>
+NIBBLE_SIMD __m512i count_steps(const MirroredLanes& lanes, const MirroredCells& of, const F32 (&y)[4]) {
+  const __mmask64 upper = _mm512_movepi8_mask(of.cells);
+  const __m512i low = look_up(lanes.low, of.cells, upper), high = look_up(lanes.high, of.cells, upper);
+  const __m512i thresholds[2] = {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+  __m512i past[2] = {_mm512_min_epu16(_mm512_subs_epu16(of.keys[0], thresholds[0]), lanes.one),
+                     _mm512_min_epu16(_mm512_subs_epu16(of.keys[1], thresholds[1]), lanes.one)};
+  const __mmask32 open[2] = {_mm512_cmpeq_epi16_mask(of.keys[0], thresholds[0]),
+                             _mm512_cmpeq_epi16_mask(of.keys[1], thresholds[1])};
+  if (__builtin_expect(!_kortestz_mask32_u8(open[0], open[1]), 0)) {
+    const __m512i lowest = look_up(lanes.lowest, of.cells, upper);
+    const __m512i ends[2] = {_mm512_unpacklo_epi8(lowest, low), _mm512_unpackhi_epi8(lowest, low)};
+    for (int i = 0; i < 2; ++i) {
+      const __m512i end = pick(y[2 * i], kByteOrder<kPairs>.ends, y[2 * i + 1]);
+      past[i] = _mm512_mask_mov_epi16(past[i], _mm512_mask_cmpgt_epu16_mask(open[i], end, ends[i]), lanes.one);
+    }
+  }
+  return _mm512_add_epi8(look_up(lanes.first, of.cells, upper), _mm512_packus_epi16(past[0], past[1]));
+}
+
+/// Codes of 64 values in order.
+NIBBLE_SIMD __m512i codes_of(const MirroredLanes& lanes, __m512i steps, __mmask64 is_negative) {
   // 128 steps down saturate: there is no value below -127 steps.
-  return _mm512_mask_subs_epu8(_mm512_add_epi8(zero, steps), negative, zero, steps);
+  const __m512i codes = _mm512_mask_subs_epu8(_mm512_add_epi8(lanes.zero, steps), is_negative, lanes.zero, steps);
+  return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), codes);
+}
+
+template <bool kPairs>
+NIBBLE_SIMD __m512i encode_vectors(const MirroredLanes& lanes, const F32 (&y)[4]) {
+  const MirroredCells cells = find_cells<kPairs>(lanes, y);
+  return codes_of(lanes, count_steps<kPairs>(lanes, cells, y), cells.is_negative);
 }
 
 template <typename T>
 NIBBLE_SIMD void encode_64(const MirroredLanes& lanes, const T* x, float inverse, uint8_t* codes, bool streamed) {
-  alignas(64) static constexpr uint8_t kOrder[64] = {0, 2,  4,  6,  16, 18, 20, 22, 32, 34, 36, 38, 48, 50, 52, 54,
-                                                     1, 3,  5,  7,  17, 19, 21, 23, 33, 35, 37, 39, 49, 51, 53, 55,
-                                                     8, 10, 12, 14, 24, 26, 28, 30, 40, 42, 44, 46, 56, 58, 60, 62,
-                                                     9, 11, 13, 15, 25, 27, 29, 31, 41, 43, 45, 47, 57, 59, 61, 63};
   const F32 scale = set1(inverse);
   const F32 y[4] = {load(x) * scale, load(x + 16) * scale, load(x + 32) * scale, load(x + 48) * scale};
-  store_bytes(codes, _mm512_permutexvar_epi8(_mm512_load_si512(kOrder), encode_vectors(lanes, y)), streamed);
+  store_bytes(codes, encode_vectors<false>(lanes, y), streamed);
 }
 
 /// Even elements lie in the low halves of the dwords, odd ones in the high halves: no unpacking.
@@ -148,8 +208,7 @@ NIBBLE_SIMD void encode_64(const MirroredLanes& lanes, const bf16_t* x, float in
     y[2 * i] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)) * scale;
     y[2 * i + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536))) * scale;
   }
-  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-  store_bytes(codes, _mm512_permutexvar_epi64(order, encode_vectors(lanes, y)), streamed);
+  store_bytes(codes, encode_vectors<true>(lanes, y), streamed);
 }
 
 /// Codes of finite elements, 64 at a time; returns how many. A function of its own, with tables of its own: they stay
