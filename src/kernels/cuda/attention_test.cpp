@@ -106,7 +106,7 @@ class AttentionTest : public GpuTest {
   void check(const AttentionCase& a, uint64_t seed) {
     Problem problem(a, seed);
     Problem expected = problem;
-    expected.run(reference(), {}, [](Array& array) { return array.host(); });
+    expected.run(reference(), cpu, [](Array& array) { return array.host(); });
     for (auto* arrays : {&problem.q, &problem.k, &problem.v, &problem.k_scales, &problem.v_scales})
       for (Array& array : *arrays) array.upload(stream());
     for (Array* array : {&problem.slopes, &problem.relative, &problem.pasts}) array->upload(stream());

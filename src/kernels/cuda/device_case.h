@@ -12,6 +12,7 @@
 
 #include "base/half.h"
 #include "base/random.h"
+#include "base/thread_pool.h"
 #include "device/cuda.h"
 #include "kernels/cuda/table.h"
 #include "kernels/reference/table.h"
@@ -61,11 +62,21 @@ class Array {
   std::shared_ptr<void> device_;
 };
 
+/// Threads for what the host has to compute.
+ThreadPool& host_threads();
+
 /// Normal deviates times `scale`.
 Array random_array(Random& random, DType dtype, int64_t count, float scale = 1, int64_t offset = 1);
 
 /// tolerance 0: same bits (NaN equals NaN); else relative to max(1, |expected|).
 void expect_close(const Array& expected, const Array& found, double tolerance, const std::string& label);
+
+/// At least 1.
+double largest(const Array& array);
+
+/// Every element within `tolerance` and `relative` times its size.
+void expect_within(const Array& expected, const Array& found, double tolerance, double relative,
+                   const std::string& label);
 
 /// Skips without a GPU; otherwise a stream and the context to call entries with.
 class GpuTest : public ::testing::Test {
@@ -78,7 +89,8 @@ class GpuTest : public ::testing::Test {
   device::CudaStream& stream() { return *stream_; }
   const Kernels& cuda() { return *table(); }
   const Kernels& reference() { return kernels::reference::table(); }
-  Context context;
+  Context context;  // of GPU entries
+  Context cpu;      // of the reference
 
  private:
   class TestScratch;

@@ -72,26 +72,62 @@ void Array::download(device::CudaStream& stream, const std::string& label) {
   }
 }
 
+ThreadPool& host_threads() {
+  static ThreadPool pool;
+  return pool;
+}
+
 Array random_array(Random& random, DType dtype, int64_t count, float scale, int64_t offset) {
   Array array(dtype, count, offset);
-  for (int64_t i = 0; i < count; ++i) array.set(i, static_cast<float>(random.normal()) * scale);
+  constexpr int64_t kPiece = 1 << 14;
+  std::vector<Random> pieces;  // each with numbers of its own, so that threads can make them
+  for (int64_t i = 0; i < count; i += kPiece) pieces.emplace_back(random.next());
+  host_threads().parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t p, int) {
+    Random& own = pieces[static_cast<size_t>(p)];
+    for (int64_t i = p * kPiece; i < std::min(count, (p + 1) * kPiece); ++i)
+      array.set(i, static_cast<float>(own.normal()) * scale);
+  });
   return array;
 }
 
+namespace {
+
+bool is_close(float a, float b, double tolerance) {
+  if (std::isnan(a) || std::isnan(b)) return std::isnan(a) && std::isnan(b);
+  if (tolerance == 0 || std::isinf(a) || std::isinf(b)) return a == b && std::signbit(a) == std::signbit(b);
+  return std::abs(double{a} - double{b}) <= tolerance * std::max(1.0, std::abs(double{a}));
+}
+
+}  // namespace
+
 void expect_close(const Array& expected, const Array& found, double tolerance, const std::string& label) {
   ASSERT_EQ(expected.count(), found.count());
-  for (int64_t i = 0; i < expected.count(); ++i) {
-    const float a = expected.get(i), b = found.get(i);
-    bool good = false;
-    if (std::isnan(a) || std::isnan(b)) {
-      good = std::isnan(a) && std::isnan(b);
-    } else if (tolerance == 0 || std::isinf(a) || std::isinf(b)) {
-      good = a == b && std::signbit(a) == std::signbit(b);
-    } else {
-      good = std::abs(double{a} - double{b}) <= tolerance * std::max(1.0, std::abs(double{a}));
-    }
-    ASSERT_TRUE(good) << label << ": [" << i << "] is " << b << ", expected " << a;
-  }
+  constexpr int64_t kPiece = 1 << 15;
+  const int64_t pieces = (expected.count() + kPiece - 1) / kPiece;
+  std::vector<int64_t> bad(static_cast<size_t>(pieces), -1);  // the first of each piece
+  host_threads().parallel_for(pieces, [&](int64_t p, int) {
+    for (int64_t i = p * kPiece; i < std::min(expected.count(), (p + 1) * kPiece); ++i)
+      if (!is_close(expected.get(i), found.get(i), tolerance)) {
+        bad[static_cast<size_t>(p)] = i;
+        return;
+      }
+  });
+  for (const int64_t i : bad)
+    ASSERT_LT(i, 0) << label << ": [" << i << "] is " << found.get(i) << ", expected " << expected.get(i);
+}
+
+double largest(const Array& array) {
+  double size = 1;
+  for (int64_t i = 0; i < array.count(); ++i) size = std::max(size, std::abs(double{array.get(i)}));
+  return size;
+}
+
+void expect_within(const Array& expected, const Array& found, double tolerance, double relative,
+                   const std::string& label) {
+  ASSERT_EQ(expected.count(), found.count());
+  for (int64_t i = 0; i < expected.count(); ++i)
+    ASSERT_NEAR(found.get(i), expected.get(i), tolerance + relative * std::abs(double{expected.get(i)}))
+        << label << " at " << i;
 }
 
 /// Grows; poisons nothing, so that what a kernel leaves there is found by the next.
@@ -126,6 +162,7 @@ void GpuTest::SetUp() {
   context.counters = static_cast<uint32_t*>(counters_.get());
   context.capability = usable_capability(stream_->description().capability);
   context.multiprocessors = stream_->description().multiprocessors;
+  cpu.pool = &host_threads();
 }
 
 void GpuTest::TearDown() {

@@ -70,7 +70,7 @@ TEST_F(LargeTest, FourBitWeightsBeyond32Bits) {
                              quant::kNf4.values.data(), kPeriodRows, {expected.data(), kPeriodRows}};
     MatmulInput host = input;
     host.x = x.host();
-    reference().matmul_4bit({}, host, &head, 1);
+    reference().matmul_4bit(cpu, host, &head, 1);
     // Sums of 4096 products of size 1; both sides of each are rounded to bf16.
     for (const int64_t row : {int64_t{0}, m - 1})
       for (const int64_t period : {int64_t{0}, (int64_t{1} << 31) / kPeriod, kPeriods - 1}) {

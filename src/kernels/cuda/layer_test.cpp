@@ -23,7 +23,7 @@ class LayerTest : public GpuTest {
       array.upload(stream());
       device.push_back(array.device(stream()));
     }
-    run(reference(), {}, host);
+    run(reference(), cpu, host);
     run(cuda(), context, device);
     finish(label);
     for (size_t i = 0; i < arrays.size(); ++i) {

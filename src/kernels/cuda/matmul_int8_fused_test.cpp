@@ -77,21 +77,24 @@ void MatmulInt8FusedTest::agree(Random& random, const Shape& shape, bool with_no
   finish(label);
   for (Array* array : {&parts, &expected, &fused, &gated}) array->download(stream(), label);
   // A norm summed in another order may make another code of an element.
-  double scale = 1;
-  for (int64_t i = 0; i < parts.count(); ++i) scale = std::max(scale, std::abs(double{parts.get(i)}));
-  Array& from = is_gated ? expected : parts;
-  Array& found = is_gated ? gated : fused;
-  const double tolerance = (with_norm ? 5e-3 : 1e-6) * scale * (is_gated ? scale : 1);
-  for (int64_t i = 0; i < from.count(); ++i) ASSERT_NEAR(found.get(i), from.get(i), tolerance) << label << " at " << i;
+  const double scale = largest(parts);
+  expect_within(is_gated ? expected : parts, is_gated ? gated : fused,
+                (with_norm ? 5e-3 : 1e-6) * scale * (is_gated ? scale : 1), 0, label);
 }
 
 TEST_F(MatmulInt8FusedTest, ProductsAgreeWithTheirParts) {
   Random random(11);
-  for (const Shape& shape :
-       {Shape{1, 64, 576}, Shape{1, 1100, 4096}, Shape{1, 35, 11008}, Shape{5, 67, 1024}, Shape{8, 40, 272}})
+  for (const Shape& shape : {Shape{1, 1100, 4096}, Shape{1, 35, 11008}, Shape{5, 67, 1024}})
     for (const bool with_norm : {false, true})
       for (const bool is_gated : {false, true})
         for (const float threshold : {0.0f, 2.5f, 1.0f}) agree(random, shape, with_norm, is_gated, threshold);
+}
+
+/// Small enough for tools that watch every access.
+TEST_F(MatmulInt8FusedTest, SmallProductsAgreeWithTheirParts) {
+  Random random(12);
+  for (const Shape& shape : {Shape{1, 64, 576}, Shape{8, 40, 272}})
+    for (const bool is_fused : {false, true}) agree(random, shape, is_fused, is_fused, 2.5f);
 }
 
 }  // namespace

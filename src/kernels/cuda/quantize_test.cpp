@@ -32,8 +32,8 @@ class QuantizeGpuTest : public GpuTest {
                                    absmax.device<float>(stream())});
     finish(label);
     Array expected_packed = packed, expected_absmax = absmax;
-    reference().quantize_4bit(
-        {}, {x.host(), x.dtype(), count, block, &book, expected_packed.host<uint8_t>(), expected_absmax.host<float>()});
+    reference().quantize_4bit(cpu, {x.host(), x.dtype(), count, block, &book, expected_packed.host<uint8_t>(),
+                                    expected_absmax.host<float>()});
     packed.download(stream(), label);
     absmax.download(stream(), label);
     expect_close(expected_absmax, absmax, 0, label + " absmax");
@@ -45,13 +45,13 @@ class QuantizeGpuTest : public GpuTest {
                                        out.device(stream()), dtype});
       finish(label);
       Array expected = out;
-      reference().dequantize_4bit({}, {packed.host<uint8_t>(),
-                                       {.values = absmax.host<float>()},
-                                       count,
-                                       block,
-                                       book.values.data(),
-                                       expected.host(),
-                                       dtype});
+      reference().dequantize_4bit(cpu, {packed.host<uint8_t>(),
+                                        {.values = absmax.host<float>()},
+                                        count,
+                                        block,
+                                        book.values.data(),
+                                        expected.host(),
+                                        dtype});
       out.download(stream(), label);
       expect_close(expected, out, 0, label + " decoded");
     }
@@ -108,8 +108,8 @@ TEST_F(QuantizeGpuTest, NestedAbsmaxDecodesAsTheReference) {
       finish("nested");
       Array expected = out;
       const Absmax on_host{nullptr, codes.host<uint8_t>(), nested.host<float>(), book.host<float>(), 0.125f};
-      reference().dequantize_4bit(
-          {}, {packed.host<uint8_t>(), on_host, count, block, quant::kNf4.values.data(), expected.host(), DType::bf16});
+      reference().dequantize_4bit(cpu, {packed.host<uint8_t>(), on_host, count, block, quant::kNf4.values.data(),
+                                        expected.host(), DType::bf16});
       out.download(stream(), "nested");
       expect_close(expected, out, 0, "nested block " + std::to_string(block));
     }
@@ -132,10 +132,10 @@ TEST_F(QuantizeGpuTest, EightBitGivesTheReferencesBytes) {
                                            block, book, out.device(stream()), dtype});
           finish(label);
           Array expected_codes = codes, expected_absmax = absmax, expected_out = out;
-          reference().quantize_8bit(
-              {}, {x.host(), dtype, count, block, book, expected_codes.host<uint8_t>(), expected_absmax.host<float>()});
-          reference().dequantize_8bit({}, {expected_codes.host<uint8_t>(), expected_absmax.host<float>(), count, block,
-                                           book, expected_out.host(), dtype});
+          reference().quantize_8bit(cpu, {x.host(), dtype, count, block, book, expected_codes.host<uint8_t>(),
+                                          expected_absmax.host<float>()});
+          reference().dequantize_8bit(cpu, {expected_codes.host<uint8_t>(), expected_absmax.host<float>(), count, block,
+                                            book, expected_out.host(), dtype});
           for (Array* array : {&codes, &absmax, &out}) array->download(stream(), label);
           expect_close(expected_absmax, absmax, 0, label + " absmax");
           expect_close(expected_codes, codes, 0, label + " codes");
@@ -162,10 +162,10 @@ TEST_F(QuantizeGpuTest, Int8RowsGiveTheReferencesBytes) {
                                               out.device(stream()), dtype});
         finish(label);
         Array expected_q = q, expected_absmax = absmax, expected_outliers = outliers, expected_out = out;
-        reference().quantize_int8_rows({}, {x.host(), dtype, rows, cols, threshold, expected_q.host<int8_t>(),
-                                            expected_absmax.host<float>(), expected_outliers.host<uint8_t>()});
+        reference().quantize_int8_rows(cpu, {x.host(), dtype, rows, cols, threshold, expected_q.host<int8_t>(),
+                                             expected_absmax.host<float>(), expected_outliers.host<uint8_t>()});
         reference().dequantize_int8_rows(
-            {}, {expected_q.host<int8_t>(), expected_absmax.host<float>(), rows, cols, expected_out.host(), dtype});
+            cpu, {expected_q.host<int8_t>(), expected_absmax.host<float>(), rows, cols, expected_out.host(), dtype});
         for (Array* array : {&q, &absmax, &outliers, &out}) array->download(stream(), label);
         expect_close(expected_absmax, absmax, 0, label + " absmax");
         expect_close(expected_outliers, outliers, 0, label + " outliers");

@@ -11,8 +11,8 @@ class SamplingTest : public GpuTest {
     Array columns(DType::i32, rows * count), values(DType::f32, rows * count), masses(DType::f32, rows);
     Array found_columns = columns, found_values = values, found_masses = masses;
     x.upload(stream());
-    reference().top_candidates({}, {x.host<float>(), rows, cols, count, temperature, columns.host<int32_t>(),
-                                    values.host<float>(), masses.host<float>()});
+    reference().top_candidates(cpu, {x.host<float>(), rows, cols, count, temperature, columns.host<int32_t>(),
+                                     values.host<float>(), masses.host<float>()});
     cuda().top_candidates(
         context, {x.device<float>(stream()), rows, cols, count, temperature, found_columns.device<int32_t>(stream()),
                   found_values.device<float>(stream()), found_masses.device<float>(stream())});
@@ -80,7 +80,7 @@ TEST_F(SamplingTest, PenaltiesAgree) {
     Array expected = x, found = x;
     for (Array* array : {&found, &tokens, &offsets}) array->upload(stream());
     reference().penalize(
-        {}, {expected.host<float>(), rows, cols, tokens.host<int32_t>(), offsets.host<int32_t>(), penalty});
+        cpu, {expected.host<float>(), rows, cols, tokens.host<int32_t>(), offsets.host<int32_t>(), penalty});
     cuda().penalize(context, {found.device<float>(stream()), rows, cols, tokens.device<int32_t>(stream()),
                               offsets.device<int32_t>(stream()), penalty});
     finish("penalize");
