@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
   for (int64_t key = begin; key < end; key += kPassing, buffer ^= 1) {
     if (key + kPassing < end) start_rows<kDim, kPassing>(tiles.passing[0][buffer ^ 1], k, key + kPassing, end);
     commit_copies();
-    wait_for_copies<1>();
+    wait_copies<1>();
     __syncthreads();
     float scores[kPassing / 8][4];
     multiply_rows<kDim, kPassing>(tiles.own[0], tiles.passing[0][buffer], scores);
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kThreads, 3) query_kernel(const __grid_constan
       start_rows<kDim, kPassing>(tiles.passing[1][buffer ^ 1], v, key + kPassing, end);
     }
     commit_copies();
-    wait_for_copies<1>();
+    wait_copies<1>();
     __syncthreads();
     float scores[kPassing / 8][4], dp[kPassing / 8][4];
     multiply_rows<kDim, kPassing>(tiles.own[0], tiles.passing[0][buffer], scores);
@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(kThreads) key_kernel(const __grid_constant__ G
     const int buffer = static_cast<int>(step % 2);
     if (step + 1 < steps) start(step + 1, buffer ^ 1);
     commit_copies();
-    wait_for_copies<1>();
+    wait_copies<1>();
     __syncthreads();
     const int64_t head = kv_head * group + step / tiles_of_head, query = begin + step % tiles_of_head * kPassing;
     const int64_t at = head * call.total + call.first[blockIdx.z];

@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kThreads)
 
   for (int64_t first = begin; first < end; first += kKeys) {
     start_tile<kDim>(tiles.v, v, first, end, dim);
-    wait_for_copies<1>();
+    wait_copies<1>();
     __syncthreads();
     float scores[kKeys / 8][4];
     multiply_keys<kDim>(tiles, queries, lane, scores);
@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(kThreads)
     const bool is_seen_whole = first + kKeys <= past + first_token + 1 && args.window == 0;
     if (!kIsPlain || !is_seen_whole) finish_scores<kIsPlain>(args, scores, head, first, first_position);
     soften<kDim>(rows, scores, unit);
-    wait_for_copies<1>();
+    wait_copies<1>();
     __syncthreads();
     multiply_values<kDim>(tiles, lane, scores, rows);
     __syncthreads();  // every warp has read the values

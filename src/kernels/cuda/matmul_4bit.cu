@@ -61,9 +61,6 @@ void multiply_slowly(const Context& context, const MatmulInput& input, const Mat
   multiply_any_shape(context, input, job.rows, decode, job.out);
 }
 
-/// Rows of x up to which tile_4bit.cuh wins over pair_4bit.cuh.
-constexpr int64_t kTileRows = 128;
-
 /// Rows of x from which decoding the weight to memory and cuBLASLt win over decoding it in every tile.
 constexpr int64_t kLibraryRows = 1536;
 
@@ -78,7 +75,7 @@ bool multiply_regular(const Context& context, const MatmulInput& input, const Ma
       multiply_pairs<T>(context, input, jobs, count))
     return true;
   if (input.m > kTileRows || !is_regular(context, input, jobs, count, 64) ||
-      !multiply_tiles<T>(context, input, jobs, count))
+      !multiply_tiles<T>(context, {.input = input, .jobs = jobs, .count = count}))
     multiply_wide_tiles<T>(context, input, jobs, count);
   return true;
 }
@@ -102,16 +99,25 @@ void matmul_4bit(const Context& context, const MatmulInput& input, const Matmul4
     multiply(context, input, jobs + first, std::min<int64_t>(kMaxJobs, count - first));
 }
 
+namespace {
+
+template <typename T>
+bool multiply_fused(const Context& context, const Fused4BitArgs& args) {
+  const MatmulInput& input = args.input;
+  if (is_nested(args.jobs[0]) ? multiply_few<T, true>(context, args) : multiply_few<T, false>(context, args))
+    return true;
+  return context.capability == 90 && !input.batch_invariant && !args.norm_weight && input.m <= kTileRows &&
+         is_regular(context, input, args.jobs, args.count, 64) && multiply_tiles<T>(context, args);
+}
+
+}  // namespace
+
 bool matmul_4bit_fused(const Context& context, const Fused4BitArgs& args) {
-  const bool nested = is_nested(args.jobs[0]);
   if (args.count > kMaxJobs ||
       (args.norm_weight && (!is_aligned(args.input.x, 16) || !is_aligned(args.norm_weight, 16))))
     return false;
-  if (args.input.compute == DType::bf16)
-    return nested ? multiply_few<__nv_bfloat16, true>(context, args)
-                  : multiply_few<__nv_bfloat16, false>(context, args);
-  if (args.input.compute == DType::f16)
-    return nested ? multiply_few<__half, true>(context, args) : multiply_few<__half, false>(context, args);
+  if (args.input.compute == DType::bf16) return multiply_fused<__nv_bfloat16>(context, args);
+  if (args.input.compute == DType::f16) return multiply_fused<__half>(context, args);
   return false;
 }
 

@@ -10,9 +10,10 @@ namespace nibble::kernels::cuda {
 template <typename T, bool kNested>
 bool multiply_few(const Context& context, const Fused4BitArgs& args);
 
-/// Up to 128 rows of x, tile_4bit.cuh; blocks and columns are multiples of 64.
+/// Up to kTileRows rows of x, tile_4bit.cuh, without a norm, gated up to 32 rows in bf16; blocks and columns are
+/// multiples of 64.
 template <typename T>
-bool multiply_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count);
+bool multiply_tiles(const Context& context, const Fused4BitArgs& args);
 
 /// More rows of x, pair_4bit.cuh; blocks and columns are multiples of 64.
 template <typename T>
@@ -25,6 +26,9 @@ void multiply_wide_tiles(const Context& context, const MatmulInput& input, const
 /// All jobs by cuBLASLt, panels of rows of a weight at a time, or none.
 template <typename T>
 bool multiply_by_library(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count);
+
+/// Rows of x up to which tile_4bit.cuh wins over pair_4bit.cuh.
+inline constexpr int64_t kTileRows = 128;
 
 inline bool is_nested(const Matmul4BitJob& job) { return job.absmax.values == nullptr; }
 

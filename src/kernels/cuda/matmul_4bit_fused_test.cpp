@@ -65,7 +65,7 @@ TEST_F(Matmul4BitFusedTest, GatedProductsOfManyRowsAgreeWithTheirParts) {
   Random random(13);
   for (const Shape& shape :
        {Shape{9, 64, 576, 64}, Shape{16, 1100, 4096, 64}, Shape{13, 300, 4160, 128}, Shape{16, 43, 11008, 64},
-        Shape{12, 2200, 8192, 64}, Shape{20, 70, 576, 64}, Shape{40, 300, 640, 64}, Shape{100, 65, 576, 64}})
+        Shape{12, 2200, 8192, 64}, Shape{20, 70, 576, 64}, Shape{32, 300, 640, 64}})
     for (const DType dtype : {DType::f32, DType::bf16}) {
       const auto& [m, rows, cols, block] = shape;
       const std::string label = "m " + std::to_string(m) + " rows " + std::to_string(rows) + " cols " +
@@ -91,8 +91,7 @@ TEST_F(Matmul4BitFusedTest, GatedProductsOfManyRowsAgreeWithTheirParts) {
       expected.download(stream(), label);
       gated.download(stream(), label);
       const double scale = largest(parts);
-      // Tiles of more than 32 rows round code times absmax, others the code.
-      expect_within(expected, gated, (m > 32 ? 4e-3 : 4e-6) * scale * scale, dtype == DType::bf16 ? 0x1p-8 : 0, label);
+      expect_within(expected, gated, 4e-6 * scale * scale, dtype == DType::bf16 ? 0x1p-8 : 0, label);
     }
 }
 
@@ -101,8 +100,9 @@ TEST_F(Matmul4BitFusedTest, SmallProductsAreExact) {
   Random random(14);
   quant::CodeBook4Bit book{};
   for (int i = 0; i < 16; ++i) book.values[static_cast<size_t>(i)] = static_cast<float>(i - 7);
-  for (const Shape& shape : {Shape{2, 37, 576, 64}, Shape{9, 37, 576, 64}, Shape{20, 300, 192, 64},
-                             Shape{40, 130, 192, 64}, Shape{100, 130, 192, 64}, Shape{16, 3700, 1024, 64}}) {
+  for (const Shape& shape :
+       {Shape{2, 37, 576, 64}, Shape{9, 37, 576, 64}, Shape{20, 300, 192, 64}, Shape{40, 130, 192, 64},
+        Shape{100, 130, 192, 64}, Shape{16, 300, 4096, 64}, Shape{20, 700, 4096, 64}}) {
     const auto& [m, rows, cols, block] = shape;
     const std::string label = "m " + std::to_string(m) + " rows " + std::to_string(rows);
     Weight4Bit w(random, shape, false, book, 0);

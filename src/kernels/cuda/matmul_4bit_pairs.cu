@@ -7,7 +7,7 @@ namespace {
 
 template <typename T, typename Shape>
 bool multiply_pairs_of(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
-  return launch_tiles<T, Shape>(pair_4bit_kernel<T, Shape>, context, input, jobs, count);
+  return launch_tiles<T, Shape>(pair_4bit_kernel<T, Shape>, context, {.input = input, .jobs = jobs, .count = count});
 }
 
 }  // namespace

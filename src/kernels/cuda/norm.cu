@@ -1,4 +1,5 @@
 // rms_norm and layer_norm: a block for each row, or a warp where rows are short (the norms of heads).
+#include "kernels/cuda/device/async.cuh"
 #include "kernels/cuda/device/dependent.cuh"
 #include "kernels/cuda/device/pack.cuh"
 #include "kernels/cuda/entries.h"
@@ -90,6 +91,7 @@ constexpr int kVectorThreads = 512;
 template <typename X, typename Out, int kVectors>
 __global__ void __launch_bounds__(kVectorThreads) rms_norm_vectors(RmsNormArgs args) {
   __shared__ float sums[kVectorThreads / 32];
+  allow_next_launch_where_possible();  // a product's weights travel while the launch before ends
   const int cols = static_cast<int>(args.cols);
   const X* x = static_cast<const X*>(args.x) + static_cast<int64_t>(blockIdx.x) * cols;
   Out* out = static_cast<Out*>(args.out) + static_cast<int64_t>(blockIdx.x) * cols;

@@ -12,6 +12,10 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// Where a block's own shared memory begins, behind what the driver keeps, on compute capability 9.0: as a number, it
+/// costs table look-ups no addition. Kernels that take it for granted stop where it isn't so.
+inline constexpr uint32_t kSharedBegin = 1024;
+
 /// 16 bytes from device memory; `valid` of them are read, the rest are zeros.
 __device__ __forceinline__ void copy_async_16(uint32_t to, const void* from, int valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid) : "memory");
@@ -30,7 +34,9 @@ __device__ __forceinline__ void commit_copies() {
 /// Waits until at most `kPending` of this thread's groups are under way.
 template <int kPending>
 __device__ __forceinline__ void wait_copies() {
+#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
 }
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {

@@ -375,7 +375,7 @@ __device__ __forceinline__ void attend_part(const DecodeGroup& group, const Deco
     const int key = first_key + step * stride, new_row = kNew ? position - key : kTileKeys;
     const bool has_new_row = new_row >= 0 && new_row < kTileKeys;
     const auto await = [&](int u) {
-      wait_for_copies<kSlots - 1>();
+      wait_copies<kSlots - 1>();
       __syncwarp();
       if (has_new_row) {
         tile_at(u).put_row(new_row, shared.fresh[u % 2], lane);

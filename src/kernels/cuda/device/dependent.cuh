@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/device/async.cuh"
 #include "kernels/kernels.h"
 
 namespace nibble::kernels::cuda {
@@ -11,8 +12,8 @@ namespace nibble::kernels::cuda {
 /// before is done; and the next kernel may come to its place.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;\n" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+  wait_for_previous_launch();
+  allow_next_launch();
 #endif
 }
 

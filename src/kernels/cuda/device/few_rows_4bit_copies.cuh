@@ -38,10 +38,6 @@ inline constexpr int kTableRow = 256;
 inline constexpr int kTableBytes = 256 * kTableRow;
 inline constexpr int kStageBytes = kTile * 128;  // of a warp
 
-/// Where a block's own shared memory begins, behind what the driver keeps, on compute capability 9.0: as a number, it
-/// costs look-ups no addition.
-inline constexpr uint32_t kSharedBegin = 1024;
-
 /// What the scales of a chunk are made of. kWhole: blocks of 64, columns a multiple of 256.
 template <bool kNested, bool kWhole>
 inline constexpr int kScaleBytes = kTile*(kNested&& kWhole ? 8 : 16);

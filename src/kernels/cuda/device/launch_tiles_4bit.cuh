@@ -19,11 +19,19 @@ inline float half_book_scale(const float* code_book) {
 /// What tile_4bit.cuh and pair_4bit.cuh know of a call; x in T goes to scratch where it does not lie so already. False
 /// if the driver can't describe it.
 template <typename T, typename Shape>
-bool describe_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count,
-                    Tile4BitArgs& args) {
+bool describe_tiles(const Context& context, const Fused4BitArgs& fused, Tile4BitArgs& args) {
+  const MatmulInput& input = fused.input;
+  const Matmul4BitJob* jobs = fused.jobs;
+  const int64_t count = fused.count;
   constexpr int kRows = Shape::rows / Shape::cluster;  // of a block
   TileArgs& tile = args.tile;
   tile.jobs = with_weights(jobs, count, Shape::rows);
+  args.activation = fused.activation;
+  args.gated_out = fused.gated_out;
+  if constexpr (Shape::is_gated) {  // every tile counts as the first job's
+    tile.jobs.tiles = static_cast<int>((jobs[0].rows + Shape::lower - 1) / Shape::lower);
+    tile.jobs.jobs[1].first_tile = tile.jobs.tiles;
+  }
   const float scale = Shape::is_late && input.compute == DType::bf16 ? book_scale(jobs[0].code_book, input.compute)
                                                                      : half_book_scale(jobs[0].code_book);
   for (int i = 0; i < 16; ++i) tile.book[i] = jobs[0].code_book[i] * scale;
@@ -42,7 +50,8 @@ bool describe_tiles(const Context& context, const MatmulInput& input, const Matm
   const void* x = x_bytes > 0 ? scratch : input.x;
   if (!describe_matrix(args.x, x, input.m, input.cols * 2, Shape::columns / Shape::cluster)) return false;
   for (int64_t j = 0; j < count; ++j)
-    if (!describe_matrix(args.codes[j], jobs[j].packed, jobs[j].rows, input.cols / 2, kRows, 64 / Shape::cluster))
+    if (!describe_matrix(args.codes[j], jobs[j].packed, jobs[j].rows, input.cols / 2,
+                         Shape::is_gated ? kRows / 2 : kRows, 64 / Shape::cluster))
       return false;
   if (x_bytes > 0) round_x(context, input, reinterpret_cast<T*>(scratch));
   return true;
@@ -50,10 +59,9 @@ bool describe_tiles(const Context& context, const MatmulInput& input, const Matm
 
 /// Clusters of blocks that work on a tile together, as many as the GPU holds.
 template <typename T, typename Shape>
-bool launch_tiles(void (*kernel)(Tile4BitArgs), const Context& context, const MatmulInput& input,
-                  const Matmul4BitJob* jobs, int64_t count) {
+bool launch_tiles(void (*kernel)(Tile4BitArgs), const Context& context, const Fused4BitArgs& fused) {
   Tile4BitArgs args{};
-  if (!describe_tiles<T, Shape>(context, input, jobs, count, args)) return false;
+  if (!describe_tiles<T, Shape>(context, fused, args)) return false;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
   const int64_t tiles = int64_t{args.tile.jobs.tiles} * args.tile.column_tiles, pieces = tiles * args.tile.chunks;
   if (pieces + tiles * args.extra > 0x7fffffff) return false;

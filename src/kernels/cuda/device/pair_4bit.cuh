@@ -14,6 +14,8 @@ struct Pair4BitShape {
   static constexpr bool is_late = false;
   static constexpr int columns = kColumns, depth_groups = 1, cluster = 2, steps = 2, blocks = 1;
   static constexpr int rows = 256;  // of both blocks
+  static constexpr int lower = 8;   // from a thread's first row to its second
+  static constexpr bool is_gated = false;
   static constexpr int threads = 256, warps = threads / 32, all_threads = threads + 128;
   static constexpr int sums = kColumns / 2;  // of a thread
   static constexpr int extra = 1;            // in chunks, what finishing a tile costs
@@ -39,7 +41,7 @@ class Pair4BitProducts {
 
   /// count: of chunks.
   __device__ Pair4BitProducts(uint32_t shared, int first_row, int lane, int count, Tile4BitScales<Shape>& scales)
-      : x_(static_cast<uint32_t>(swizzled_operand(kTileShared + Shape::kStage))),
+      : x_(static_cast<uint32_t>(swizzled_operand(kSharedBegin + Shape::kStage))),
         codes_(shared + Shape::kStage + Shape::kXBytes + (first_row + lane / 4) * 32 + lane / 16 * 16),
         full_(shared + Shape::kBarriers),
         lane_(lane),

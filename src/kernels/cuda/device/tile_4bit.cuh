@@ -10,13 +10,16 @@ namespace nibble::kernels::cuda {
 /// A tile: kColumns rows of x by 64 weight rows for each of kRowGroups warp groups; kDepthGroups share its columns, a
 /// chunk each in turn. kLate: code book values are multiplied and absmax scales the sums of 64 columns, which costs
 /// less for few rows of x; otherwise each weight is code book times absmax in fp32, rounded once. kBlocks share a
-/// multiprocessor, so that one launch's end and the next one's start can overlap.
-template <bool kLate, int kColumns, int kRowGroups, int kDepthGroups, int kBlocks>
+/// multiprocessor, so that one launch's end and the next one's start can overlap. kGated: a tile is as many rows of
+/// gate (job 0) as of up (job 1), a thread's two rows the same one of both.
+template <bool kLate, int kColumns, int kRowGroups, int kDepthGroups, int kBlocks, bool kGated = false>
 struct Tile4BitShape {
   static constexpr bool is_late = kLate;
   static constexpr int columns = kColumns, row_groups = kRowGroups, depth_groups = kDepthGroups, blocks = kBlocks;
+  static constexpr bool is_gated = kGated;
   static constexpr int cluster = 1, steps = 1;
   static constexpr int rows = 64 * kRowGroups;
+  static constexpr int lower = kGated ? rows / 2 : 8;  // from a thread's first row to its second
   static constexpr int threads = 128 * kRowGroups * kDepthGroups;
   static constexpr int all_threads = threads + (kBlocks == 1 ? 128 : 32);
   static constexpr int sums = kColumns / 2;  // of a thread
@@ -42,11 +45,13 @@ __device__ __forceinline__ TileShare share_of_block(const Tile4BitArgs& args) {
 }
 
 template <typename Shape>
-__device__ __forceinline__ void begin_stage(const TileWalk<Shape>& at, uint32_t shared, int stage) {
+__device__ __forceinline__ void begin_stage(const Tile4BitArgs& args, const TileWalk<Shape>& at, uint32_t shared,
+                                            int stage) {
   const uint32_t full = shared + Shape::kBarriers + 8 * stage;
   barrier_expect(full, Shape::kStageBytes);
-  copy_box(shared + Shape::kStage + stage * Shape::kStageBytes + 2 * Shape::kXBytes, *at.codes, at.step * 64,
-           at.code_row, full);
+  const uint32_t to = shared + Shape::kStage + stage * Shape::kStageBytes + 2 * Shape::kXBytes;
+  copy_box(to, *at.codes, at.step * 64, at.code_row, full);
+  if constexpr (Shape::is_gated) copy_box(to + Shape::kCodeBytes / 2, args.codes[1], at.step * 64, at.code_row, full);
 }
 
 /// One thread makes the barriers and brings the first stages' codes.
@@ -60,7 +65,7 @@ __device__ __forceinline__ void start_boxes(const Tile4BitArgs& args, uint32_t s
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   TileWalk<Shape> codes(args, share_of_block(args), 0);
   for (int stage = 0; stage < Shape::kStages && codes.left > 0; ++stage, codes.advance())
-    begin_stage(codes, shared, stage);
+    begin_stage(args, codes, shared, stage);
 }
 
 /// The same thread brings x and the other codes, a chunk of both a stage.
@@ -74,7 +79,7 @@ __device__ __forceinline__ void produce_boxes(const Tile4BitArgs& args, uint32_t
   for (int i = 0; at.left > 0; ++i, at.advance()) {
     if (i >= Shape::kStages) {
       barrier_wait(empty + 8 * stage, parity);
-      begin_stage(at, shared, stage);
+      begin_stage(args, at, shared, stage);
     }
     const uint32_t to = shared + Shape::kStage + stage * Shape::kStageBytes;
     copy_box(to, args.x, at.step * 256, at.x_row, full + 8 * stage);
@@ -110,15 +115,16 @@ class Tile4BitProducts {
     barrier_wait(full_ + 8 * stage_, parity_);
     const uint32_t empty = full_ + 8 * (Shape::kStages + stage_);
     if constexpr (Shape::is_late) {  // nothing is under way from one chunk to the next: other warps fill the time
+      float blocks[2][Shape::sums];
       decode<0>(fragments_[0]);
-      start_block<0>();
+      start_block<0>(blocks[0]);
       if constexpr (Shape::columns <= 32) decode<1>(fragments_[1]);
-      if constexpr (Shape::columns <= 16) start_block<1>();
+      if constexpr (Shape::columns <= 16) start_block<1>(blocks[1]);
       scales.take(scales_);
-      add_block<0, Shape::columns <= 16 ? 1 : 0>();
+      add_block<0, Shape::columns <= 16 ? 1 : 0>(blocks[0]);
       if constexpr (Shape::columns > 32) decode<1>(fragments_[1]);  // what is under way has to fit the registers
-      if constexpr (Shape::columns > 16) start_block<1>();
-      add_block<1, 0>();
+      if constexpr (Shape::columns > 16) start_block<1>(blocks[1]);
+      add_block<1, 0>(blocks[1]);
       if (place_ == 0) barrier_arrive(empty);
     } else {
       unit<0>();
@@ -159,21 +165,20 @@ class Tile4BitProducts {
 
   /// The same, not yet scaled.
   template <int kHalf>
-  __device__ __forceinline__ void start_block() {
+  __device__ __forceinline__ void start_block(float (&block)[Shape::sums]) {
     wgmma_fence();
-    Product::template multiply<false>(blocks_[kHalf], fragments_[kHalf][0], x_operand(kHalf, 0));
+    Product::template multiply<false>(block, fragments_[kHalf][0], x_operand(kHalf, 0));
 #pragma unroll
-    for (int step = 1; step < 4; ++step)
-      Product::multiply(blocks_[kHalf], fragments_[kHalf][step], x_operand(kHalf, step));
+    for (int step = 1; step < 4; ++step) Product::multiply(block, fragments_[kHalf][step], x_operand(kHalf, step));
     wgmma_commit();
   }
 
   /// kPending: started since.
   template <int kHalf, int kPending>
-  __device__ __forceinline__ void add_block() {
+  __device__ __forceinline__ void add_block(const float (&block)[Shape::sums]) {
     wgmma_wait<kPending>();
 #pragma unroll
-    for (int i = 0; i < Shape::sums; ++i) sums[i] = fmaf(scales_[2 * kHalf + i % 4 / 2], blocks_[kHalf][i], sums[i]);
+    for (int i = 0; i < Shape::sums; ++i) sums[i] = fmaf(scales_[2 * kHalf + i % 4 / 2], block[i], sums[i]);
   }
 
   template <int kHalf>
@@ -183,7 +188,7 @@ class Tile4BitProducts {
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const uint4 codes = load_shared_16(at + 512 * r + ((2 * kHalf + i) * 16 ^ swizzle_));
+        const uint4 codes = load_shared_16(at + 64 * Shape::lower * r + ((2 * kHalf + i) * 16 ^ swizzle_));
         const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
         for (int j = 0; j < 4; ++j)
@@ -205,7 +210,6 @@ class Tile4BitProducts {
 
   uint32_t fragments_[2][4][4];
   float scales_[4];
-  float blocks_[2][Shape::is_late ? Shape::columns / 2 : 1];
   uint32_t x_;  // the operand in the first stage
   uint32_t codes_, full_, swizzle_, place_, selector_;
   uint32_t parity_ = 0, to_release_ = 0;
@@ -237,6 +241,25 @@ __device__ __forceinline__ void add_depths(float (&sums)[Shape::sums], uint8_t* 
       for (int i = 0; i < Shape::sums; ++i) sums[i] += *at(d, i);
 }
 
+/// Gate and up of the same rows are a thread's two.
+template <typename Shape>
+__device__ __forceinline__ void store_gated(const Tile4BitArgs& args, const float (&sums)[Shape::sums], int row,
+                                            int first) {
+  const DeviceJob* jobs = args.tile.jobs.jobs;
+  if (row >= jobs[0].rows) return;
+  const float gate_bias = jobs[0].out.bias ? jobs[0].out.bias[row] : 0.0f;
+  const float up_bias = jobs[1].out.bias ? jobs[1].out.bias[row] : 0.0f;
+#pragma unroll
+  for (int j = 0; j < Shape::sums / 4; ++j)
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int i = first + 8 * j + c;
+      if (i < args.tile.m)
+        put(args.gated_out, i, row,
+            activated(args.activation, sums[4 * j + c] + gate_bias) * (sums[4 * j + 2 + c] + up_bias));
+    }
+}
+
 /// A piece's sums to where they go: to the block that has the tile's first piece, which stores the tile.
 template <typename Shape>
 __device__ __forceinline__ void finish_piece(const Tile4BitArgs& args, float (&sums)[Shape::sums], int tile,
@@ -251,9 +274,11 @@ __device__ __forceinline__ void finish_piece(const Tile4BitArgs& args, float (&s
   add_partials<kThreads>(line, sums, block, piece_end, (tile + 1) * line.chunks,
                          [&](int next) { return TileShare(args, next, static_cast<int>(gridDim.x)).end; });
   const int row_tile = tile / line.column_tiles;
+  const int first = tile % line.column_tiles * Shape::columns + 2 * (lane % 4);
+  if constexpr (Shape::is_gated)
+    return store_gated<Shape>(args, sums, row_tile * Shape::lower + first_row + lane / 4, first);
   const DeviceJob& job = line.jobs.of_tile(row_tile);
   const int row = (row_tile - job.first_tile) * Shape::rows + first_row + lane / 4;
-  const int first = tile % line.column_tiles * Shape::columns + 2 * (lane % 4);
   store_sums(line, job, row, first, sums, [](float sum, int, int) { return sum; });
 }
 
@@ -262,14 +287,14 @@ __device__ __forceinline__ void consume_4bit(const Tile4BitArgs& args, uint8_t* 
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));  // read once: it costs more than a register
   const int depth = Shape::depth_groups == 1 ? 0 : thread / (Shape::row_groups * 128), lane = thread % 32;
-  const int first_row = thread / 128 % Shape::row_groups * 64 + thread / 32 % 4 * 16;
+  const int warp = thread / 32 % (4 * Shape::row_groups), first_row = warp * (Shape::is_gated ? 8 : 16);
   TileShare share = share_of_block(args);
   Tile4BitScales<Shape> scales(args, memory, share, depth, first_row, lane);
   fill_table<T, Shape>(args, memory);
   __syncthreads();
   wait_for_previous_launch();  // which may still write y
 
-  Tile4BitProducts<T, Shape> products(kTileShared, depth, first_row, lane);
+  Tile4BitProducts<T, Shape> products(kSharedBegin, depth, first_row, lane);
   int ahead = depth;  // of this group's next chunk, from the piece's begin
   while (share.at < share.end) {
     const int tile = share.at / args.tile.chunks;
@@ -297,9 +322,9 @@ __global__ void __launch_bounds__(Shape::all_threads, Shape::blocks)
   if (threadIdx.x >=
       Shape::threads) {  // alone on a multiprocessor: a warp group that gives its registers to the others
     if constexpr (Shape::blocks == 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-    if (threadIdx.x == Shape::threads) start_boxes<Shape>(args, kTileShared);
+    if (threadIdx.x == Shape::threads) start_boxes<Shape>(args, kSharedBegin);
     __syncthreads();
-    if (threadIdx.x == Shape::threads) produce_boxes<Shape>(args, kTileShared);
+    if (threadIdx.x == Shape::threads) produce_boxes<Shape>(args, kSharedBegin);
   } else {
     if constexpr (Shape::blocks == 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shape::registers));
     consume_4bit<T, Shape>(args, tile_memory);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/device/absmax.cuh"
+#include "kernels/cuda/device/activation.cuh"
 #include "kernels/cuda/device/weights_tile.cuh"
 #include "kernels/cuda/device/wgmma_shared.cuh"
 
@@ -15,6 +16,8 @@ struct Tile4BitArgs {
   float unscale;  // undoes the factor in tile.book
   int extra;      // what the end of a tile costs, in chunks
   bool is_nested;
+  Activation activation;  // gated_out = activation(gate) * up
+  MatmulOutput gated_out;
 };
 
 /// The chunks of the line of tiles that one block, or one pair of them, works on. The line has args.extra chunks more
@@ -37,18 +40,17 @@ struct TileShare {
   }
 };
 
-/// Where a block's own shared memory begins, as in few_rows.cuh: as a number it costs look-ups no addition. In a
-/// cluster the block's rank stands above, in kRankBits, of every address but a product's operands.
-inline constexpr uint32_t kTileShared = 1024, kRankBits = 0xff000000;
+/// In a cluster the block's rank stands here, above kSharedBegin, of every address but a product's operands.
+inline constexpr uint32_t kRankBits = 0xff000000;
 
 __device__ __forceinline__ void require_tile_shared(uint32_t shared) {
-  if ((shared & ~kRankBits) != kTileShared) __trap();
+  if ((shared & ~kRankBits) != kSharedBegin) __trap();
 }
 
 /// The two values of a byte whose place in the table is `at`; the table does not change, so that these loads may move.
 __device__ __forceinline__ uint32_t table_pair(uint32_t at) {
   uint32_t pair;
-  asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(pair) : "r"(at), "n"(kTileShared));
+  asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(pair) : "r"(at), "n"(kSharedBegin));
   return pair;
 }
 
@@ -91,7 +93,8 @@ class TileWalk {
   __device__ __forceinline__ void enter() {
     const DeviceJob& job = args_.tile.jobs.of_tile(row_tile_);
     codes = args_.codes + (&job - args_.tile.jobs.jobs);
-    code_row = (row_tile_ - job.first_tile) * Shape::rows + rank_ * (Shape::rows / Shape::cluster);
+    constexpr int rows = Shape::is_gated ? Shape::rows / 2 : Shape::rows;
+    code_row = (row_tile_ - job.first_tile) * rows + rank_ * (Shape::rows / Shape::cluster);
     x_row = column_tile_ * Shape::columns + rank_ * (Shape::columns / Shape::cluster);
   }
 
@@ -104,7 +107,7 @@ class TileWalk {
 template <typename Shape>
 class Tile4BitScales {
  public:
-  /// first_row: of the warp, in a tile.
+  /// first_row: of the warp, in a tile; eight from there and eight Shape::lower on.
   __device__ Tile4BitScales(const Tile4BitArgs& args, const uint8_t* memory, const TileShare& share, int depth,
                             int first_row, int lane)
       : args_(args),
@@ -162,9 +165,11 @@ class Tile4BitScales {
 
   /// Keeps what is needed of the tile's job in registers.
   __device__ __forceinline__ void enter_tile(int chunk) {
-    const int row_tile = tile_ / args_.tile.column_tiles;
-    const DeviceJob& job = args_.tile.jobs.of_tile(row_tile);
-    const int row = min((row_tile - job.first_tile) * Shape::rows + first_row_ + lane_ % 16, job.rows - 1);
+    const int row_tile = tile_ / args_.tile.column_tiles, lower = lane_ / 8 % 2;
+    const DeviceJob& job = Shape::is_gated ? args_.tile.jobs.jobs[lower] : args_.tile.jobs.of_tile(row_tile);
+    const int in_tile = first_row_ + (Shape::is_gated ? lane_ % 8 : lane_ % 16);
+    const int first = Shape::is_gated ? row_tile * Shape::lower : (row_tile - job.first_tile) * Shape::rows;
+    const int row = min(first + in_tile, job.rows - 1);
     row_ = static_cast<uint32_t>(row) * static_cast<uint32_t>(args_.tile.cols >> 6);
     unit_ = 2 * chunk + lane_ / 16;
     const Absmax& absmax = job.weight.absmax;
