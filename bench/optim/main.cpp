@@ -2,6 +2,7 @@
 //
 // AdamW steps over one large tensor and over the tensors of LoRA on a 7B model, beside the machine's copy bandwidth.
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 
 #include "base/half.h"
@@ -21,10 +22,14 @@ struct Entry {
   double bytes;
 };
 
-/// Parameters and gradients of one type, made once.
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+/// Parameters and gradients of one type, made once, on cache lines as a tensor's are.
 template <typename T>
 struct Arrays {
-  std::vector<std::unique_ptr<T[]>> data, gradients;
+  std::vector<std::unique_ptr<T[], Free>> data, gradients;
   ParameterGroup group;
 
   Arrays(const Sizes& sizes, DType dtype) {
@@ -32,7 +37,8 @@ struct Arrays {
     std::vector<T> noise(1 << 20);
     for (T& x : noise) x = from_float<T>(static_cast<float>(random.normal()) * 0.02f);
     const auto make = [&](int64_t count, size_t shift) {
-      std::unique_ptr<T[]> array(new T[static_cast<size_t>(count)]);
+      const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+      std::unique_ptr<T[], Free> array(static_cast<T*>(std::aligned_alloc(64, bytes)));
       for (int64_t i = 0; i < count; ++i)
         array[static_cast<size_t>(i)] = noise[(static_cast<size_t>(i) + shift) % noise.size()];
       return array;

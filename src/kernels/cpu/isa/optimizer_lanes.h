@@ -169,7 +169,7 @@ template <typename Rule, typename T, bool kEncodes>
       pin(ratio[q].root);
       NIBBLE_UNROLL
       for (int k = 0; k < Rule::kStates; ++k) {
-        sizes[k] = _mm512_max_epi32(sizes[k], _mm512_castps_si512(abs(s[k])));
+        sizes[k] = _mm512_max_epu32(sizes[k], _mm512_castps_si512(k == 1 ? s[k] : abs(s[k])));  // squares: no sign
         store(states[k] + i + 16 * q, s[k]);
       }
       if constexpr (kEncodes)
@@ -185,8 +185,8 @@ template <typename Rule, typename T, bool kEncodes>
     d[3] = Rule::finish(c, ratio[3]);
     pin(d[3]);
     __m512i widest = sizes[0];
-    for (int k = 1; k < Rule::kStates; ++k) widest = _mm512_max_epi32(widest, sizes[k]);
-    const __mmask16 bad = _mm512_cmpgt_epi32_mask(widest, _mm512_set1_epi32(0x7f7fffff));
+    for (int k = 1; k < Rule::kStates; ++k) widest = _mm512_max_epu32(widest, sizes[k]);
+    const __mmask16 bad = _mm512_cmpgt_epu32_mask(widest, _mm512_set1_epi32(0x7f7fffff));
     if (__builtin_expect(bad != 0, 0)) keep_bad<Rule>(p, states, i, sizes, kept);
     NIBBLE_UNROLL
     for (int k = 0; k < Rule::kStates; ++k) largest[k] = _mm512_max_epi32(largest[k], sizes[k]);
