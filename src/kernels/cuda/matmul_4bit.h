@@ -19,6 +19,10 @@ bool multiply_tiles(const Context& context, const Fused4BitArgs& args);
 template <typename T>
 bool multiply_pairs(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count);
 
+/// Very many rows of x, ahead_4bit.cuh; blocks and columns are multiples of 64. False if it does not suit; bf16 only.
+template <typename T>
+bool multiply_ahead(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count);
+
 /// Any number of rows of x, tile.cuh; blocks and columns are multiples of 32.
 template <typename T>
 void multiply_wide_tiles(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count);

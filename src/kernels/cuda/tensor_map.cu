@@ -22,11 +22,14 @@ Encode find_encode() {
 
 }  // namespace
 
-bool describe_matrix(CUtensorMap& map, const void* data, int64_t rows, int64_t cols, int box_rows, int box_cols) {
+namespace {
+
+bool describe_bytes(CUtensorMap& map, const void* data, int64_t rows, int64_t cols, int64_t stride, int box_rows,
+                    int box_cols) {
   static const Encode encode = find_encode();
   if (!encode) return false;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(cols)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride)};
   const cuuint32_t box[] = {static_cast<cuuint32_t>(box_cols), static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
   const auto swizzle = box_cols == 32   ? CU_TENSOR_MAP_SWIZZLE_32B
                        : box_cols == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
@@ -36,11 +39,21 @@ bool describe_matrix(CUtensorMap& map, const void* data, int64_t rows, int64_t c
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
+}  // namespace
+
+bool describe_matrix(CUtensorMap& map, const void* data, int64_t rows, int64_t cols, int box_rows, int box_cols) {
+  return describe_bytes(map, data, rows, cols, cols, box_rows, box_cols);
+}
+
+bool describe_rows(CUtensorMap& map, const void* data, int64_t rows, int64_t cols, int64_t stride, int box_rows) {
+  return describe_bytes(map, data, rows, cols, stride, box_rows, 128);
+}
+
 namespace {
 
 /// (heads, rows, head_dim), strides in bytes.
-bool describe_rows(CUtensorMap& map, const void* data, int64_t heads, int64_t rows, int64_t head_dim,
-                   int64_t row_stride, int64_t head_stride, int box_rows) {
+bool describe_boxes(CUtensorMap& map, const void* data, int64_t heads, int64_t rows, int64_t head_dim,
+                    int64_t row_stride, int64_t head_stride, int box_rows) {
   static const Encode encode = find_encode();
   if (!encode) return false;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(rows),
@@ -56,12 +69,12 @@ bool describe_rows(CUtensorMap& map, const void* data, int64_t heads, int64_t ro
 
 bool describe_heads(CUtensorMap& map, const void* data, int64_t heads, int64_t capacity, int64_t keys, int64_t head_dim,
                     int box_rows) {
-  return describe_rows(map, data, heads, keys, head_dim, 2 * head_dim, 2 * head_dim * capacity, box_rows);
+  return describe_boxes(map, data, heads, keys, head_dim, 2 * head_dim, 2 * head_dim * capacity, box_rows);
 }
 
 bool describe_tokens(CUtensorMap& map, const void* data, int64_t tokens, int64_t heads, int64_t head_dim,
                      int box_rows) {
-  return describe_rows(map, data, heads, tokens, head_dim, 2 * head_dim * heads, 2 * head_dim, box_rows);
+  return describe_boxes(map, data, heads, tokens, head_dim, 2 * head_dim * heads, 2 * head_dim, box_rows);
 }
 
 }  // namespace nibble::kernels::cuda

@@ -1,0 +1,206 @@
+// The weights of ahead_4bit.cuh on their way from 4 bits to the ring of panels in memory that its products read.
+#pragma once
+
+#include <cuda.h>
+
+#include "kernels/cuda/device/absmax.cuh"
+#include "kernels/cuda/device/async.cuh"
+#include "kernels/cuda/device/job.cuh"
+#include "kernels/cuda/device/weights_tile.cuh"
+
+namespace nibble::kernels::cuda {
+
+struct AheadShared {
+  static constexpr int kStages = 4;
+  static constexpr int kXBytes = 128 * 128, kHalfBytes = 128 * 128;  // 64 columns
+  static constexpr int kStageBytes = kXBytes + 2 * kHalfBytes;
+  static constexpr int kTable = kStages * kStageBytes;  // of a byte's two values, a copy for each lane of a half warp
+  static constexpr int kBarriers = kTable + 256 * 16 * 8;
+  static constexpr int kBytes = kBarriers + 2 * kStages * 8;
+};
+
+inline constexpr int kAheadRows = 256;                                 // of a tile's weights
+inline constexpr int kAheadParts = 4;                                  // of a unit: eight rows by 256 columns
+inline constexpr uint32_t kAheadUnits = kAheadRows / 8 / kAheadParts;  // that make 256 columns of a tile's weights
+inline constexpr int kAheadWarps = 3;                                  // of a block that decode
+inline constexpr int kAheadThreads = 256 + 32 + 32 * kAheadWarps;
+
+/// A panel is a tile's decoded weights: for each 64 columns 256 rows of 128 bytes, swizzled as products read them.
+/// Panels are decoded in groups, 256 columns of all panels of a group before the next columns; a group takes the place
+/// of the one that lies `slots` groups before it.
+struct AheadArgs {
+  CUtensorMap x;              // (m, 2 * cols) bytes
+  CUtensorMap out[kMaxJobs];  // (m, 2 * rows) bytes of y
+  DeviceJobs jobs;
+  float book[16];
+  uint8_t* panels;
+  float* partials;             // sums of cut tiles
+  uint32_t* left;              // counts, zeros before and after: by each warp of who left sums
+  uint32_t* gone;              // one: blocks that have brought all they want
+  uint32_t* read;              // of a group: chunks that are in shared memory for good
+  uint32_t* ready;             // of a panel's 256 columns: units decoded
+  int m, cols, chunks, quads;  // columns, by 64, by 256
+  int column_tiles, tiles, whole_tiles;
+  int group, groups, slots;  // group: panels of one
+  bool is_nested;
+
+  __device__ __forceinline__ uint8_t* panel_of(int row_tile) const {
+    return panels + int64_t{row_tile % (group * slots)} * chunks * (kAheadRows * 128);
+  }
+  __device__ __forceinline__ uint32_t* ready_of(int row_tile) const { return ready + row_tile * quads; }
+  __device__ __forceinline__ int panels_of_group(int g) const { return min(group, jobs.tiles - g * group); }
+  /// By one thread of a block, once that many chunks of a panel have been read for a tile.
+  __device__ __forceinline__ void tell_read(int row_tile, int count) const;
+};
+
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* from) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void add_release(uint32_t* to, uint32_t value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void AheadArgs::tell_read(int row_tile, int count) const {
+  const int g = row_tile / group;
+  if (g + slots < groups) add_release(read + g, static_cast<uint32_t>(count));
+}
+
+__device__ __forceinline__ void fill_ahead_table(const AheadArgs& args, uint8_t* memory) {
+  float2* table = reinterpret_cast<float2*>(memory + AheadShared::kTable);
+  for (int i = threadIdx.x; i < 256 * 16; i += kAheadThreads)
+    table[i] = make_float2(args.book[i / 256], args.book[i / 16 % 16]);
+}
+
+/// Where a unit's rows are: 32 of a panel by 256 columns, for a warp. A lane has eight columns of each row, and of
+/// eight rows at a time the scale of 64 columns of one.
+struct AheadPlace {
+  int row_tile, quad, row;       // row: of the panel
+  int last;                      // of the weight's rows, from this one on
+  const uint8_t* codes;          // the lane's columns of the first row
+  uint32_t scale_at, scale_row;  // in units of 64 columns: the lane's, from one row to the next
+  const DeviceJob* job;
+  bool has_columns;
+
+  __device__ __forceinline__ AheadPlace(const AheadArgs& args, int unit, int lane) {
+    const int of_group = args.group * args.quads * static_cast<int>(kAheadUnits);
+    const int g = unit / of_group, rest = unit - g * of_group;
+    const int of_quad = args.panels_of_group(g) * static_cast<int>(kAheadUnits);
+    quad = rest / of_quad;
+    const int in_quad = rest - quad * of_quad;
+    row_tile = g * args.group + in_quad / static_cast<int>(kAheadUnits);
+    row = in_quad % static_cast<int>(kAheadUnits) * (8 * kAheadParts);
+    job = &args.jobs.of_tile(row_tile);
+    const int first = min((row_tile - job->first_tile) * kAheadRows + row, job->rows - 1);
+    last = job->rows - 1 - first;
+    const int column = quad * 256 + lane * 8;
+    has_columns = column < args.cols;
+    codes = job->weight.data + (int64_t{first} * args.cols + (has_columns ? column : 0)) / 2;
+    scale_row = static_cast<uint32_t>(args.cols >> 6);
+    scale_at =
+        static_cast<uint32_t>(first) * scale_row + min(static_cast<uint32_t>(quad * 4 + lane % 4), scale_row - 1);
+  }
+};
+
+/// Codes and scales of eight rows on their way.
+struct AheadRows {
+  uint32_t words[8], code;
+  float value;
+
+  __device__ __forceinline__ void fetch(const AheadArgs& args, const AheadPlace& place, int part, int lane) {
+#pragma unroll
+    for (int r = 0; r < 8; ++r)
+      words[r] = __ldcs(
+          reinterpret_cast<const uint32_t*>(place.codes + int64_t{min(8 * part + r, place.last)} * (args.cols / 2)));
+    const auto row = static_cast<uint32_t>(min(8 * part + lane / 4, place.last));
+    const uint32_t block = (place.scale_at + row * place.scale_row) >> (place.job->weight.block_shift - 6);
+    const Absmax& absmax = place.job->weight.absmax;
+    if (args.is_nested) {
+      code = __ldg(absmax.codes + block);
+      value = __ldg(absmax.nested_absmax + block / quant::kNestedBlock);
+    } else {
+      value = __ldg(absmax.values + block);
+    }
+  }
+
+  /// The lane's scale.
+  __device__ __forceinline__ float scale(const AheadArgs& args, const DeviceJob& job) const {
+    const Absmax& absmax = job.weight.absmax;
+    return args.is_nested ? nested_value(__ldg(absmax.nested_code_book + code), value, absmax.offset) : value;
+  }
+};
+
+/// Until the group whose place this one takes has been read by all products.
+__device__ __forceinline__ void wait_for_place(const AheadArgs& args, int g) {
+  if (g < args.slots) return;
+  const int before = g - args.slots;
+  const auto all = static_cast<uint32_t>(2 * args.group * args.column_tiles * args.chunks);  // of both blocks
+  while (load_acquire(args.read + before) != all) {
+  }
+  __syncwarp();
+}
+
+/// Eight rows to their place in a panel.
+template <typename T>
+__device__ __forceinline__ void decode_rows(const uint32_t (&words)[8], float scale, const float2* table, uint8_t* to,
+                                            bool has_columns, int lane) {
+#pragma unroll
+  for (int r = 0; r < 8; ++r) {
+    const float own = __shfl_sync(kFullMask, scale, 4 * r + lane / 8);
+    uint32_t out[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = table[(words[r] >> (8 * i) & 255) * 16];
+      out[i] = round_pair<T>(__fmul_rn(pair.x, own), __fmul_rn(pair.y, own));
+    }
+    if (has_columns)
+      *reinterpret_cast<uint4*>(to + r * 128 + (lane % 8 ^ r) * 16) = make_uint4(out[0], out[1], out[2], out[3]);
+  }
+}
+
+/// One of `warps` that decode: every one has its units, in the order in which products want them; those of the next
+/// are on their way while it decodes one.
+template <typename T>
+__device__ __forceinline__ void decode_ahead(const AheadArgs& args, const uint8_t* memory, int warp, int warps) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float2* table = reinterpret_cast<const float2*>(memory + AheadShared::kTable) + lane % 16;
+  const int units = args.jobs.tiles * args.quads * static_cast<int>(kAheadUnits);
+  if (warp >= units) return;
+  int group = 0;
+  AheadPlace next(args, warp, lane);
+  AheadRows rows[kAheadParts];
+#pragma unroll
+  for (int p = 0; p < kAheadParts; ++p) rows[p].fetch(args, next, p, lane);
+  for (int unit = warp; unit < units; unit += warps) {
+    const AheadPlace now = next;
+    next = AheadPlace(args, min(unit + warps, units - 1), lane);
+    if (const int g = now.row_tile / args.group; g != group) wait_for_place(args, group = g);
+    uint8_t* to = args.panel_of(now.row_tile) + int64_t{now.quad * 4 + lane / 8} * (kAheadRows * 128) + now.row * 128;
+#pragma unroll
+    for (int p = 0; p < kAheadParts; ++p) {
+      const AheadRows own = rows[p];
+      const float scale = own.scale(args, *now.job);
+      rows[p].fetch(args, next, p, lane);
+      decode_rows<T>(own.words, scale, table, to + p * 1024, now.has_columns, lane);
+    }
+    __syncwarp();
+    if (lane == 0) add_release(args.ready_of(now.row_tile) + now.quad, 1);
+  }
+}
+
+/// By the warp that brings a block's stages, when it needs no more: the last one of all leaves the counts zero.
+__device__ __forceinline__ void leave_ahead(const AheadArgs& args, int blocks) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  uint32_t before = 0;
+  if (lane == 0)
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(args.gone) : "memory");
+  if (__shfl_sync(kFullMask, before, 0) != static_cast<uint32_t>(blocks) - 1) return;
+  const int counts = args.jobs.tiles * args.quads;
+  for (int i = lane; i < counts; i += 32) args.ready[i] = 0;
+  for (int i = lane; i < args.groups; i += 32) args.read[i] = 0;
+  if (lane == 0) *args.gone = 0;
+}
+
+}  // namespace nibble::kernels::cuda

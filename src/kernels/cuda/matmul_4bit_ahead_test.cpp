@@ -1,0 +1,61 @@
+// 4-bit products of very many rows of x into bf16, whose weights are decoded beside them: exact to the bit.
+#include <numeric>
+
+#include "kernels/cuda/weight_case.h"
+
+namespace nibble::kernels::cuda::testing {
+namespace {
+
+/// Small integers and quarters, which every kernel sums without an error.
+class MatmulAheadGpuTest : public GpuTest {
+ protected:
+  /// Jobs of one call against the kernels for few rows; y is poisoned, and its last columns belong to no job.
+  void expect_exact(const std::vector<int64_t>& rows_of_jobs, int64_t cols, const std::vector<int64_t>& ms) {
+    Random random(12);
+    quant::CodeBook4Bit book{};
+    for (int i = 0; i < 16; ++i) book.values[static_cast<size_t>(i)] = static_cast<float>(i - 7);
+    const int64_t stride = std::accumulate(rows_of_jobs.begin(), rows_of_jobs.end(), int64_t{8});
+    for (const bool nested : {false, true}) {
+      std::vector<Weight4Bit> weights;
+      for (const int64_t rows : rows_of_jobs) {
+        Weight4Bit& w = weights.emplace_back(random, Shape{1, rows, cols, 64}, nested, book, 0);
+        for (int64_t i = 0; i < w.absmax.count(); ++i) w.absmax.set(i, static_cast<float>(1 << random.next() % 3));
+        for (int64_t i = 0; i < w.groups.count(); ++i) w.groups.set(i, static_cast<float>(1 + random.next() % 2));
+        for (int64_t i = 0; i < 256; ++i) w.nested_book.set(i, 0.25f * static_cast<float>(1 + i % 4));
+        for (int64_t i = 0; i < rows; ++i) w.bias.set(i, static_cast<float>(random.next() % 64));
+      }
+      for (const int64_t m : ms) {
+        Array x(DType::bf16, m * cols, 0);
+        for (int64_t i = 0; i < x.count(); ++i) x.set(i, static_cast<float>(random.next() % 5) - 2);
+        x.upload(stream());
+        Array y[2];
+        const std::string label = "m " + std::to_string(m) + (nested ? " nested" : "");
+        for (const bool invariant : {true, false}) {
+          y[invariant] = Array(DType::bf16, m * stride, 0);
+          for (int64_t i = 0; i < y[invariant].count(); ++i) y[invariant].set(i, 1e30f);
+          y[invariant].upload(stream());
+          auto* to = y[invariant].device<uint8_t>(stream());
+          std::vector<Matmul4BitJob> jobs;
+          for (Weight4Bit& w : weights) {
+            jobs.push_back(w.job(stream(), to, stride, jobs.size() % 2 == 0, false, DType::bf16));
+            to += w.rows * 2;
+          }
+          cuda().matmul_4bit(context, {x.device(stream()), m, cols, DType::bf16, invariant, DType::bf16}, jobs.data(),
+                             static_cast<int64_t>(jobs.size()));
+          finish(label);
+          y[invariant].download(stream(), label);
+        }
+        expect_close(y[true], y[false], 0, label);
+      }
+    }
+  }
+};
+
+/// Tiles taken whole, and others cut; the ends of jobs and of x within a tile.
+TEST_F(MatmulAheadGpuTest, JobsAreExactWhereverTilesAreCut) { expect_exact({2104, 5000, 40, 264}, 576, {1593, 2048}); }
+
+/// More decoded weights than are kept at a time.
+TEST_F(MatmulAheadGpuTest, PanelsThatTakeEachOthersPlaceAreExact) { expect_exact({8200}, 4096, {1540}); }
+
+}  // namespace
+}  // namespace nibble::kernels::cuda::testing
