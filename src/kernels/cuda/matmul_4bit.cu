@@ -64,14 +64,17 @@ void multiply_slowly(const Context& context, const MatmulInput& input, const Mat
 /// Rows of x from which decoding the weight to memory wins over decoding it in every tile.
 constexpr int64_t kLibraryRows = 1536;
 
+/// Rows of x up to which it should be decoded beside the products: of more, cuBLASLt makes up for decoding it before.
+constexpr int64_t kMostAheadRows = 3072;
+
 /// True if the call was taken.
 template <typename T, bool kNested>
 bool multiply_regular(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
   if (multiply_few<T, kNested>(context, {.input = input, .jobs = jobs, .count = count})) return true;
   if (input.batch_invariant || !is_regular(context, input, jobs, count, 32)) return false;
   if constexpr (std::is_same_v<T, __nv_bfloat16>)
-    if (input.m >= kLibraryRows && context.capability == 90 && is_regular(context, input, jobs, count, 64) &&
-        multiply_ahead<T>(context, input, jobs, count))
+    if (input.m >= kLibraryRows && input.m <= kMostAheadRows && context.capability == 90 &&
+        is_regular(context, input, jobs, count, 64) && multiply_ahead<T>(context, input, jobs, count))
       return true;
   if (input.m >= kLibraryRows && multiply_by_library<T>(context, input, jobs, count)) return true;
   if (context.capability != 90) return multiply_by_library<T>(context, input, jobs, count);
