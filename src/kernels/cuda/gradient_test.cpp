@@ -342,8 +342,9 @@ TEST_F(GradientTest, RelativeBiasGradientAgrees) {
   constexpr int64_t kHeads = 3, kDim = 20;
   Random random(15);
   for (const DType dtype : kTypes)
-    for (const auto& [tokens, keys] : {std::pair{1, 1}, std::pair{9, 30}, std::pair{70, 5}, std::pair{130, 130}})
+    for (const auto& shape : {std::pair{1, 1}, std::pair{9, 30}, std::pair{70, 5}, std::pair{130, 130}})
       for (const bool is_causal : {false, true}) {
+        const int64_t tokens = shape.first, keys = shape.second;
         if (is_causal && tokens != keys) continue;
         const int64_t row = kHeads * kDim, span = std::max(tokens, keys) + 2;
         const auto make = [&](int64_t rows) { return Sides(random_array(random, dtype, rows * row)); };

@@ -29,7 +29,7 @@ TEST_F(Matmul4BitFusedTest, ProductsAgreeWithTheirParts) {
                           {left, norm.device<float>(stream()), m, cols, 1e-5f, 1, normed.device<float>(stream())});
           left = normed.device<float>(stream());
         }
-        const auto jobs = [&](Array& y) {
+        const auto jobs = [&, rows = shape.rows](Array& y) {
           return std::array{a.job(stream(), y.device<float>(stream()), 2 * rows, true, false),
                             b.job(stream(), y.device<float>(stream()) + rows, 2 * rows, false, false)};
         };
