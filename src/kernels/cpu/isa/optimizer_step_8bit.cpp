@@ -118,58 +118,39 @@ void encode_states(const Maps& maps, const OptimizerJob8Bit& job, int64_t begin,
 }
 
 #if defined(__AVX512F__)
-/// States 1 and 3 of a pending block to their codes.
-template <typename Rule>
-void encode_mirrored(const Maps& maps, const PendingState (&pending)[3]) {
-  for (int k = 0; k < Rule::kStates; k += 2) {
-    if (pending[k].inverse != 0)
-      encode_whole_block(maps.first.encoder->mirrored, pending[k].states.values, pending[k].inverse, pending[k].codes);
-    else
-      __builtin_memset(pending[k].codes, 0, kStateBlock);
-  }
-}
-
-/// Takes note of a stepped block's absmax and of what its states are encoded with.
-template <typename Rule>
-void close_states(const Maps& maps, const OptimizerJob8Bit& job, int64_t at, const float (&absmax)[3],
-                  PendingState (&pending)[3]) {
-  for (int k = 0; k < Rule::kStates; ++k) {
-    const StateCodes state = maps.state(job, k);
-    const bool is_zero = absmax[k] < 0x1p-126f;
-    state.absmax[at / kStateBlock] = is_zero ? 0 : absmax[k];
-    pending[k].codes = state.codes + at;
-    pending[k].inverse = is_zero ? 0 : 1.0f / absmax[k];
-  }
-}
-
 /// The whole blocks of a chunk.
 template <typename Rule, typename T>
 void step_whole_blocks(const Maps& maps, const OptimizerJob8Bit& job, float rate, int64_t begin, int64_t end) {
   constexpr bool kHasSecond = Rule::kStates > 1;
-  PendingState blocks[2][3];
+  GroupState mirrored[2], linear[2];
   T* p = static_cast<T*>(job.of.parameter);
   const T* g = static_cast<const T*>(job.of.gradient);
   const Encoder& second = *maps.second.encoder;
+  int64_t blocks = 0;
   int turn = 0;
-  for (int64_t at = begin; at < end; at += kStateBlock, turn ^= 1) {
-    PendingState(&next)[3] = blocks[turn], (&pending)[3] = blocks[turn ^ 1];
-    float* const states[3] = {next[0].states.values, next[1].states.values, next[2].states.values};
-    float absmax[3];
+  for (int64_t at = begin; at < end; at += kGroupOf<T> * kStateBlock, turn ^= 1) {
+    GroupState* const states[3] = {&mirrored[0], &linear[turn], &mirrored[1]};
+    const GroupState* const pending = &linear[turn ^ 1];
+    blocks = min_of(kGroupOf<T>, (end - at) / kStateBlock);
     for (int k = 0; k < Rule::kStates; ++k) {
       const StateCodes state = maps.state(job, k);
-      decode_whole_block({&state.map->values.table, state.codes + at, state.absmax[at / kStateBlock]}, states[k]);
+      states[k]->codes = state.codes + at;
+      for (int64_t b = 0; b < blocks; ++b) states[k]->absmax[b] = state.absmax[at / kStateBlock + b];
+      decode_group(state.map->values.table, blocks, *states[k]);
     }
-    if (at > begin) {
-      encode_mirrored<Rule>(maps, pending);
-      step_whole_block<Rule, T, kHasSecond>(job.of.scalars, rate, states, p + at, g + at, absmax, second, &pending[1]);
+    if (kHasSecond && at > begin) {
+      step_group<Rule, T, kHasSecond>(job.of.scalars, rate, second, blocks, states, pending, p + at, g + at);
+      encode_group(second, blocks, kGroupOf<T>, *pending);  // what a last, smaller group has left
     } else {
-      step_whole_block<Rule, T, false>(job.of.scalars, rate, states, p + at, g + at, absmax, second, nullptr);
+      step_group<Rule, T, false>(job.of.scalars, rate, second, blocks, states, nullptr, p + at, g + at);
     }
-    close_states<Rule>(maps, job, at, absmax, next);
+    for (int k = 0; k < Rule::kStates; ++k) {
+      const StateCodes state = maps.state(job, k);
+      for (int64_t b = 0; b < blocks; ++b) state.absmax[at / kStateBlock + b] = states[k]->absmax[b];
+      if (k != 1) encode_group(maps.first.encoder->mirrored, blocks, *states[k]);
+    }
   }
-  if (end == begin) return;
-  encode_mirrored<Rule>(maps, blocks[turn ^ 1]);
-  if (kHasSecond) encode_whole_block(second, blocks[turn ^ 1][1]);
+  if (kHasSecond && end > begin) encode_group(second, 0, blocks, linear[turn ^ 1]);
 }
 
 /// The chunk's elements that were stepped: those of whole blocks, if types and maps suit.
