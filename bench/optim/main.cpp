@@ -1,9 +1,11 @@
 // bench_optim [--count N] [--threads N] [--rounds N] [--only TEXT] [--json FILE]
 //
-// AdamW steps over one large tensor and over the tensors of LoRA on a 7B model, beside the machine's copy bandwidth.
+// Optimizer steps over one large tensor and over the tensors of LoRA on a 7B model, beside the machine's copy
+// bandwidth.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <tuple>
 
 #include "base/half.h"
 #include "base/output.h"
@@ -62,9 +64,11 @@ void add(std::vector<Entry>& entries, const std::string& what, const Sizes& size
   double count = 0;
   for (const int64_t size : sizes) count += static_cast<double>(size);
   std::shared_ptr<Arrays<T>> arrays;
-  for (const char* name : {"AdamW8bit", "AdamW32bit", "Lion8bit"}) {
-    const int bits = std::string(name).ends_with("8bit") ? 8 : 32;
-    const int states = std::string(name).starts_with("Lion") ? 1 : 2;
+  for (const auto& [name, bits, states] : {std::tuple{"AdamW8bit", 8, 2},
+                                           {"AdamW32bit", 32, 2},
+                                           {"Lion8bit", 8, 1},
+                                           {"RMSprop8bit", 8, 1},
+                                           {"AdEMAMix8bit", 8, 3}}) {
     const std::string label = std::string(name) + " " + what + (sizeof(T) == 2 ? " bf16" : " fp32");
     if (label.find(only) == std::string::npos) continue;
     if (!arrays) arrays = std::make_shared<Arrays<T>>(sizes, dtype);
