@@ -10,6 +10,9 @@ namespace {
 /// Room for decoded weights that wait for their products, and the most of it: two groups of panels are a must.
 constexpr int64_t kRingBytes = int64_t{76} << 20, kMostRingBytes = int64_t{80} << 20;
 
+/// Tiles for each pair, from which on some may be cut.
+constexpr int kLeastCutRounds = 6;
+
 /// y in bf16 of columns by eight, which the copy engine stores; what y held would have to be waited for.
 bool suits(const Matmul4BitJob& job) {
   return job.out.y_dtype == DType::bf16 && !job.out.accumulate && job.out.y_stride % 8 == 0 &&
@@ -31,9 +34,11 @@ bool plan(const MatmulInput& input, AheadArgs& args, int pairs) {
   if (pairs == 0 || tiles * (args.chunks + 8) > 0x7fffffff) return false;
   args.tiles = static_cast<int>(tiles);
   if (!is_long(args, pairs)) return false;
-  // Cutting tiles costs a fifth of a tile or so: only where more than that would be waited for the last ones.
+  // Cutting tiles costs a fifth of a tile or so: only where more than that would be waited for the last ones, and of
+  // few rounds (11008 x 4096 by 2048 rows: five) even that is too much.
   const int rounds = args.tiles / pairs, rest = args.tiles % pairs;
   const bool is_cut = rest > 0 && 10 * (pairs - rest) > 3 * pairs;
+  if (is_cut && rounds < kLeastCutRounds) return false;
   args.whole_tiles = is_cut ? std::max(rounds - 1, 0) * pairs : args.tiles;
 
   args.group = std::min((pairs + args.column_tiles - 1) / args.column_tiles, args.jobs.tiles);
