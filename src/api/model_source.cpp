@@ -85,7 +85,7 @@ void copy_companions(const ModelSource& source, const fs::path& directory) {
     std::error_code error;
     const fs::path from = source.path / name;
     if (!fs::exists(from, error)) continue;
-    fs::copy_file(from, directory / name, fs::copy_options::none, error);
+    fs::copy_file(from, directory / name, fs::copy_options::overwrite_existing, error);
     if (error) fail(ErrorCode::io, "{}: cannot copy to {}: {}", from.string(), directory.string(), error.message());
   }
 }
