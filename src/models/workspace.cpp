@@ -13,8 +13,8 @@ float* Workspace::get(size_t slot, int64_t count) {
   Tensor& buffer = buffers_[slot];
   if (!buffer || buffer.count() < count) {
     buffer = {};  // its memory may serve the new one
+    ++moves_;     // even if there is none
     buffer = backend_.empty(DType::f32, {count});
-    ++moves_;
   }
   return buffer.as<float>();
 }
@@ -24,10 +24,10 @@ RelativeBiasTable Workspace::get_bias(size_t index, const nn::RelativeBias& bias
   Bias& table = biases_[index];
   if (table.span < span) {
     constexpr int64_t kLeast = 128;  // a step a token must not make a table each
-    table.span = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max(span, kLeast))));
-    Tensor values(DType::f32, {bias.heads(), 2 * table.span - 1});
-    bias.fill(table.span, values.as<float>());
-    table.values = backend_.to_device(values);
+    const auto wider = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max(span, kLeast))));
+    Tensor values(DType::f32, {bias.heads(), 2 * wider - 1});
+    bias.fill(wider, values.as<float>());
+    table = {backend_.to_device(values), wider};
     ++moves_;
   }
   return {table.values.as<float>(), table.span};

@@ -40,10 +40,11 @@ class Backend::GpuScratch final : public kernels::Scratch {
   void* reserve(int64_t size_bytes) override {
     if (size_bytes > size_bytes_) {
       memory_.reset();
+      size_bytes_ = 0;  // what follows may fail
+      ++moves;
       stream_.release_unused();  // a smaller block serves nothing else
       memory_ = stream_.allocate(size_bytes);
       size_bytes_ = size_bytes;
-      ++moves;
     }
     return memory_.get();
   }
