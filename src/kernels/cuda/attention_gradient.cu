@@ -222,7 +222,8 @@ void attention_gradient(const Context& context, const AttentionGradientArgs& arg
     call.relative_span = args.relative_span;
     call.lse_stride = args.lse_stride;
     call.has_lse2 = args.sequences[begin].lse2 != nullptr;
-    for (int64_t i = begin; i < args.sequence_count && call.count < kMaxGradientSequences; ++i) {
+    const int64_t end = std::min(args.sequence_count, begin + kMaxGradientSequences);
+    for (int64_t i = begin; i < end; ++i) {
       if (args.sequences[i].tokens == 0) continue;
       call.at[call.count] = args.sequences[i];
       call.first[call.count++] = call.total;
