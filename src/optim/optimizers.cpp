@@ -47,7 +47,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 22> kOptims{
 
 /// What transformers serves beside them, by whose work.
 constexpr std::array<std::pair<std::string_view, std::string_view>, 13> kForeignOptims{{
-    {"adafactor", "transformers' Adafactor"},
+    {"adafactor", "its own Adafactor"},
     {"adalomo", "lomo_optim"},
     {"adamw_anyprecision", "torchdistx"},
     {"adamw_torch_4bit", "torchao"},
