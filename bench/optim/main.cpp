@@ -99,6 +99,7 @@ int main(int argc, char** argv) {
   add<bf16_t>(entries, "448 tensors", lora_sizes(), DType::bf16, threads, only);
 
   std::vector<Contender> contenders;
+  contenders.reserve(entries.size());
   for (const auto& entry : entries) contenders.push_back(entry.contender);
   const auto timings = race(contenders, std::stoi(option(argc, argv, "rounds", "9")));
   Json json = Json::array();

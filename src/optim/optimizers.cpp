@@ -106,6 +106,7 @@ namespace nibble {
 
 std::vector<std::string> optim_names() {
   std::vector<std::string> names;
+  names.reserve(std::size(optim::kOptims));
   for (const auto& [name, class_name] : optim::kOptims) names.emplace_back(name);
   return names;
 }
