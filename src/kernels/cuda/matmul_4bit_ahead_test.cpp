@@ -12,22 +12,16 @@ class MatmulAheadGpuTest : public GpuTest {
   /// Jobs of one call against the kernels for few rows; y is poisoned, and its last columns belong to no job.
   void expect_exact(const std::vector<int64_t>& rows_of_jobs, int64_t cols, const std::vector<int64_t>& ms) {
     Random random(12);
-    quant::CodeBook4Bit book{};
-    for (int i = 0; i < 16; ++i) book.values[static_cast<size_t>(i)] = static_cast<float>(i - 7);
+    const quant::CodeBook4Bit book = exact_book();
     const int64_t stride = std::accumulate(rows_of_jobs.begin(), rows_of_jobs.end(), int64_t{8});
     for (const bool nested : {false, true}) {
       std::vector<Weight4Bit> weights;
       for (const int64_t rows : rows_of_jobs) {
         Weight4Bit& w = weights.emplace_back(random, Shape{1, rows, cols, 64}, nested, book, 0);
-        for (int64_t i = 0; i < w.absmax.count(); ++i) w.absmax.set(i, static_cast<float>(1 << random.next() % 3));
-        for (int64_t i = 0; i < w.groups.count(); ++i) w.groups.set(i, static_cast<float>(1 + random.next() % 2));
-        for (int64_t i = 0; i < 256; ++i) w.nested_book.set(i, 0.25f * static_cast<float>(1 + i % 4));
-        for (int64_t i = 0; i < rows; ++i) w.bias.set(i, static_cast<float>(random.next() % 64));
+        w.make_exact(random);
       }
       for (const int64_t m : ms) {
-        Array x(DType::bf16, m * cols, 0);
-        for (int64_t i = 0; i < x.count(); ++i) x.set(i, static_cast<float>(random.next() % 5) - 2);
-        x.upload(stream());
+        Array x = exact_activations(random, m * cols, stream());
         Array y[2];
         const std::string label = "m " + std::to_string(m) + (nested ? " nested" : "");
         for (const bool invariant : {true, false}) {

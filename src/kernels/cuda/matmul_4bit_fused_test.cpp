@@ -98,8 +98,7 @@ TEST_F(Matmul4BitFusedTest, GatedProductsOfManyRowsAgreeWithTheirParts) {
 /// Small enough for tools that watch every access: each kernel against batch-invariant mode, to the bit.
 TEST_F(Matmul4BitFusedTest, SmallProductsAreExact) {
   Random random(14);
-  quant::CodeBook4Bit book{};
-  for (int i = 0; i < 16; ++i) book.values[static_cast<size_t>(i)] = static_cast<float>(i - 7);
+  const quant::CodeBook4Bit book = exact_book();
   for (const Shape& shape :
        {Shape{2, 37, 576, 64}, Shape{9, 37, 576, 64}, Shape{20, 300, 192, 64}, Shape{40, 130, 192, 64},
         Shape{100, 130, 192, 64}, Shape{16, 300, 4096, 64}, Shape{20, 700, 4096, 64}}) {
@@ -107,10 +106,10 @@ TEST_F(Matmul4BitFusedTest, SmallProductsAreExact) {
     const std::string label = "m " + std::to_string(m) + " rows " + std::to_string(rows);
     Weight4Bit w(random, shape, false, book, 0);
     for (int64_t i = 0; i < w.absmax.count(); ++i) w.absmax.set(i, static_cast<float>(1 << random.next() % 3));
-    Array x(DType::bf16, m * cols, 0), expected(DType::f32, m * rows), found(DType::f32, m * rows);
-    for (int64_t i = 0; i < x.count(); ++i) x.set(i, static_cast<float>(random.next() % 5) - 2);
+    Array x = exact_activations(random, m * cols, stream()), expected(DType::f32, m * rows),
+          found(DType::f32, m * rows);
     for (int64_t i = 0; i < m * rows; ++i) expected.set(i, 2), found.set(i, 2);
-    for (Array* array : {&x, &expected, &found}) array->upload(stream());
+    for (Array* array : {&expected, &found}) array->upload(stream());
     for (Array* y : {&expected, &found}) {
       const auto job = w.job(stream(), y->device(stream()), rows, false, true);
       cuda().matmul_4bit(context, {x.device(stream()), m, cols, DType::bf16, y == &expected, DType::bf16}, &job, 1);

@@ -165,22 +165,16 @@ TEST_F(MatmulGpuTest, JobsOfOneCallShareX) {
 /// Small integers and quarters, which every kernel sums without an error: the same bits wherever tiles are cut.
 TEST_F(MatmulGpuTest, JobsOfOneCallAreExactWhereverTheyMeet) {
   Random random(12);
-  quant::CodeBook4Bit book{};
-  for (int i = 0; i < 16; ++i) book.values[static_cast<size_t>(i)] = static_cast<float>(i - 7);
+  const quant::CodeBook4Bit book = exact_book();
   const int64_t stride = 1120;
   const auto check = [&](bool nested, int64_t cols, const std::vector<int64_t>& rows_of_x) {
     std::vector<Weight4Bit> weights;
     for (const int64_t rows : {300, 37, 523, 256}) {
       Weight4Bit& w = weights.emplace_back(random, Shape{1, rows, cols, 64}, nested, book, 0);
-      for (int64_t i = 0; i < w.absmax.count(); ++i) w.absmax.set(i, static_cast<float>(1 << random.next() % 3));
-      for (int64_t i = 0; i < w.groups.count(); ++i) w.groups.set(i, static_cast<float>(1 + random.next() % 2));
-      for (int64_t i = 0; i < 256; ++i) w.nested_book.set(i, 0.25f * static_cast<float>(1 + i % 4));
-      for (int64_t i = 0; i < rows; ++i) w.bias.set(i, static_cast<float>(random.next() % 64));
+      w.make_exact(random);
     }
     for (const int64_t m : rows_of_x) {
-      Array x(DType::bf16, m * cols, 0);
-      for (int64_t i = 0; i < x.count(); ++i) x.set(i, static_cast<float>(random.next() % 5) - 2);
-      x.upload(stream());
+      Array x = exact_activations(random, m * cols, stream());
       for (int kind = 0; kind<4; kind += m> 256 ? 3 : 1) {
         const DType y_dtype = kind % 2 ? DType::bf16 : DType::f32;
         const std::string label =

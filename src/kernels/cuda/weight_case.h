@@ -51,6 +51,15 @@ struct Weight4Bit {
             {y, y_stride, with_bias ? bias.device<float>(stream) : nullptr, accumulate, y_dtype}};
   }
 
+  /// Small integers and quarters, which every kernel sums without an error, for absmax and bias; `decoded` stays
+  /// behind.
+  void make_exact(Random& random) {
+    for (int64_t i = 0; i < absmax.count(); ++i) absmax.set(i, static_cast<float>(1 << random.next() % 3));
+    for (int64_t i = 0; i < groups.count(); ++i) groups.set(i, static_cast<float>(1 + random.next() % 2));
+    for (int64_t i = 0; i < 256; ++i) nested_book.set(i, 0.25f * static_cast<float>(1 + i % 4));
+    for (int64_t i = 0; i < rows; ++i) bias.set(i, static_cast<float>(random.next() % 64));
+  }
+
   static constexpr float kOffset = 0.75f;
   int64_t rows, cols, block;
   bool nested;
@@ -58,5 +67,20 @@ struct Weight4Bit {
   Array packed, absmax, codes, groups, nested_book, bias;
   std::vector<float> decoded;
 };
+
+/// For Weight4Bit::make_exact.
+inline quant::CodeBook4Bit exact_book() {
+  quant::CodeBook4Bit book{};
+  for (int i = 0; i < 16; ++i) book.values[static_cast<size_t>(i)] = static_cast<float>(i - 7);
+  return book;
+}
+
+/// bf16 from -2 to 2, on the GPU too.
+inline Array exact_activations(Random& random, int64_t count, device::CudaStream& stream) {
+  Array x(DType::bf16, count, 0);
+  for (int64_t i = 0; i < count; ++i) x.set(i, static_cast<float>(random.next() % 5) - 2);
+  x.upload(stream);
+  return x;
+}
 
 }  // namespace nibble::kernels::cuda::testing

@@ -53,12 +53,6 @@ struct AheadArgs {
   __device__ __forceinline__ void tell_read(int row_tile, int count) const;
 };
 
-__device__ __forceinline__ uint32_t load_acquire(const uint32_t* from) {
-  uint32_t value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
-  return value;
-}
-
 __device__ __forceinline__ void add_release(uint32_t* to, uint32_t value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
@@ -149,14 +143,8 @@ __device__ __forceinline__ void decode_rows(const uint32_t (&words)[8], float sc
 #pragma unroll
   for (int r = 0; r < 8; ++r) {
     const float own = __shfl_sync(kFullMask, scale, 4 * r + lane / 8);
-    uint32_t out[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 pair = table[(words[r] >> (8 * i) & 255) * 16];
-      out[i] = round_pair<T>(__fmul_rn(pair.x, own), __fmul_rn(pair.y, own));
-    }
-    if (has_columns)
-      *reinterpret_cast<uint4*>(to + r * 128 + (lane % 8 ^ r) * 16) = make_uint4(out[0], out[1], out[2], out[3]);
+    const uint4 decoded = decode_word<T>(words[r], own, table);
+    if (has_columns) *reinterpret_cast<uint4*>(to + r * 128 + (lane % 8 ^ r) * 16) = decoded;
   }
 }
 

@@ -55,8 +55,8 @@ struct PairPiece {
 
   /// Until it is there for the copy engine, by one thread.
   __device__ __forceinline__ void wait() const {
-    uint32_t ready = 0;
-    while (!ready) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(flag) : "memory");
+    while (load_acquire(flag) == 0) {
+    }
     *flag = 0;
     asm volatile("fence.proxy.async.global;" ::: "memory");
   }

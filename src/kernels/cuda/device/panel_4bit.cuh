@@ -53,13 +53,7 @@ __global__ void __launch_bounds__(kPanelThreads) decode_panel_kernel(const __gri
       const int64_t at = first + 32 * v + lane;
       const float own = __shfl_sync(kFullMask, scale, (32 * v + lane) >> args.vector_shift);
       if (at >= args.vectors) continue;
-      uint32_t out[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 pair = table[(words[v] >> (8 * i) & 255) * 16];
-        out[i] = round_pair<T>(__fmul_rn(pair.x, own), __fmul_rn(pair.y, own));
-      }
-      static_cast<uint4*>(args.out)[at] = make_uint4(out[0], out[1], out[2], out[3]);
+      static_cast<uint4*>(args.out)[at] = decode_word<T>(words[v], own, table);
     }
   }
 }

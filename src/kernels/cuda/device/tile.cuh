@@ -79,6 +79,13 @@ __device__ __forceinline__ void produce_x(const TileArgs& args, uint32_t shared)
   }
 }
 
+/// What another block has released, with all that it wrote before.
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* from) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+
 /// Adds the pieces of this tile that later blocks have, from `at` on. end_of: a block's last piece's end.
 template <int kThreads, typename Acc, int kCount, typename EndOf>
 __device__ __forceinline__ void add_partials(const TileArgs& args, Acc (&sums)[kCount], int block, int64_t at,
@@ -88,8 +95,7 @@ __device__ __forceinline__ void add_partials(const TileArgs& args, Acc (&sums)[k
   if (last == block) return;
   for (int next = block + 1 + static_cast<int>(threadIdx.x); next <= last; next += kThreads) {
     uint32_t ready = 0;
-    while (!ready)
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(args.flags + next) : "memory");
+    while (!ready) ready = load_acquire(args.flags + next);
     args.flags[next] = 0;
   }
   consumers_wait<kThreads>();

@@ -29,6 +29,19 @@ __device__ __forceinline__ uint32_t round_pair(float low, float high) {
   }
 }
 
+/// The eight values of `word` times `scale`, each rounded once. table: of a byte's two values, every 16th for this
+/// lane.
+template <typename T>
+__device__ __forceinline__ uint4 decode_word(uint32_t word, float scale, const float2* table) {
+  uint32_t out[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = table[(word >> (8 * i) & 255) * 16];
+    out[i] = round_pair<T>(__fmul_rn(pair.x, scale), __fmul_rn(pair.y, scale));
+  }
+  return make_uint4(out[0], out[1], out[2], out[3]);
+}
+
 /// The line of tiles as the copies walk it, ahead of the products.
 class TileStream {
  public:
