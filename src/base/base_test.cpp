@@ -73,6 +73,22 @@ TEST(Output, DirectoryAppearsOnlyOnCommit) {
   EXPECT_THROW(AtomicDirectory{target}, Error);
 }
 
+TEST(Output, ADirectoryTakesTheOldOnesPlace) {
+  const std::filesystem::path parent = testing::TempDir() + "/nibble_output_replaced", target = parent / "out";
+  std::filesystem::remove_all(parent);
+  for (const std::string text : {"first", "second"}) {
+    AtomicDirectory directory(target, OldOutput::replaced);
+    write_file(directory.path() / (text + ".txt"), text);
+    directory.commit();
+  }
+  EXPECT_EQ(read_file(target / "second.txt"), "second");
+  EXPECT_FALSE(std::filesystem::exists(target / "first.txt"));
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(parent), {}), 1);  // nothing is left aside
+  write_file(parent / "file", "");
+  EXPECT_THROW(AtomicDirectory(parent / "file", OldOutput::replaced), Error);
+  std::filesystem::remove_all(parent);
+}
+
 TEST(Json, NamesSourceAndKey) {
   EXPECT_THROW(parse_json("{", "config.json"), Error);
   EXPECT_THROW(parse_json(std::string(1000, '['), "deep"), Error);

@@ -15,11 +15,13 @@
 namespace nibble {
 namespace fs = std::filesystem;
 
-AtomicDirectory::AtomicDirectory(fs::path target) : target_(std::move(target)) {
+AtomicDirectory::AtomicDirectory(fs::path target, OldOutput old) : target_(std::move(target)) {
   if (!target_.has_filename()) target_ = target_.parent_path();  // "out/" means "out"
   require(!target_.empty(), "output directory: the name is empty");
   std::error_code error;
-  if (fs::exists(target_, error) && !(fs::is_directory(target_, error) && fs::is_empty(target_, error)))
+  const bool is_free = !fs::exists(target_, error) || (fs::is_directory(target_, error) &&
+                                                       (old == OldOutput::replaced || fs::is_empty(target_, error)));
+  if (!is_free)
     fail(ErrorCode::invalid_argument,
          "output directory {}: already exists and is not empty; choose another or remove it", target_.string());
   const fs::path parent = target_.has_parent_path() ? target_.parent_path() : fs::path(".");
@@ -43,9 +45,13 @@ AtomicDirectory::~AtomicDirectory() {
 }
 
 void AtomicDirectory::commit() {
-  if (rename(staging_.c_str(), target_.c_str()) != 0)
+  const fs::path aside = staging_.string() + ".old";
+  std::error_code ignored;
+  const bool has_old = fs::exists(target_, ignored) && !fs::is_empty(target_, ignored);
+  if ((has_old && rename(target_.c_str(), aside.c_str()) != 0) || rename(staging_.c_str(), target_.c_str()) != 0)
     fail(ErrorCode::io, "output directory {}: cannot rename into place: {}", target_.string(), std::strerror(errno));
   staging_.clear();
+  if (has_old) fs::remove_all(aside, ignored);
 }
 
 OutputFile::OutputFile(fs::path path) : path_(std::move(path)) {

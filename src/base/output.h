@@ -10,19 +10,22 @@
 
 namespace nibble {
 
+/// What becomes of a directory that lies where an AtomicDirectory goes.
+enum class OldOutput { refused, replaced };
+
 /// A new directory that becomes visible under its name on commit(); removed if it is destroyed before.
 class AtomicDirectory {
  public:
-  /// Creates a hidden sibling of `target`. Errors: invalid_argument if `target` exists and is not an empty
-  /// directory, io if the parent cannot be written.
-  explicit AtomicDirectory(std::filesystem::path target);
+  /// Creates a hidden sibling of `target`. Errors: invalid_argument if `target` exists and is neither an empty
+  /// directory nor one to be replaced, io if the parent cannot be written.
+  explicit AtomicDirectory(std::filesystem::path target, OldOutput old = OldOutput::refused);
   ~AtomicDirectory();
   AtomicDirectory(const AtomicDirectory&) = delete;
   AtomicDirectory& operator=(const AtomicDirectory&) = delete;
 
   /// Where to write until commit().
   const std::filesystem::path& path() const { return staging_; }
-  /// Flushes and renames into place.
+  /// Renames into place; what is replaced goes afterwards.
   void commit();
 
  private:
@@ -42,7 +45,7 @@ class OutputFile {
   void write(std::string_view text);
   /// Writes at a byte position, leaving the place of the next write() alone.
   void write_at(int64_t position, std::span<const std::byte> bytes);
-  /// Flushes to the device and closes; errors that a destructor would swallow surface here.
+  /// Errors that a destructor would swallow surface here.
   void close();
 
  private:

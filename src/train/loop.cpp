@@ -15,8 +15,10 @@
 #include "device/cpu.h"
 #include "models/module_tree.h"
 #include "optim/optimizer_state.h"
+#include "train/early_stop.h"
 #include "train/event_log.h"
 #include "train/model.h"
+#include "train/run_identity.h"
 #include "train/schedule.h"
 
 namespace nibble {
@@ -29,6 +31,11 @@ void TrainingArguments::validate() const {
           per_device_train_batch_size);
   require(gradient_accumulation_steps >= 1, "gradient_accumulation_steps: found {}, expected at least 1",
           gradient_accumulation_steps);
+  constexpr int64_t kMostRows = int64_t{1} << 31;
+  require(
+      per_device_train_batch_size <= kMostRows / gradient_accumulation_steps,
+      "per_device_train_batch_size: found {} times gradient_accumulation_steps {}, expected at most {} samples a step",
+      per_device_train_batch_size, gradient_accumulation_steps, kMostRows);
   require(std::isfinite(learning_rate) && learning_rate > 0, "learning_rate: found {}, expected a positive number",
           learning_rate);
   require(max_grad_norm >= 0, "max_grad_norm: found {}, expected 0 or more", max_grad_norm);
@@ -38,6 +45,9 @@ void TrainingArguments::validate() const {
   require(eval_steps >= 0, "eval_steps: found {}, expected 0 or more", eval_steps);
   require(save_steps >= 0, "save_steps: found {}, expected 0 or more", save_steps);
   require(early_stopping_patience >= 0, "early_stopping_patience: found {}, expected 0 or more",
+          early_stopping_patience);
+  require(early_stopping_patience == 0 || eval_steps > 0,
+          "early_stopping_patience: found {} with eval_steps 0: it counts evaluations during the run",
           early_stopping_patience);
   require(!activation_offloading || gradient_checkpointing,
           "activation_offloading: found true without gradient_checkpointing, whose inputs of layers it moves");
@@ -64,29 +74,13 @@ bool is_decayed(const models::ModelSpec& spec, const std::string& name) {
   return !module || module->kind != models::ModuleKind::norm;
 }
 
-/// What a checkpoint must agree on to be gone on from.
-Json fingerprint(const TrainingArguments& arguments, const Dataset& train) {
-  return {{"samples", train.samples.size()},
-          {"tokens", train.token_count()},
-          {"per_device_train_batch_size", arguments.per_device_train_batch_size},
-          {"gradient_accumulation_steps", arguments.gradient_accumulation_steps},
-          {"learning_rate", arguments.learning_rate},
-          {"lr_scheduler_type", arguments.lr_scheduler_type},
-          {"warmup_steps", arguments.warmup_steps},
-          {"max_grad_norm", arguments.max_grad_norm},
-          {"weight_decay", arguments.weight_decay},
-          {"optim", arguments.optim},
-          {"packing", arguments.packing},
-          {"packing_length", arguments.packing_length},
-          {"seed", arguments.seed}};
-}
-
 /// One run, from its first or a later step to its last.
 class Loop {
  public:
   Loop(const models::Decoder& base, adapters::Adapter& adapter, std::string base_model,
        const TrainingArguments& arguments, const Dataset& train, const Dataset* evaluation,
-       const std::function<void(const TrainingProgress&)>& on_progress)
+       const std::function<void(const TrainingProgress&)>& on_progress,
+       const std::function<void(const TrainingProgress&)>& on_step)
       : base_(base),
         adapter_(adapter),
         base_model_(std::move(base_model)),
@@ -94,13 +88,15 @@ class Loop {
         train_(train),
         evaluation_(evaluation),
         on_progress_(on_progress),
+        on_step_(on_step),
         working_(adapters::to_device(base.backend(), adapter)),
         model_(base, working_, arguments.gradient_checkpointing, arguments.activation_offloading),
         plan_(train, arguments),
         optimizer_(optimizer_for(arguments.optim, parameters_of(working_),
                                  {.lr = arguments.learning_rate, .weight_decay = arguments.weight_decay},
                                  base.backend().pool().threads(), device::to_string(base.backend().device()))),
-        schedule_{arguments.lr_scheduler_type, arguments.warmup_steps, plan_.total_steps()} {
+        schedule_{arguments.lr_scheduler_type, arguments.warmup_steps, plan_.total_steps()},
+        early_stop_(arguments.early_stopping_patience) {
     if (arguments.weight_decay == 0) return;
     for (const auto& [name, variable] : working_.variables())
       if (!is_decayed(base.spec(), name)) optimizer_.override_config(name, {.weight_decay = 0});
@@ -112,15 +108,17 @@ class Loop {
     if (arguments_.report_to == "tensorboard") events_.emplace(arguments_.output_dir / "runs");
     report_.trainable_parameters = trainable_parameters_text(adapter_, base_.summary().num_parameters);
     begin_ = since_report_ = Clock::now();
-    while (step_ < plan_.total_steps() && !report_.stopped_early) {
+    while (step_ < plan_.total_steps() && !early_stop_.is_over()) {
       throw_if_cancelled();
       run_step();
+      if (on_step_) on_step_(progress(report_.final_loss));
       if (step_ % arguments_.logging_steps == 0 || step_ == plan_.total_steps()) report_progress();
       if (evaluation_ && arguments_.eval_steps > 0 && step_ % arguments_.eval_steps == 0) evaluate();
       if (arguments_.save_steps > 0 && step_ % arguments_.save_steps == 0) save_checkpoint();
     }
     if (evaluation_ && evaluated_ != step_) evaluate();
-    if (arguments_.early_stopping_patience > 0 && !best_.empty()) restore_best();
+    report_.stopped_early = early_stop_.is_over();
+    if (early_stop_.has_best()) restore_best();
     finish();
     return report_;
   }
@@ -136,6 +134,9 @@ class Loop {
             "output_dir: '{}' holds files already; expected a new directory, or resume_from_checkpoint", out.string());
     fs::create_directories(out, error);
     if (error) fail(ErrorCode::io, "{}: cannot be made: {}", out.string(), error.message());
+    // What a kill in the middle of a checkpoint left.
+    for (const auto& entry : fs::directory_iterator(out, error))
+      if (entry.path().filename().string().starts_with(".checkpoint-")) fs::remove_all(entry.path(), error);
   }
 
   void run_step() {
@@ -216,13 +217,13 @@ class Loop {
     return gpu ? gpu->peak_bytes() + of_optimizer->peak_bytes() : device::peak_rss_bytes();
   }
 
-  TrainingProgress progress() {
+  TrainingProgress progress(double loss) const {
     const auto now = Clock::now();
     TrainingProgress progress;
     progress.step = step_;
     progress.total_steps = plan_.total_steps();
     progress.epoch = plan_.epoch_of(step_);
-    progress.loss = targets_ > 0 ? losses_ / static_cast<double>(targets_) : report_.final_loss;
+    progress.loss = loss;
     progress.learning_rate = learning_rate_;
     progress.grad_norm = grad_norm_;
     const double seconds = std::chrono::duration<double>(now - since_report_).count();
@@ -231,8 +232,10 @@ class Loop {
     return progress;
   }
 
+  double mean_loss() const { return targets_ > 0 ? losses_ / static_cast<double>(targets_) : report_.final_loss; }
+
   void report_progress() {
-    const TrainingProgress now = progress();
+    const TrainingProgress now = progress(mean_loss());
     log_.push_back({{"step", now.step},
                     {"epoch", now.epoch},
                     {"loss", now.loss},
@@ -252,46 +255,38 @@ class Loop {
   }
 
   void evaluate() {
+    const auto begin = Clock::now();
     double loss = 0;
     int64_t targets = 0;
     const auto count = evaluation_->samples.size(), size = static_cast<size_t>(arguments_.per_device_train_batch_size);
-    for (size_t begin = 0; begin < count; begin += size) {
+    for (size_t first = 0; first < count; first += size) {
       std::vector<size_t> samples;
-      for (size_t i = begin; i < std::min(count, begin + size); ++i) samples.push_back(i);
+      for (size_t i = first; i < std::min(count, first + size); ++i) samples.push_back(i);
       const Batch batch = make_batch(*evaluation_, samples);
       loss += model_.evaluate(batch);
       targets += batch.target_count();
       throw_if_cancelled();
     }
-    report_.eval_loss = loss / static_cast<double>(targets);
+    loss /= static_cast<double>(targets);
+    if (!std::isfinite(loss))
+      fail(ErrorCode::internal, "step {}: the evaluation loss is {}, expected a finite number", step_, loss);
+    report_.eval_loss = loss;
     evaluated_ = step_;
-    log_.push_back({{"step", step_}, {"epoch", plan_.epoch_of(step_)}, {"eval_loss", *report_.eval_loss}});
-    if (events_) events_->scalar("eval/loss", step_, *report_.eval_loss);
-    TrainingProgress now = progress();
-    now.eval_loss = report_.eval_loss;
+    log_.push_back({{"step", step_}, {"epoch", plan_.epoch_of(step_)}, {"eval_loss", loss}});
+    if (events_) events_->scalar("eval/loss", step_, loss);
+    since_report_ += Clock::now() - begin;  // tokens a second are those of training
+    TrainingProgress now = progress(mean_loss());
+    now.eval_loss = loss;
     if (on_progress_) on_progress_(now);
-    since_report_ = Clock::now();
-    if (arguments_.early_stopping_patience == 0) return;
-    if (best_.empty() || *report_.eval_loss < best_loss_) {
-      best_loss_ = *report_.eval_loss;
-      worse_ = 0;
-      best_.clear();
-      fetch_parameters();
-      for (const auto& [name, variable] : adapter_.variables())
-        best_.emplace_back(variable->value.as<float>(), variable->value.as<float>() + variable->value.count());
-    } else if (++worse_ >= arguments_.early_stopping_patience) {
-      report_.stopped_early = true;
-    }
+    if (!early_stop_.sees_best(loss)) return;
+    fetch_parameters();
+    early_stop_.keep(adapter_.variables());
   }
 
   void restore_best() {
-    size_t i = 0;
-    for (const auto& [name, variable] : adapter_.variables()) {
-      std::memcpy(variable->value.data(), best_[i].data(), best_[i].size() * sizeof(float));
-      ++i;
-    }
+    early_stop_.restore(adapter_.variables());
     send_parameters();
-    report_.eval_loss = best_loss_;
+    report_.eval_loss = early_stop_.best_loss();
   }
 
   /// The adapter, or the whole model in `dtype`.
@@ -304,37 +299,35 @@ class Loop {
 
   /// checkpoint-N appears whole or not at all.
   void save_checkpoint() {
+    const auto begin = Clock::now();
     fetch_parameters();
-    AtomicDirectory directory(arguments_.output_dir / ("checkpoint-" + std::to_string(step_)));
+    // A run that goes on from an earlier checkpoint comes by those that it left.
+    AtomicDirectory directory(arguments_.output_dir / ("checkpoint-" + std::to_string(step_)), OldOutput::replaced);
     write_trained(directory.path(), DType::f32);
     optimizer_.save(directory.path() / "optimizer.safetensors");
+    if (early_stop_.has_best()) early_stop_.write_best(directory.path(), adapter_.variables());
     write_file(directory.path() / "trainer_state.json", state().dump(1) + "\n");
     directory.commit();
+    since_report_ += Clock::now() - begin;
   }
 
   Json state() const {
     Json state = {{"global_step", step_},
                   {"epoch", plan_.epoch_of(step_)},
                   {"max_steps", plan_.total_steps()},
-                  {"run", fingerprint(arguments_, train_)},
+                  {"run", run_identity(arguments_, train_, base_, adapter_)},
                   {"log_history", log_}};
     // Sums since the last report, as bits, so that a resumed run reports the same numbers.
-    state["pending"] = {{"losses", losses_}, {"targets", targets_}};
+    state["pending"] = {{"losses", losses_}, {"targets", targets_}, {"final_loss", report_.final_loss}};
+    if (report_.eval_loss) state["evaluation"] = {{"step", evaluated_}, {"loss", *report_.eval_loss}};
+    if (early_stop_.has_best()) state["early_stop"] = early_stop_.to_json();
     return state;
   }
 
   void resume(const fs::path& checkpoint) {
     const fs::path path = checkpoint / "trainer_state.json";
     const Json state = read_json(path);
-    const Json mine = fingerprint(arguments_, train_);
-    const auto theirs = state.find("run");
-    if (theirs == state.end() || !theirs->is_object())
-      fail(ErrorCode::corrupt_file, "{}: key 'run' is missing", path.string());
-    for (const auto& item : mine.items()) {
-      const std::string found = theirs->contains(item.key()) ? (*theirs)[item.key()].dump() : "nothing";
-      require(found == item.value().dump(), "{}: the run was made with {} {}, found {} now; expected the same",
-              path.string(), item.key(), found, item.value().dump());
-    }
+    require_same_run(state, run_identity(arguments_, train_, base_, adapter_), path.string());
     step_ = get_value<int64_t>(state, "global_step", path.string());
     if (step_ < 0) fail(ErrorCode::corrupt_file, "{}: key 'global_step': found {}", path.string(), step_);
     if (const auto log = state.find("log_history"); log != state.end() && log->is_array())
@@ -342,7 +335,14 @@ class Loop {
     if (const auto pending = state.find("pending"); pending != state.end()) {
       losses_ = find_value<double>(*pending, "losses", path.string()).value_or(0);
       targets_ = find_value<int64_t>(*pending, "targets", path.string()).value_or(0);
+      report_.final_loss = find_value<double>(*pending, "final_loss", path.string()).value_or(0);
     }
+    if (const auto evaluation = state.find("evaluation"); evaluation != state.end()) {
+      evaluated_ = get_value<int64_t>(*evaluation, "step", path.string());
+      report_.eval_loss = get_value<double>(*evaluation, "loss", path.string());
+    }
+    if (const auto seen = state.find("early_stop"); seen != state.end() && arguments_.early_stopping_patience > 0)
+      early_stop_.read(*seen, checkpoint, adapter_.variables());
     adapters::Adapter stored = adapter_.is_whole ? adapters::read_whole(base_.spec(), checkpoint)
                                                  : adapters::read_adapter(base_.spec(), checkpoint);
     const bool has_start = !adapter_.layers.empty() && adapter_.layers[0].start_a;
@@ -389,7 +389,7 @@ class Loop {
   const TrainingArguments& arguments_;
   const Dataset& train_;
   const Dataset* evaluation_;
-  const std::function<void(const TrainingProgress&)>& on_progress_;
+  const std::function<void(const TrainingProgress&)>&on_progress_, &on_step_;
   adapters::Adapter working_;  // adapter_, or on a GPU its copy there
   TrainableModel model_;
   StepPlan plan_;
@@ -403,9 +403,7 @@ class Loop {
   double grad_norm_ = 0, learning_rate_ = 0;
   Json log_ = Json::array();
   std::optional<EventLog> events_;
-  std::vector<std::vector<float>> best_;
-  double best_loss_ = 0;
-  int64_t worse_ = 0;
+  EarlyStop early_stop_;
   Clock::time_point begin_, since_report_;
 };
 
@@ -434,9 +432,12 @@ fs::path find_checkpoint(const fs::path& path) {
 
 TrainingReport train_adapter(const models::Decoder& base, adapters::Adapter& adapter, const std::string& base_model,
                              const TrainingArguments& arguments, const Dataset& train, const Dataset* evaluation,
-                             const std::function<void(const TrainingProgress&)>& on_progress) {
+                             const std::function<void(const TrainingProgress&)>& on_progress,
+                             const std::function<void(const TrainingProgress&)>& on_step) {
   arguments.validate();
-  return Loop(base, adapter, base_model, arguments, train, evaluation, on_progress).run();
+  require(evaluation || arguments.eval_steps == 0, "eval_steps: found {} without data to evaluate on",
+          arguments.eval_steps);
+  return Loop(base, adapter, base_model, arguments, train, evaluation, on_progress, on_step).run();
 }
 
 }  // namespace train

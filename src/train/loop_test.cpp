@@ -1,11 +1,5 @@
-// Training runs over a tiny model: torch's losses, resuming bit for bit, evaluation, early stops, refusals.
-#include "train/loop.h"
-
-#include <gtest/gtest.h>
-#include <unistd.h>
-
+// Training runs over a tiny model: torch's losses, evaluation, early stops, what its data may be.
 #include <cmath>
-#include <filesystem>
 #include <map>
 #include <numeric>
 #include <string>
@@ -16,63 +10,12 @@
 #include "base/output.h"
 #include "device/cuda.h"
 #include "train/dataset.h"
+#include "train/loop_case.h"
+#include "train/model.h"
 #include "train/schedule.h"
 
 namespace nibble::train {
 namespace {
-
-namespace fs = std::filesystem;
-const fs::path kData = NIBBLE_TEST_DATA;
-
-/// A folder that goes when the test ends.
-struct Scratch {
-  fs::path path = fs::temp_directory_path() / ("nibble-finetune-" + std::to_string(::getpid()));
-  Scratch() {
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~Scratch() { fs::remove_all(path); }
-};
-
-std::unique_ptr<models::Decoder> load(const BitsAndBytesConfig& config = {}, const std::string& device = "cpu") {
-  LoadOptions options;
-  options.dtype = DType::f32;
-  options.device_map = device;
-  options.threads = 2;
-  options.quantization_config = config;
-  return models::load_decoder(kData / "models/llama", options);
-}
-
-Dataset golden_dataset() {
-  Dataset dataset;
-  const Json goldens = read_json(kData / "finetune.json");
-  for (const Json& ids : goldens["samples"]) {
-    Dataset::Sample sample{ids.get<std::vector<int32_t>>(), {}};
-    sample.is_target.assign(sample.ids.size(), true);
-    sample.is_target[0] = false;
-    dataset.samples.push_back(std::move(sample));
-  }
-  return dataset;
-}
-
-TrainingArguments arguments_for(const fs::path& out, int64_t steps) {
-  TrainingArguments arguments;
-  arguments.output_dir = out;
-  arguments.max_steps = steps;
-  arguments.per_device_train_batch_size = 2;
-  arguments.learning_rate = 1e-2;
-  arguments.logging_steps = 1;
-  arguments.save_steps = 0;
-  return arguments;
-}
-
-adapters::Adapter fresh(const models::Decoder& decoder) {
-  LoraConfig config{.r = 4, .lora_alpha = 8, .lora_dropout = 0.1};
-  config.target_modules = "all-linear";
-  return adapters::create_adapter(decoder.spec(), config, 1);
-}
-
-std::string bytes_of(const fs::path& path) { return read_file(path); }
 
 void expect_golden_losses(const std::string& device) {
   const Json goldens = read_json(kData / "finetune.json");
@@ -166,67 +109,6 @@ TEST(Finetune, DoraWholeModulesAndWholeModelsOnAGpuAsOnTheCpu) {
   }
 }
 
-/// Runs `steps` in one go, or stops after `stop` and goes on; what is written at the end.
-std::string run(const fs::path& out, int64_t steps, std::optional<int64_t> stop, const std::string& optim, bool packing,
-                const std::string& device = "cpu") {
-  BitsAndBytesConfig config;
-  config.load_in_4bit = true;
-  config.bnb_4bit_quant_type = "nf4";
-  const auto decoder = load(config, device);
-  TrainingArguments arguments = arguments_for(out, steps);
-  arguments.optim = optim;
-  arguments.gradient_accumulation_steps = 2;
-  arguments.lr_scheduler_type = "constant";
-  arguments.packing = packing;
-  arguments.packing_length = 40;
-  arguments.gradient_checkpointing = packing;
-  if (stop) {
-    arguments.max_steps = *stop;
-    arguments.save_steps = *stop;
-    adapters::Adapter first = fresh(*decoder);
-    train_adapter(*decoder, first, "base", arguments, golden_dataset(), nullptr, {});
-    arguments.max_steps = steps;
-    arguments.resume_from_checkpoint = out;
-  }
-  adapters::Adapter adapter = fresh(*decoder);
-  train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr, {});
-  return bytes_of(out / "adapter_model.safetensors") + read_json(out / "trainer_state.json")["log_history"].dump();
-}
-
-TEST(Finetune, ResumingGivesTheBitsOfAnUninterruptedRun) {
-  for (const bool packing : {false, true})
-    for (const std::string optim : {"adamw_torch", "adamw_8bit"}) {
-      SCOPED_TRACE(optim);
-      Scratch scratch;
-      const std::string whole = run(scratch.path / "whole", 7, {}, optim, packing);
-      EXPECT_TRUE(whole == run(scratch.path / "parts", 7, 3, optim, packing));
-      EXPECT_TRUE(whole == run(scratch.path / "again", 7, {}, optim, packing));
-    }
-}
-
-TEST(Finetune, ResumingGivesTheSameBitsOnAGpu) {
-  if (const std::string missing = device::describe_cuda().missing; !missing.empty()) GTEST_SKIP() << missing;
-  Scratch scratch;
-  const std::string whole = run(scratch.path / "whole", 7, {}, "adamw_8bit", true, "cuda");
-  EXPECT_TRUE(whole == run(scratch.path / "parts", 7, 3, "adamw_8bit", true, "cuda"));
-}
-
-TEST(Finetune, EveryOptimizerOfTransformersTakesASmallStep) {
-  Scratch scratch;
-  const auto decoder = load();
-  for (const char* optim : {"adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "sgd"}) {
-    SCOPED_TRACE(optim);
-    adapters::Adapter adapter = fresh(*decoder);
-    TrainingArguments arguments = arguments_for(scratch.path / optim, 2);
-    arguments.optim = optim;
-    try {
-      train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr, {});
-    } catch (const Error& error) {
-      EXPECT_EQ(std::string_view(optim), "sgd") << error.what();  // wants a momentum, or is no name of that list
-    }
-  }
-}
-
 TEST(Finetune, EarlyStopKeepsTheBest) {
   Scratch scratch;
   const auto decoder = load();
@@ -254,48 +136,92 @@ TEST(Finetune, EarlyStopKeepsTheBest) {
   EXPECT_NEAR(model.evaluate(batch) / static_cast<double>(batch.target_count()), *report.eval_loss, 1e-6);
 }
 
-TEST(Finetune, RefusesWhatWouldMixRuns) {
+TEST(Finetune, LossesThatAreNotFiniteStopTheRun) {
   Scratch scratch;
   const auto decoder = load();
-  adapters::Adapter adapter = fresh(*decoder);
-  TrainingArguments arguments = arguments_for(scratch.path / "out", 2);
+  TrainingArguments arguments = arguments_for(scratch.path / "out", 9);
+  arguments.learning_rate = 1e30;
+  arguments.max_grad_norm = 0;
   arguments.save_steps = 1;
-  train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr, {});
-  const std::string before = bytes_of(scratch.path / "out/adapter_model.safetensors");
-  const auto fails = [&](const char* word) {
+  const auto fails = [&](const Dataset* evaluation, const std::vector<std::string>& parts) {
+    adapters::Adapter adapter = fresh(*decoder);
     try {
-      train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr, {});
+      train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), evaluation, {});
+      FAIL();
+    } catch (const Error& error) {
+      for (const std::string& part : parts)
+        EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+    }
+  };
+  fails(nullptr, {"step 2", "the gradient of model.layers.0.self_attn.q_proj.lora_A.weight"});
+  EXPECT_TRUE(fs::exists(scratch.path / "out/checkpoint-1/adapter_model.safetensors"));
+  EXPECT_FALSE(fs::exists(scratch.path / "out/adapter_model.safetensors"));
+  arguments.output_dir = scratch.path / "evaluated";
+  arguments.eval_steps = 1;
+  const Dataset evaluation = golden_dataset();
+  fails(&evaluation, {"step 1", "evaluation loss"});
+}
+
+TEST(Finetune, WhatNeedsDataToEvaluateOnIsRefusedWithout) {
+  Scratch scratch;
+  const auto decoder = load();
+  const Dataset data = golden_dataset();
+  const auto fails = [&](int64_t eval_steps, int64_t patience, const Dataset* evaluation, const char* word) {
+    TrainingArguments arguments = arguments_for(scratch.path / "out", 2);
+    arguments.eval_steps = eval_steps;
+    arguments.early_stopping_patience = patience;
+    adapters::Adapter adapter = fresh(*decoder);
+    try {
+      train_adapter(*decoder, adapter, "base", arguments, data, evaluation, {});
       FAIL() << word;
     } catch (const Error& error) {
       EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
     }
   };
-  fails("output_dir");
-  arguments.resume_from_checkpoint = scratch.path / "nowhere";
-  fails("no checkpoint");
-  arguments.resume_from_checkpoint = scratch.path / "out";
-  arguments.seed = 7;
-  fails("seed");
-  arguments.seed = 42;
-  arguments.optim = "sparkle";
-  fails("sparkle");
-  arguments.optim = "adamw_torch";
-  arguments.learning_rate = -1;
-  fails("learning_rate");
-  EXPECT_EQ(before, bytes_of(scratch.path / "out/adapter_model.safetensors"));
+  fails(1, 0, nullptr, "eval_steps");
+  fails(1, 2, nullptr, "eval_steps");
+  fails(0, 2, &data, "early_stopping_patience");
+  EXPECT_FALSE(fs::exists(scratch.path / "out"));
 }
 
-TEST(Finetune, LossesThatAreNotFiniteStopTheRun) {
+TEST(Finetune, StepsAndReportsAreTold) {
   Scratch scratch;
   const auto decoder = load();
   adapters::Adapter adapter = fresh(*decoder);
-  adapter.layers[3].lora.b->value.as<float>()[0] = INFINITY;
-  try {
-    train_adapter(*decoder, adapter, "base", arguments_for(scratch.path / "out", 2), golden_dataset(), nullptr, {});
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("step 1"), std::string::npos) << error.what();
-  }
+  TrainingArguments arguments = arguments_for(scratch.path / "out", 4);
+  arguments.logging_steps = 3;
+  std::vector<int64_t> reports, steps;
+  train_adapter(
+      *decoder, adapter, "base", arguments, golden_dataset(), nullptr,
+      [&](const TrainingProgress& now) { reports.push_back(now.step); },
+      [&](const TrainingProgress& now) {
+        steps.push_back(now.step);
+        EXPECT_GT(now.loss, 0);
+        EXPECT_GT(now.peak_memory_bytes, 0);
+      });
+  EXPECT_EQ(reports, (std::vector<int64_t>{3, 4}));
+  EXPECT_EQ(steps, (std::vector<int64_t>{1, 2, 3, 4}));
+}
+
+/// Evaluating takes no time from the tokens a second of the steps around it.
+TEST(Finetune, RatesAreThoseOfTraining) {
+  Scratch scratch;
+  const auto decoder = load();
+  adapters::Adapter adapter = fresh(*decoder);
+  TrainingArguments arguments = arguments_for(scratch.path / "out", 20);
+  arguments.logging_steps = 20;
+  arguments.eval_steps = 19;
+  const Dataset data = golden_dataset();
+  double fastest = 0, reported = 0;
+  train_adapter(
+      *decoder, adapter, "base", arguments, data, &data,
+      [&](const TrainingProgress& now) {
+        if (!now.eval_loss && now.step == 20) reported = now.tokens_per_second;
+      },
+      [&](const TrainingProgress& now) {
+        if (now.step <= 19) fastest = std::max(fastest, now.tokens_per_second);
+      });
+  EXPECT_LT(reported, 2 * fastest);  // 20 times as much if the clock began anew
 }
 
 // ---- data

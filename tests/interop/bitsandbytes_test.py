@@ -39,8 +39,9 @@ def nibble(*arguments):
     return subprocess.run([BUILD / "nibble", *map(str, arguments)], check=True, capture_output=True, text=True).stdout
 
 
-def our_logits(model):
-    raw = subprocess.run([BUILD / "interop_logits", model, "float32", *map(str, IDS)], check=True, capture_output=True).stdout
+def our_logits(model, adapter=None):
+    options = [f"--adapter={adapter}"] if adapter else []
+    raw = subprocess.run([BUILD / "interop_logits", *options, model, "float32", *map(str, IDS)], check=True, capture_output=True).stdout
     return torch.from_numpy(numpy.frombuffer(raw, dtype=numpy.float32).reshape(len(IDS), -1).copy())
 
 
@@ -57,6 +58,8 @@ def dequantized(model):
             plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
             weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
             plain.weight = torch.nn.Parameter(weight.float().reshape(plain.weight.shape), requires_grad=False)
+            if module.bias is not None:
+                plain.bias = torch.nn.Parameter(module.bias.data.float(), requires_grad=False)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, plain)
     return model

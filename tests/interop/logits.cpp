@@ -1,14 +1,23 @@
-// Prints a model's logits as raw fp32: logits MODEL DTYPE ID... (all positions, row-major). With an encoder-decoder the
-// ids are the source, and after its first token the target as well.
+// Prints a model's logits as raw fp32: logits [--adapter=DIR] MODEL DTYPE ID... (all positions, row-major). With an
+// encoder-decoder the ids are the source, and after its first token the target as well.
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
+#include <string>
+#include <string_view>
 
 #include "nibble/nibble.h"
 
 int main(int argc, char** argv) {
+  constexpr std::string_view kAdapter = "--adapter=";
+  std::string adapter;
+  if (argc > 1 && std::string_view(argv[1]).starts_with(kAdapter)) {
+    adapter = argv[1] + kAdapter.size();
+    --argc;
+    ++argv;
+  }
   if (argc < 4) {
-    std::cerr << "usage: logits MODEL DTYPE ID...\n";
+    std::cerr << "usage: logits [--adapter=DIR] MODEL DTYPE ID...\n";
     return 2;
   }
   try {
@@ -23,7 +32,12 @@ int main(int argc, char** argv) {
       target.insert(target.end(), ids.begin(), ids.end());
       logits = model.logits(ids, target);
     } else {
-      logits = nibble::AutoModelForCausalLM::from_pretrained(argv[1], options).logits(ids);
+      auto model = nibble::AutoModelForCausalLM::from_pretrained(argv[1], options);
+      if (!adapter.empty()) {
+        model.load_adapter(adapter);
+        model.set_adapter("default");
+      }
+      logits = model.logits(ids);
     }
     return std::fwrite(logits.data(), sizeof(float), logits.size(), stdout) == logits.size() ? 0 : 1;
   } catch (const nibble::Error& error) {

@@ -1,0 +1,229 @@
+// Runs that stop and go on: the same bits for every optimizer, and refusals of what would mix runs.
+#include <cstring>
+#include <functional>
+#include <optional>
+
+#include "base/error.h"
+#include "device/cuda.h"
+#include "nibble/optim.h"
+#include "train/loop_case.h"
+
+namespace nibble::train {
+namespace {
+
+/// Runs `steps` in one go, or stops after `stop` and goes on; what is written at the end.
+std::string run(const fs::path& out, int64_t steps, std::optional<int64_t> stop, const std::string& optim, bool packing,
+                const std::string& device = "cpu") {
+  BitsAndBytesConfig config;
+  config.load_in_4bit = true;
+  config.bnb_4bit_quant_type = "nf4";
+  const auto decoder = load(config, device);
+  TrainingArguments arguments = arguments_for(out, steps);
+  arguments.optim = optim;
+  arguments.gradient_accumulation_steps = 2;
+  arguments.lr_scheduler_type = "constant";
+  arguments.packing = packing;
+  arguments.packing_length = 40;
+  arguments.gradient_checkpointing = packing;
+  if (stop) {
+    arguments.max_steps = *stop;
+    arguments.save_steps = *stop;
+    adapters::Adapter first = fresh(*decoder);
+    train_adapter(*decoder, first, "base", arguments, golden_dataset(), nullptr, {});
+    arguments.max_steps = steps;
+    arguments.resume_from_checkpoint = out;
+  }
+  adapters::Adapter adapter = fresh(*decoder);
+  train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr, {});
+  return read_file(out / "adapter_model.safetensors") + read_json(out / "trainer_state.json")["log_history"].dump();
+}
+
+TEST(Finetune, ResumingGivesTheBitsOfAnUninterruptedRun) {
+  for (const bool packing : {false, true})
+    for (const std::string optim : {"adamw_torch", "adamw_8bit"}) {
+      SCOPED_TRACE(optim);
+      Scratch scratch;
+      const std::string whole = run(scratch.path / "whole", 7, {}, optim, packing);
+      EXPECT_TRUE(whole == run(scratch.path / "parts", 7, 3, optim, packing));
+      EXPECT_TRUE(whole == run(scratch.path / "again", 7, {}, optim, packing));
+    }
+}
+
+TEST(Finetune, ResumingGivesTheSameBitsOnAGpu) {
+  if (const std::string missing = device::describe_cuda().missing; !missing.empty()) GTEST_SKIP() << missing;
+  Scratch scratch;
+  const std::string whole = run(scratch.path / "whole", 7, {}, "adamw_8bit", true, "cuda");
+  EXPECT_TRUE(whole == run(scratch.path / "parts", 7, 3, "adamw_8bit", true, "cuda"));
+}
+
+/// Updates large enough for 8-bit states, biases' and whole modules' beside them, and a rate that falls. The second run
+/// goes on from an earlier checkpoint of the first, and writes the later ones again.
+TEST(Finetune, EveryOptimizerGoesOnWithTheSameBits) {
+  const auto decoder = load();
+  bool is_linear = false;
+  for (const std::string& optim : optim_names()) {
+    SCOPED_TRACE(optim);
+    Scratch scratch;
+    const fs::path out = scratch.path / "out";
+    TrainingArguments arguments = arguments_for(out, 5);
+    arguments.optim = optim;
+    arguments.learning_rate = 1e-3;
+    arguments.weight_decay = 0.1;
+    arguments.warmup_steps = 1;
+    arguments.lr_scheduler_type = (is_linear = !is_linear) ? "linear" : "cosine";
+    arguments.save_steps = 2;
+    const auto train = [&] {
+      LoraConfig config{.r = 128, .lora_alpha = 128, .lora_dropout = 0.1};
+      config.target_modules = "all-linear";
+      config.modules_to_save = {"lm_head"};
+      adapters::Adapter adapter = adapters::create_adapter(decoder->spec(), config, 1);
+      adapters::add_from_model(adapter, *decoder);
+      train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr, {});
+      std::string written;
+      for (const char* name : {"adapter_model.safetensors", "trainer_state.json", "checkpoint-4/optimizer.safetensors"})
+        written += read_file(out / name);
+      return written;
+    };
+    const std::string whole = train();
+    arguments.resume_from_checkpoint = out / "checkpoint-2";
+    EXPECT_TRUE(whole == train());
+  }
+}
+
+TEST(Finetune, AnEarlyStopIsTheSameAfterResuming) {
+  Scratch scratch;
+  const auto decoder = load();
+  const fs::path out = scratch.path / "out";
+  TrainingArguments arguments = arguments_for(out, 40);
+  arguments.learning_rate = 0.5;  // diverges: the loss on other data gets worse
+  arguments.eval_steps = arguments.save_steps = 1;
+  arguments.early_stopping_patience = 3;
+  const Dataset data = golden_dataset();
+  Dataset other, train;
+  other.samples = {data.samples[1]};
+  train.samples = {data.samples[0], data.samples[2]};
+  std::string written;
+  const auto run = [&] {
+    adapters::Adapter adapter = fresh(*decoder);
+    const TrainingReport report = train_adapter(*decoder, adapter, "base", arguments, train, &other, {});
+    EXPECT_TRUE(report.stopped_early);
+    written = read_file(out / "adapter_model.safetensors") + read_file(out / "trainer_state.json");
+    return report;
+  };
+  const TrainingReport whole = run();
+  const std::string expected = written;
+  for (const int64_t back : {0, 1, 2}) {
+    arguments.resume_from_checkpoint = out / ("checkpoint-" + std::to_string(whole.steps - back));
+    const TrainingReport again = run();
+    EXPECT_EQ(again.steps, whole.steps) << back;
+    EXPECT_EQ(again.eval_loss, whole.eval_loss) << back;
+    EXPECT_EQ(again.final_loss, whole.final_loss) << back;
+    EXPECT_TRUE(written == expected) << back;
+  }
+}
+
+TEST(Finetune, WhatAKillLeftGoesWhenTheRunGoesOn) {
+  Scratch scratch;
+  const auto decoder = load();
+  const fs::path out = scratch.path / "out";
+  TrainingArguments arguments = arguments_for(out, 2);
+  arguments.save_steps = 1;
+  adapters::Adapter first = fresh(*decoder), second = fresh(*decoder);
+  train_adapter(*decoder, first, "base", arguments, golden_dataset(), nullptr, {});
+  fs::create_directories(out / ".checkpoint-3.partial-x1y2z3");
+  fs::create_directories(out / "mine");
+  arguments.resume_from_checkpoint = out;
+  train_adapter(*decoder, second, "base", arguments, golden_dataset(), nullptr, {});
+  EXPECT_FALSE(fs::exists(out / ".checkpoint-3.partial-x1y2z3"));
+  EXPECT_TRUE(fs::exists(out / "mine"));
+}
+
+TEST(Finetune, RefusesAnotherRunsState) {
+  Scratch scratch;
+  const auto decoder = load();
+  const auto train = [&](const models::Decoder& base, const Dataset& data, const fs::path& out,
+                         const std::function<void(LoraConfig&)>& change, bool resumes) {
+    LoraConfig config{.r = 4, .lora_alpha = 8, .lora_dropout = 0.1};
+    config.target_modules = "all-linear";
+    change(config);
+    TrainingArguments arguments = arguments_for(out, resumes ? 2 : 1);
+    arguments.save_steps = resumes ? 0 : 1;
+    arguments.lr_scheduler_type = "constant";
+    if (resumes) arguments.resume_from_checkpoint = scratch.path / "out";
+    adapters::Adapter adapter = adapters::create_adapter(base.spec(), config, 1);
+    train_adapter(base, adapter, "base", arguments, data, nullptr, {});
+  };
+  const auto keep = [](LoraConfig&) {};
+  train(*decoder, golden_dataset(), scratch.path / "out", keep, false);
+  const auto fails = [&](const char* word, const models::Decoder& base, const Dataset& data,
+                         const std::function<void(LoraConfig&)>& change) {
+    try {
+      train(base, data, scratch.path / "never", change, true);
+      FAIL() << word;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
+      EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+    }
+    fs::remove_all(scratch.path / "never");
+  };
+  const Dataset data = golden_dataset();
+  fails("lora_alpha 8.0, found 16.0", *decoder, data, [](LoraConfig& config) { config.lora_alpha = 16; });
+  fails("lora_dropout", *decoder, data, [](LoraConfig& config) { config.lora_dropout = 0.2; });
+  fails("use_rslora", *decoder, data, [](LoraConfig& config) { config.use_rslora = true; });
+  fails("alpha_pattern", *decoder, data, [](LoraConfig& config) { config.alpha_pattern["q_proj"] = 3; });
+  fails("init_lora_weights", *decoder, data, [](LoraConfig& config) { config.init_lora_weights = "gaussian"; });
+  Dataset changed = data;
+  changed.samples[1].ids[2] ^= 1;
+  fails("data", *decoder, changed, keep);
+  changed = data;
+  changed.samples[1].is_target[2] = false;
+  fails("data", *decoder, changed, keep);
+  fails("load_in_4bit", *load({.load_in_4bit = true}), data, keep);
+  fails("load_in_8bit", *load({.load_in_8bit = true}), data, keep);
+  const fs::path folder = scratch.path / "other";
+  fs::copy(kData / "models/llama", folder);
+  std::string bytes = read_file(folder / "model.safetensors");
+  uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), sizeof header);
+  bytes[sizeof header + header] ^= 1;  // of the first weight
+  write_file(folder / "model.safetensors", bytes);
+  LoadOptions options;
+  options.dtype = DType::f32;
+  options.device_map = "cpu";
+  fails("base_weights", *models::load_decoder(folder, options), data, keep);
+  train(*decoder, data, scratch.path / "again", keep, true);
+}
+
+TEST(Finetune, RefusesWhatWouldMixRuns) {
+  Scratch scratch;
+  const auto decoder = load();
+  adapters::Adapter adapter = fresh(*decoder);
+  TrainingArguments arguments = arguments_for(scratch.path / "out", 2);
+  arguments.save_steps = 1;
+  train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr, {});
+  const std::string before = read_file(scratch.path / "out/adapter_model.safetensors");
+  const auto fails = [&](const char* word) {
+    try {
+      train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr, {});
+      FAIL() << word;
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+    }
+  };
+  fails("output_dir");
+  arguments.resume_from_checkpoint = scratch.path / "nowhere";
+  fails("no checkpoint");
+  arguments.resume_from_checkpoint = scratch.path / "out";
+  arguments.seed = 7;
+  fails("seed");
+  arguments.seed = 42;
+  arguments.optim = "sparkle";
+  fails("sparkle");
+  arguments.optim = "adamw_torch";
+  arguments.learning_rate = -1;
+  fails("learning_rate");
+  EXPECT_EQ(before, read_file(scratch.path / "out/adapter_model.safetensors"));
+}
+
+}  // namespace
+}  // namespace nibble::train
