@@ -69,11 +69,14 @@ void ModelArguments::add_to(CLI::App& app) {
   app.add_option("--device,--device-map", device_map,
                  "auto (a GPU with room for the model, else the CPU), cpu, cuda or cuda:N")
       ->group("Placement");
-  app.add_option("--kv-cache-dtype", kv_cache_dtype, "Keys and values: auto (as the model), or int8 on a GPU")
-      ->group("Placement");
   app.add_option("--max-memory", max_memory, "Most that may be taken from the GPU, such as 16GB")->group("Placement");
   app.add_option("--threads", threads, "CPU threads (0: all)")->group("Placement");
   app.add_flag("--verbose", verbose, "Say on standard error what auto chose, and why")->group("Placement");
+}
+
+void ModelArguments::add_use_to(CLI::App& app) {
+  app.add_option("--kv-cache-dtype", kv_cache_dtype, "Keys and values: auto (as the model), or int8 on a GPU")
+      ->group("Placement");
   app.add_option("--adapter", adapters,
                  "DIR or NAME=DIR: a LoRA adapter, by PEFT or `nibble finetune`; repeatable, the first is applied");
   app.add_option("--active-adapter", active_adapter, "NAME of the --adapter to apply instead");
@@ -112,8 +115,10 @@ Model with_adapters(Model model, const ModelArguments& arguments) {
 
 }  // namespace
 
-AutoModelForCausalLM ModelArguments::load() const {
-  return with_adapters(AutoModelForCausalLM::from_pretrained(resolve_model(model), load_options()), *this);
+AutoModelForCausalLM ModelArguments::load(bool has_random_weights) const {
+  LoadOptions options = load_options();
+  options.random_weights = has_random_weights;
+  return with_adapters(AutoModelForCausalLM::from_pretrained(resolve_model(model), options), *this);
 }
 
 AutoModelForSeq2SeqLM ModelArguments::load_seq2seq() const {

@@ -53,9 +53,7 @@ int run(const BenchArguments& arguments) {
   positive(arguments.prompt_lengths, "--prompt-lengths");
   positive({arguments.new_tokens}, "--new-tokens");
   positive({arguments.repeats}, "--repeats");
-  LoadOptions options = arguments.model.load_options();
-  options.random_weights = arguments.random_weights;
-  AutoModelForCausalLM model = AutoModelForCausalLM::from_pretrained(resolve_model(arguments.model.model), options);
+  AutoModelForCausalLM model = arguments.model.load(arguments.random_weights);
   const int64_t loading_bytes = model.peak_device_bytes();
   Json rows = Json::array();
   if (!arguments.json)
@@ -92,6 +90,7 @@ void add_bench(CLI::App& app, Action& action) {
   auto* command = app.add_subcommand("bench", "Prefill and decode rates beside the memory-bandwidth limit");
   auto arguments = std::make_shared<BenchArguments>();
   arguments->model.add_to(*command);
+  arguments->model.add_use_to(*command);
   arguments->sampling.add_choice_to(*command);
   command->add_option("--batch-sizes", arguments->batch_sizes, "Prompts at once, comma-separated (1)")->delimiter(',');
   command->add_option("--prompt-lengths", arguments->prompt_lengths, "Tokens a prompt, comma-separated (512)")

@@ -67,6 +67,7 @@ void add_chat(CLI::App& app, Action& action) {
       app.add_subcommand("chat", "A conversation; reads one user turn a line when standard input is no terminal");
   auto arguments = std::make_shared<ChatArguments>();
   arguments->model.add_to(*command);
+  arguments->model.add_use_to(*command);
   command->add_option("--system", arguments->system, "What the system message says");
   arguments->sampling.add_to(*command, 512);
   command->callback([&action, arguments] { action = [arguments] { return run(*arguments); }; });

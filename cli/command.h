@@ -65,8 +65,10 @@ struct ModelArguments {
   bool verbose = false;
 
   void add_to(CLI::App& app);
+  /// For commands that run a model: its adapters and its cache.
+  void add_use_to(CLI::App& app);
   LoadOptions load_options() const;
-  AutoModelForCausalLM load() const;
+  AutoModelForCausalLM load(bool has_random_weights = false) const;
   AutoModelForSeq2SeqLM load_seq2seq() const;
 };
 

@@ -18,8 +18,21 @@ struct FinetuneArguments {
   std::vector<std::string> ranks, alphas;
   bool completion_only = false, all_tokens = false, is_full = false;
   CLI::Option* resume_option = nullptr;
+  std::vector<CLI::Option*> lora_options;
   bool json = false;
 };
+
+/// The last line of a terminal, drawn again after every step.
+void draw_bar(const TrainingProgress& now) {
+  constexpr size_t kWidth = 24;
+  const auto filled =
+      static_cast<size_t>(now.step * static_cast<int64_t>(kWidth) / std::max<int64_t>(1, now.total_steps));
+  std::cerr << fmt::format("\r[{}{}] {}/{}  loss {:.4f}  {:.0f} tokens/s  {}\033[K",
+                           std::string(std::min(filled, kWidth), '#'),
+                           std::string(kWidth - std::min(filled, kWidth), ' '), now.step, now.total_steps, now.loss,
+                           now.tokens_per_second, human_size(now.peak_memory_bytes));
+  std::cerr.flush();
+}
 
 void print_progress(const TrainingProgress& now, bool is_terminal) {
   if (now.eval_loss) {
@@ -43,19 +56,24 @@ void print_counts(const char* what, const Dataset& dataset) {
 /// Reads the data, then trains what `load` gives.
 template <typename Load>
 TrainingReport train(const FinetuneArguments& arguments, const Load& load) {
-  const AutoTokenizer tokenizer = AutoTokenizer::from_pretrained(resolve_model(arguments.model.model));
-  Dataset train = Dataset::from_jsonl(arguments.data, tokenizer, arguments.dataset);
+  const std::filesystem::path path = resolve_model(arguments.model.model);
+  const AutoTokenizer tokenizer = AutoTokenizer::from_pretrained(path);
+  DatasetOptions options = arguments.dataset;
+  options.max_length = std::min(options.max_length, inspect(path).max_position_embeddings);
+  Dataset train = Dataset::from_jsonl(arguments.data, tokenizer, options);
   print_counts("training data", train);
   std::optional<Dataset> evaluation;
   if (!arguments.eval_data.empty()) {
-    evaluation = Dataset::from_jsonl(arguments.eval_data, tokenizer, arguments.dataset);
+    evaluation = Dataset::from_jsonl(arguments.eval_data, tokenizer, options);
     print_counts("evaluation data", *evaluation);
   }
   auto&& model = load();
   Trainer trainer(model, arguments.is_full ? std::nullopt : std::optional(arguments.lora), arguments.training,
                   std::move(train), std::move(evaluation));
   const bool is_terminal = isatty(STDERR_FILENO) != 0;
-  return trainer.train([&](const TrainingProgress& now) { print_progress(now, is_terminal); });
+  std::function<void(const TrainingProgress&)> on_step;
+  if (is_terminal) on_step = draw_bar;
+  return trainer.train([&](const TrainingProgress& now) { print_progress(now, is_terminal); }, on_step);
 }
 
 /// NAME=NUMBER: what stands before the last '=' is a regular expression, which may hold others.
@@ -72,6 +90,17 @@ std::map<std::string, T> parse_patterns(const std::vector<std::string>& entries,
   return patterns;
 }
 
+std::vector<int64_t> parse_layers(const std::string& text) {
+  std::vector<int64_t> layers;
+  for (const std::string& number : split_list(text)) {
+    int64_t layer = -1;
+    require(CLI::detail::lexical_cast(number, layer) && layer >= 0,
+            "--layers-to-transform: found '{}', expected layer numbers such as 0,1,2", text);
+    layers.push_back(layer);
+  }
+  return layers;
+}
+
 TrainingReport train_either(FinetuneArguments& arguments) {
   if (!is_encoder_decoder(arguments.model.model)) return train(arguments, [&] { return arguments.model.load(); });
   AutoModelForSeq2SeqLM model = arguments.model.load_seq2seq();
@@ -80,10 +109,12 @@ TrainingReport train_either(FinetuneArguments& arguments) {
 }
 
 int run(FinetuneArguments& arguments) {
+  for (const CLI::Option* option : arguments.lora_options)
+    require(!arguments.is_full || option->count() == 0, "--full trains every parameter, without an adapter: found {}",
+            option->get_name());
   arguments.lora.target_modules = parse_modules(arguments.targets);
   arguments.lora.exclude_modules = parse_modules(arguments.excluded);
-  for (const std::string& number : split_list(arguments.layers))
-    arguments.lora.layers_to_transform.push_back(std::stoll(number));
+  arguments.lora.layers_to_transform = parse_layers(arguments.layers);
   arguments.lora.rank_pattern = parse_patterns<int64_t>(arguments.ranks, "--rank-pattern");
   arguments.lora.alpha_pattern = parse_patterns<double>(arguments.alphas, "--alpha-pattern");
   arguments.lora.modules_to_save = split_list(arguments.saved_modules);
@@ -94,6 +125,8 @@ int run(FinetuneArguments& arguments) {
   if (arguments.resume_option->count() > 0)
     training.resume_from_checkpoint = arguments.resume.empty() ? arguments.output : arguments.resume;
   training.validate();
+  require(!arguments.eval_data.empty() || training.eval_steps == 0, "--eval-steps: found {} without --eval-data",
+          training.eval_steps);
   if (arguments.completion_only || arguments.all_tokens)
     arguments.dataset.completion_only_loss = arguments.completion_only;
   const TrainingReport report = train_either(arguments);
@@ -144,6 +177,7 @@ void add_lora(CLI::App& command, FinetuneArguments& arguments) {
   command.add_option("--bias", lora.bias, "Biases to train: none (default), all, or lora_only: of the targets")
       ->group(group);
   command.add_option("--modules-to-save", arguments.saved_modules, "Modules A,B that are trained whole")->group(group);
+  arguments.lora_options = command.get_options([&](const CLI::Option* option) { return option->get_group() == group; });
   command.add_flag("--full", arguments.is_full, "No adapter: train every parameter of an unquantized model")
       ->group(group);
 }
@@ -205,7 +239,8 @@ void add_finetune(CLI::App& app, Action& action) {
       ->required();
   command->add_option("--eval-data", arguments->eval_data, "The same, to measure the loss on");
   command->add_option("--output", arguments->output, "Directory for the adapter and its checkpoints")->required();
-  command->add_option("--max-length", arguments->dataset.max_length, "Tokens of a sample (1024); longer ones are cut");
+  command->add_option("--max-length", arguments->dataset.max_length,
+                      "Tokens of a sample (1024, or the model's context if that is less); longer ones are cut");
   command->add_flag("--drop-long", arguments->dataset.drop_long, "Leave longer samples out instead");
   auto* only = command->add_flag("--completion-only-loss", arguments->completion_only,
                                  "Loss on completions and assistant turns alone (default for prompt/completion)");

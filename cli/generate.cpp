@@ -91,6 +91,7 @@ void add_generate(CLI::App& app, Action& action) {
   auto* command = app.add_subcommand("generate", "Continue a text; with an encoder-decoder, answer it");
   auto arguments = std::make_shared<GenerateArguments>();
   arguments->model.add_to(*command);
+  arguments->model.add_use_to(*command);
   arguments->prompt_option = command->add_option("-p,--prompt", arguments->prompt, "The text to continue");
   command->add_option("-f,--file", arguments->file, "A file with it; without either, standard input");
   arguments->sampling.add_to(*command, 20);

@@ -18,7 +18,10 @@ Json to_json(const SystemInfo& info) {
                                {"memory_bytes", device.memory_bytes},
                                {"free_memory_bytes", device.free_memory_bytes}});
   json["auto_device"] = info.cuda.missing.empty() ? "cuda" : "cpu";
-  json["cuda"] = {{"missing", info.cuda.missing}, {"driver", info.cuda.driver}, {"runtime", info.cuda.runtime}};
+  json["cuda"] = {{"missing", info.cuda.missing},
+                  {"driver", info.cuda.driver},
+                  {"runtime", info.cuda.runtime},
+                  {"cublas_lt", info.cuda.cublas_lt}};
   for (const auto& isa : info.isas) {
     json["isas"].push_back({{"name", isa.name}, {"supported", isa.is_supported}, {"active", isa.is_active}});
     if (isa.is_active) json["isa"] = isa.name;
@@ -39,7 +42,12 @@ void print(const SystemInfo& info) {
   if (!info.cuda.missing.empty())
     std::cout << "  cuda: none: " << info.cuda.missing << '\n';
   else
-    std::cout << "  CUDA " << info.cuda.runtime << ", the driver supports " << info.cuda.driver << '\n';
+    std::cout << "  CUDA " << info.cuda.runtime << ", the driver supports " << info.cuda.driver << '\n'
+              << (info.cuda.cublas_lt.empty()
+                      ? "  cuBLASLt: not found (libcublasLt.so.13 or .12): prompts and training "
+                        "run on slower kernels"
+                      : "  cuBLASLt " + info.cuda.cublas_lt)
+              << '\n';
   std::cout << "  --device auto: "
             << (info.cuda.missing.empty() ? "the first GPU with room for the model, else the CPU" : "the CPU") << '\n';
   std::cout << "\ninstruction sets\n";

@@ -18,6 +18,7 @@ int report_error(ErrorCode code, const std::string& message) {
   std::string line = message;
   std::replace(line.begin(), line.end(), '\n', ' ');
   std::cout.flush();
+  if (isatty(STDERR_FILENO)) std::cerr << "\r\033[K";  // in the place of a progress bar
   std::cerr << "error: " << line << std::endl;
   switch (code) {
     case ErrorCode::invalid_argument:

@@ -34,6 +34,7 @@ void add_perplexity(CLI::App& app, Action& action) {
   auto* command = app.add_subcommand("perplexity", "Perplexity of a text under a model");
   auto arguments = std::make_shared<PerplexityArguments>();
   arguments->model.add_to(*command);
+  arguments->model.add_use_to(*command);
   command->add_option("--file", arguments->file, "UTF-8 text; - for standard input")->required();
   command->add_option("--context", arguments->context, "Tokens a window (512)");
   command->add_option("--stride", arguments->stride, "Tokens between the starts of two windows (512)");

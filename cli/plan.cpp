@@ -17,6 +17,7 @@ struct PlanArguments {
   bool train = false, has_no_bf16 = false;
   TrainingPlanOptions training;
   std::string targets = "all-linear", gpu_memory;
+  std::vector<CLI::Option*> training_options, inference_options;
   bool json = false;
 };
 
@@ -105,6 +106,9 @@ int run_training(const PlanArguments& arguments) {
 
 int run(const PlanArguments& arguments) {
   require(arguments.model.empty() != arguments.parameters.empty(), "plan: expected either MODEL or --params");
+  for (const CLI::Option* option : arguments.train ? arguments.inference_options : arguments.training_options)
+    require(option->count() == 0, "{}: found it {} --train, where it has no meaning", option->get_name(),
+            arguments.train ? "with" : "without");
   if (arguments.train) return run_training(arguments);
   PlanOptions options = arguments.options;
   options.quantization_config = arguments.quantization.parsed();
@@ -146,6 +150,7 @@ void add_training(CLI::App& command, PlanArguments& arguments) {
   TrainingPlanOptions& training = arguments.training;
   training.lora.r = 16;
   command.add_flag("--train", arguments.train, "Memory of a LoRA fine-tuning run")->group(group);
+  const auto before = command.get_options();
   command.add_option("--r", training.lora.r, "Rank (16)")->group(group);
   command.add_option("--target-modules", arguments.targets, "A,B, a regular expression, or all-linear (default)")
       ->group(group);
@@ -160,6 +165,8 @@ void add_training(CLI::App& command, PlanArguments& arguments) {
       ->group(group);
   command.add_flag("--no-bf16", arguments.has_no_bf16, "With --vram: a GPU before compute capability 8.0")
       ->group(group);
+  arguments.training_options = command.get_options(
+      [&](const CLI::Option* option) { return std::find(before.begin(), before.end(), option) == before.end(); });
 }
 
 }  // namespace
@@ -171,8 +178,9 @@ void add_plan(CLI::App& app, Action& action) {
   command->add_option("--params", arguments->parameters, "Instead of MODEL: a parameter count such as 7B");
   command->add_option("--vram", arguments->gpu_memory, "A GPU's memory that it must fit, such as 16GiB");
   command->add_option("--memory", arguments->memory, "Main memory that it must fit (default: what is free here)");
-  command->add_option("--context", arguments->options.context, "Tokens a sequence (2048)");
-  command->add_option("--batch-size", arguments->options.batch_size, "Sequences (1)");
+  arguments->inference_options = {
+      command->add_option("--context", arguments->options.context, "Tokens a sequence (2048)"),
+      command->add_option("--batch-size", arguments->options.batch_size, "Sequences (1)")};
   arguments->quantization.add_to(*command);
   add_training(*command, *arguments);
   command->add_flag("--json", arguments->json, "One JSON object instead of text");

@@ -70,6 +70,7 @@ struct ModelSummary {
   int64_t memory_footprint_bytes = 0;
   int64_t statistics_bytes = 0;  // absmax and scales, which get_memory_footprint does not count
   int64_t decode_bytes = 0;      // read from memory for each generated token: weights and statistics, without the cache
+  int64_t max_position_embeddings = 0;  // the context: most tokens of a sequence
 };
 
 struct GenerationOutput {

@@ -30,9 +30,11 @@ struct KernelRow {
 
 /// What this process could do with NVIDIA GPUs.
 struct CudaInfo {
-  std::string missing;  // why there is no usable GPU; empty if there is one
-  std::string driver;   // the newest CUDA version that the driver supports; empty without a driver
-  std::string runtime;  // the CUDA version of this binary; empty if it was built without
+  std::string missing;    // why there is no usable GPU; empty if there is one
+  std::string driver;     // the newest CUDA version that the driver supports; empty without a driver
+  std::string runtime;    // the CUDA version of this binary; empty if it was built without
+  std::string cublas_lt;  // the version of the library for products of many rows; empty without a GPU, or if it is not
+                          // installed: they run on kernels of this binary then, slower
 };
 
 struct SystemInfo {

@@ -70,8 +70,9 @@ struct TrainingArguments {
   bool packing = false;  // rows of up to max_length tokens from several samples, which do not see each other
   int64_t packing_length = 1024;
   int64_t logging_steps = 10;
-  int64_t eval_steps = 0;               // 0: at the end alone
-  int64_t early_stopping_patience = 0;  // > 0: stop after so many evaluations without a better loss; keep the best
+  int64_t eval_steps = 0;               // 0: at the end alone; else needs data to evaluate on
+  int64_t early_stopping_patience = 0;  // > 0: stop after so many evaluations (of eval_steps) without a better loss;
+                                        // keep the best
   int64_t save_steps = 500;             // 0: no checkpoints
   std::string report_to = "none";       // or "tensorboard": event files in output_dir/runs
   uint64_t seed = 42;
@@ -85,7 +86,7 @@ struct TrainingArguments {
 struct TrainingProgress {
   int64_t step = 0, total_steps = 0;
   double epoch = 0;
-  double loss = 0;  // mean over the targets since the last report
+  double loss = 0;  // mean over the targets since the last report; for on_step, of the step
   double learning_rate = 0;
   double grad_norm = 0;
   double tokens_per_second = 0;
@@ -121,7 +122,9 @@ class Trainer {
   /// An encoder-decoder: every sample has a source, and a target that starts with decoder_start_token_id().
   Trainer(AutoModelForSeq2SeqLM& model, std::optional<LoraConfig> lora, TrainingArguments arguments, Dataset train,
           std::optional<Dataset> evaluation = std::nullopt, std::string adapter_name = "default");
-  TrainingReport train(const std::function<void(const TrainingProgress&)>& on_progress = {});
+  /// `on_progress` hears every logging_steps, and of evaluations; `on_step` after each step, of that step's loss.
+  TrainingReport train(const std::function<void(const TrainingProgress&)>& on_progress = {},
+                       const std::function<void(const TrainingProgress&)>& on_step = {});
 
  private:
   Trainer(api::LoadedModel& model, std::optional<LoraConfig> lora, TrainingArguments arguments, Dataset train,

@@ -77,7 +77,8 @@ SystemInfo system_info() {
                             fmt::format("{}, compute capability {}.{}, {} multiprocessors", gpu.name,
                                         gpu.capability / 10, gpu.capability % 10, gpu.multiprocessors),
                             gpu.memory_bytes, gpu.free_memory_bytes});
-  info.cuda = {.missing = cuda.missing, .driver = cuda.driver, .runtime = cuda.runtime};
+  info.cuda = {.missing = cuda.missing, .driver = cuda.driver, .runtime = cuda.runtime, .cublas_lt = {}};
+  if (cuda.missing.empty()) info.cuda.cublas_lt = kernels::cuda::library_version();
   const kernels::Kernels* active = &kernels::cpu::table();
   for (const auto& isa : kernels::cpu::isas()) info.isas.push_back({isa.name, isa.is_supported, isa.table == active});
   info.kernels = kernel_rows();

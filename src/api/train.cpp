@@ -51,7 +51,7 @@ namespace {
 void check_lengths(const Dataset& dataset, int64_t context) {
   for (size_t i = 0; i < dataset.samples.size(); ++i)
     require(static_cast<int64_t>(dataset.samples[i].ids.size()) <= context,
-            "train: sample {} has {} tokens, expected at most the model's context of {}", i,
+            "train: sample {} has {} tokens, expected at most the model's context of {}: see max_length", i,
             dataset.samples[i].ids.size(), context);
 }
 
@@ -86,7 +86,8 @@ double loss_of(std::span<const float> logits, int32_t target) {
 
 }  // namespace
 
-TrainingReport Trainer::train(const std::function<void(const TrainingProgress&)>& on_progress) {
+TrainingReport Trainer::train(const std::function<void(const TrainingProgress&)>& on_progress,
+                              const std::function<void(const TrainingProgress&)>& on_step) {
   api::LoadedModel& implementation = model_;
   models::Decoder& decoder = *implementation.decoder;
   require(train_.samples.size() > 0, "train: found no samples");
@@ -97,7 +98,7 @@ TrainingReport Trainer::train(const std::function<void(const TrainingProgress&)>
   const bool has_new_base = !adapter.layers.empty() && adapter.layers[0].residual && !adapter.layers[0].start_a;
   const std::filesystem::path base = has_new_base ? arguments_.output_dir / kResidual : implementation.source.path;
   const TrainingReport report = train::train_adapter(decoder, adapter, base.string(), arguments_, train_,
-                                                     evaluation_ ? &*evaluation_ : nullptr, on_progress);
+                                                     evaluation_ ? &*evaluation_ : nullptr, on_progress, on_step);
   if (has_new_base && !std::filesystem::exists(base)) save_residual(implementation, adapter, base);
   if (!lora_) api::copy_companions(implementation.source, arguments_.output_dir);
   implementation.adapters[adapter_name_] = adapters::updates_of(adapter, decoder);

@@ -51,6 +51,7 @@ std::string class_name(const QuantizationPlan& plan, const std::string& path, co
 ModelSummary summarize(const ModelSpec& spec, const QuantizationPlan& plan, DType dtype) {
   ModelSummary summary;
   summary.skipped_modules = plan.skipped;
+  summary.max_position_embeddings = spec.max_position_embeddings;
   summary.tree = print_tree(
       spec, [&](const std::string& path, const ModuleSpec& module) { return class_name(plan, path, module); });
   const Counter counter{plan, dtype, summary};

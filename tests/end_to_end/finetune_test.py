@@ -1,5 +1,7 @@
 """nibble finetune, merge and --adapter on a tiny model: on the CPU, and on a GPU where there is one."""
 import json
+import os
+import pty
 import signal
 import subprocess
 import time
@@ -31,8 +33,8 @@ class OnTheCpu(NibbleCase):
 
     def command(self, out, *more, name="policy", steps=6, save=0):
         return ("finetune", self.model, *self.device, "--data", self.data(name), "--output", out, "--max-steps", steps,
-                "--per-device-train-batch-size", "4", "--learning-rate", "1e-2", "--optim", "adamw_8bit", "--r", "4",
-                "--logging-steps", "1", "--save-steps", save, *more)
+                "--per-device-train-batch-size", "4", "--learning-rate", "1e-2", "--optim", "adamw_8bit",
+                "--logging-steps", "1", "--save-steps", save, *(() if "--full" in more else ("--r", "4")), *more)
 
     def finetune(self, out, *more, **options):
         keys = {"steps", "final_loss", "tokens_per_second", "peak_memory_bytes"}
@@ -82,6 +84,40 @@ class OnTheCpu(NibbleCase):
         config = json.loads((out / "adapter_config.json").read_text())
         self.assertEqual((config["rank_pattern"], config["alpha_pattern"]), ({"down_proj": 2, "(q|k)_proj": 3}, {"down_proj": 5}))
         self.fail_with(USAGE, *self.command(self.root / "never", "--rank-pattern", "down_proj"), names=["--rank-pattern", "down_proj"])
+
+    def test_options_without_meaning_are_refused(self):
+        out = self.root / "never"
+        for names, options in ((["--adapter"], ("--adapter", out)), (["--kv-cache-dtype"], ("--kv-cache-dtype", "auto")),
+                               (["--layers-to-transform", "0,x"], ("--layers-to-transform", "0,x")),
+                               (["--full", "--use-dora"], ("--full", "--use-dora")), (["--eval-data"], ("--eval-steps", "2")),
+                               (["eval_steps"], ("--early-stopping-patience", "2", "--eval-data", self.data("policy"))),
+                               (["samples a step"], ("--gradient-accumulation-steps", 10**12))):
+            with self.subTest(options):
+                self.fail_with(USAGE, *self.command(out, *options), names=names)
+        self.assertFalse(out.exists())
+
+    def test_samples_longer_than_the_context(self):
+        lines = self.root / "long.jsonl"
+        lines.write_text(json.dumps({"text": "x" * 1000}) + "\n" + json.dumps({"text": "y" * 100}) + "\n")
+        for number, (more, said) in enumerate((((), "2 samples, 357 tokens, 1 shortened"), (("--drop-long",), "1 samples, 101 tokens, 1 dropped"))):
+            result = self.run_nibble("finetune", self.model, *self.device, "--data", lines, "--output", self.root / f"context-{number}",
+                                     "--max-steps", "1", "--save-steps", "0", *more)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn(said, result.stderr)
+
+    def test_a_bar_on_a_terminal(self):
+        reader, terminal = pty.openpty()
+        process = subprocess.Popen([NIBBLE, *map(str, self.command(self.root / "bar", steps=3))], stdout=subprocess.DEVNULL, stderr=terminal)
+        os.close(terminal)
+        shown = b""
+        try:
+            while part := os.read(reader, 4096):
+                shown += part
+        except OSError:  # how a terminal ends
+            pass
+        os.close(reader)
+        self.assertEqual(process.wait(), 0)
+        self.assertRegex(shown.decode(), r"\[#{16} {8}\] 2/3  loss \d+\.\d{4}  \d+ tokens/s  [\d.]+ MB")
 
     def test_options_of_gpus_are_refused_elsewhere(self):
         if self.device[1] != "cpu":

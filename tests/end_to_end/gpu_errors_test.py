@@ -6,6 +6,7 @@ import unittest
 from nibble_case import NibbleCase
 
 USAGE, OUT_OF_MEMORY, DEVICE = 2, 5, 6
+NO_CUBLAS_LT = os.environ.get("NO_CUBLAS_LT")  # the folder of a libcublasLt.so.13 without the library's functions
 OLD_DRIVER = os.environ.get("OLD_DRIVER")  # the folder of its libcuda.so.1; none for a program built without CUDA
 WITHOUT_GPU = ("the NVIDIA driver shows no GPU", "no NVIDIA driver is installed", "this program was built without CUDA")
 
@@ -42,6 +43,19 @@ class GpuErrors(NibbleCase):
             self.skipTest("no GPU")
         self.fail_with(OUT_OF_MEMORY, *self.bench("cuda"), "--max-memory", "4KB", names=["cuda:0", "out of memory", "max_memory"])
         self.succeed(*self.bench("cuda"), "--max-memory", "1GB")
+
+    @unittest.skipUnless(NO_CUBLAS_LT, "the program was built without CUDA")
+    def test_without_cublas_lt(self):
+        if not self.has_gpu():
+            self.skipTest("no GPU")
+        without = {**os.environ, "LD_LIBRARY_PATH": NO_CUBLAS_LT}
+        self.assertIn("cuBLASLt: not found", self.succeed("info", env=without))
+        self.assertEqual(self.succeed_json({"cuda"}, "info", env=without)["cuda"]["cublas_lt"], "")
+        text = self.root / "text.txt"
+        text.write_text("The quick brown fox jumps over the lazy dog.\n" * 20)
+        command = ("perplexity", self.model, "--device", "cuda", "--dtype", "bfloat16", "--context", "200", "--stride", "200", "--file", text)
+        found, expected = (self.succeed_json({"perplexity"}, *command, env=env)["perplexity"] for env in (without, None))
+        self.assertAlmostEqual(found / expected, 1, delta=1e-2)
 
     @unittest.skipUnless(OLD_DRIVER, "the program was built without CUDA")
     def test_an_old_driver(self):

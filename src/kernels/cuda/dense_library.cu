@@ -26,6 +26,7 @@ struct Library {
   decltype(&cublasLtMatmulPreferenceDestroy) destroy_preference = nullptr;
   decltype(&cublasLtMatmulPreferenceSetAttribute) set_preference = nullptr;
   decltype(&cublasLtMatmulAlgoGetHeuristic) find_algorithm = nullptr;
+  decltype(&cublasLtGetVersion) version = nullptr;
   bool is_open = false;
 };
 
@@ -49,7 +50,8 @@ Library open_library() {
               load(library, "cublasLtMatmulPreferenceCreate", l.create_preference) &&
               load(library, "cublasLtMatmulPreferenceDestroy", l.destroy_preference) &&
               load(library, "cublasLtMatmulPreferenceSetAttribute", l.set_preference) &&
-              load(library, "cublasLtMatmulAlgoGetHeuristic", l.find_algorithm);
+              load(library, "cublasLtMatmulAlgoGetHeuristic", l.find_algorithm) &&
+              load(library, "cublasLtGetVersion", l.version);
   return l;
 }
 
@@ -197,6 +199,13 @@ bool suits_bias(const MatmulOutput& out, int64_t rows) {
 }  // namespace
 
 bool has_dense_library() { return library().is_open; }
+
+std::string dense_library_version() {
+  if (!has_dense_library()) return "";
+  const size_t version = library().version();  // 10000 * major + 100 * minor + patch
+  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
+         std::to_string(version % 100);
+}
 
 bool suits_dense_library(const MatmulOutput& out) {
   return reinterpret_cast<uintptr_t>(out.y) % 16 == 0 && out.y_stride * size_of(out.y_dtype) % 16 == 0 &&

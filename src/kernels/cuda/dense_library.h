@@ -1,6 +1,8 @@
 // NVIDIA's dense matmul, cuBLASLt, opened when first asked for; nothing fails if it isn't there.
 #pragma once
 
+#include <string>
+
 #include "kernels/kernels.h"
 
 namespace nibble::kernels::cuda {
@@ -10,6 +12,9 @@ inline constexpr int64_t kDenseLibraryBytes = int64_t{33} << 20;
 
 /// True if the library is there.
 bool has_dense_library();
+
+/// "13.1.0", or nothing if it isn't.
+std::string dense_library_version();
 
 /// What dense_multiply asks of a result: 16-byte aligned rows and bias.
 bool suits_dense_library(const MatmulOutput& out);

@@ -2,6 +2,7 @@
 #include "kernels/cuda/table.h"
 
 #ifdef NIBBLE_HAS_CUDA
+#include "kernels/cuda/dense_library.h"
 #include "kernels/cuda/entries.h"
 #include "kernels/cuda/expert_gradients.h"
 #endif
@@ -68,5 +69,13 @@ const Kernels* table() {
 #ifndef NIBBLE_HAS_CUDA
 int usable_capability(int) { return 0; }
 #endif
+
+std::string library_version() {
+#ifdef NIBBLE_HAS_CUDA
+  return dense_library_version();
+#else
+  return "";
+#endif
+}
 
 }  // namespace nibble::kernels::cuda
