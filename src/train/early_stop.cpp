@@ -28,7 +28,8 @@ void EarlyStop::keep(const std::vector<adapters::NamedVariable>& variables) {
 }
 
 void EarlyStop::restore(const std::vector<adapters::NamedVariable>& variables) const {
-  for (size_t i = 0; i < best_.size(); ++i) std::copy(best_[i].begin(), best_[i].end(), variables[i].variable->value.as<float>());
+  for (size_t i = 0; i < best_.size(); ++i)
+    std::copy(best_[i].begin(), best_[i].end(), variables[i].variable->value.as<float>());
 }
 
 void EarlyStop::write_best(const std::filesystem::path& directory,
