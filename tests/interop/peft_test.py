@@ -3,14 +3,16 @@
 Run by `make interop`; needs torch, transformers, peft, bitsandbytes and safetensors. NIBBLE_BUILD names the build folder.
 """
 import json
+import os
 import pathlib
 import tempfile
 import unittest
 
 import torch
-from bitsandbytes_test import IDS, dequantized, nibble, our_logits, relative_error, tiny_model
+from bitsandbytes_test import IDS, PROJECT, dequantized, nibble, our_logits, relative_error, tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM,
+                          get_linear_schedule_with_warmup)
 
 # Our options, and PEFT's LoraConfig that means the same.
 CONFIGS = {
@@ -108,6 +110,67 @@ class Adapters(unittest.TestCase):
                 out = self.root / f"theirs-{number}"
                 theirs.save_pretrained(out)
                 self.assertLess(relative_error(our_logits(self.plain, out), their_logits(theirs)), 1e-4)
+
+
+DEMO_MODEL = pathlib.Path(os.environ.get("NIBBLE_DEMO_MODEL", PROJECT / "models/smollm2-135m-instruct"))
+
+
+@unittest.skipUnless(DEMO_MODEL.exists(), "no demo model: run make demo, or name it in NIBBLE_DEMO_MODEL")
+class DemoModel(unittest.TestCase):
+    """A small instruction set, from the same start as torch + PEFT: the same losses, and the same logits at the end."""
+
+    steps, rate = 6, 1e-3
+
+    def finetune(self, out, rate, steps):
+        nibble("finetune", DEMO_MODEL, "--data", self.data, "--output", out, "--max-steps", steps, "--learning-rate", rate, "--r", 8,
+               "--lora-alpha", 32, "--lora-dropout", 0, "--completion-only-loss", "--per-device-train-batch-size", 4, "--dtype", "float32",
+               "--logging-steps", 1, "--save-steps", 0)
+
+    def their_losses(self, model):
+        tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+        samples = []
+        for line in self.data.read_text().splitlines():
+            messages = json.loads(line)["messages"]
+            whole, before = (tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=is_asking)
+                             for part, is_asking in ((messages, False), (messages[:-1], True)))
+            start, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, whole))
+            samples.append((torch.tensor(ids), len(start)))
+        parameters = [value for value in model.parameters() if value.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.rate, weight_decay=0)
+        schedule = get_linear_schedule_with_warmup(optimizer, 0, self.steps)
+        targets, losses = sum(len(ids) - start for ids, start in samples), []
+        for _ in range(self.steps):
+            loss = sum(torch.nn.functional.cross_entropy(model(ids[None]).logits[0, start - 1:-1], ids[start:], reduction="sum")
+                       for ids, start in samples) / targets
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        return losses
+
+    def test_learns_as_torch_and_peft(self):
+        torch.set_num_threads(2)
+        with tempfile.TemporaryDirectory() as folder:
+            root = pathlib.Path(folder)
+            self.data = root / "data.jsonl"
+            lines = (PROJECT / "examples/finetune/train.jsonl").read_text().splitlines(keepends=True)
+            self.data.write_text("".join(lines[:4]))
+            self.finetune(root / "start", 1e-30, 1)  # the start, but for a step that is smaller than what floats tell
+            self.finetune(root / "ours", self.rate, self.steps)
+            base = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+            model = PeftModel.from_pretrained(base, root / "start", is_trainable=True)
+            expected = self.their_losses(model)
+            log = json.loads((root / "ours/trainer_state.json").read_text())["log_history"]
+            found = [entry["loss"] for entry in log if "loss" in entry]
+            self.assertEqual(len(found), self.steps)
+            self.assertLess(found[-1], 0.5 * found[0])
+            for ours, theirs in zip(found, expected):
+                self.assertLess(abs(ours / theirs - 1), 5e-3, (found, expected))
+            model.load_adapter(root / "ours", "ours")
+            model.set_adapter("ours")
+            self.assertLess(relative_error(our_logits(DEMO_MODEL, root / "ours"), their_logits(model.eval())), 1e-3)
 
 
 if __name__ == "__main__":
