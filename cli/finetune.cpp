@@ -198,11 +198,15 @@ void add_training(CLI::App& command, FinetuneArguments& arguments) {
       .add_option("--lr-scheduler-type", training.lr_scheduler_type, "linear, cosine, constant or constant_with_warmup")
       ->group(group);
   command.add_option("--warmup-steps", training.warmup_steps, "Steps up to the highest rate (0)")->group(group);
+  command.add_option("--warmup-ratio", training.warmup_ratio, "The same as a share of all steps (0)")->group(group);
   command.add_option("--max-grad-norm", training.max_grad_norm, "Longer gradients are shortened (1; 0: never)")
       ->group(group);
   command.add_option("--weight-decay", training.weight_decay, "(0)")->group(group);
   command.add_option("--optim", training.optim, "adamw_torch, adamw_8bit, paged_adamw_8bit, lion_8bit, ...")
       ->group(group);
+  command.add_option("--adam-beta1", training.adam_beta1, "Of Adam, AdEMAMix and Lion (0.9)")->group(group);
+  command.add_option("--adam-beta2", training.adam_beta2, "The same (0.999)")->group(group);
+  command.add_option("--adam-epsilon", training.adam_epsilon, "Of Adam and its kin (1e-8)")->group(group);
   command.add_flag("--gradient-checkpointing", training.gradient_checkpointing, "Less memory, a third more work")
       ->group(group);
   command
@@ -218,6 +222,8 @@ void add_training(CLI::App& command, FinetuneArguments& arguments) {
                   "Stop after so many evaluations without a better loss, keep the best (0: never)")
       ->group(group);
   command.add_option("--save-steps", training.save_steps, "Steps between checkpoints (500; 0: none)")->group(group);
+  command.add_option("--save-total-limit", training.save_total_limit, "Checkpoints that stay, the newest (0: all)")
+      ->group(group);
   command.add_option("--report-to", training.report_to, "tensorboard: event files in OUTPUT/runs (none)")->group(group);
   command.add_option("--seed", training.seed, "Of the adapter, the order of the data and dropout (42)")->group(group);
   arguments.resume_option = command

@@ -62,9 +62,12 @@ struct TrainingArguments {
   double learning_rate = 5e-5;
   std::string lr_scheduler_type = "linear";
   int64_t warmup_steps = 0;
+  double warmup_ratio = 0;            // of all steps, if warmup_steps is 0
   double max_grad_norm = 1;           // 0: no clipping
   double weight_decay = 0;            // not of biases and norms
   std::string optim = "adamw_torch";  // any of optim_names()
+  /// nullopt: 0.9, 0.999, 1e-8; for optimizers without them an error.
+  std::optional<double> adam_beta1{}, adam_beta2{}, adam_epsilon{};
   bool gradient_checkpointing = false;
   bool activation_offloading = false;  // with checkpointing on a GPU: layers' inputs wait in main memory
   bool packing = false;  // rows of up to max_length tokens from several samples, which do not see each other
@@ -74,6 +77,7 @@ struct TrainingArguments {
   int64_t early_stopping_patience = 0;  // > 0: stop after so many evaluations (of eval_steps) without a better loss;
                                         // keep the best
   int64_t save_steps = 500;             // 0: no checkpoints
+  int64_t save_total_limit = 0;         // > 0: so many checkpoints at most, the newest
   std::string report_to = "none";       // or "tensorboard": event files in output_dir/runs
   uint64_t seed = 42;
   std::optional<std::filesystem::path> resume_from_checkpoint{};  // a checkpoint, or output_dir: its newest

@@ -76,7 +76,14 @@ std::vector<ChatMessage> read_messages(const Json& line, std::string_view source
 /// The tokens of a conversation; an assistant's turn is what its prefix grows by beyond the prompt for it.
 Sample chat_sample(const Json& line, std::string_view source, const TextEncoder& encoder, bool is_completion_only) {
   const std::vector<ChatMessage> messages = read_messages(line, source);
-  const std::string text = encoder.render(messages, false);
+  const auto render = [&](std::span<const ChatMessage> some, bool add_generation_prompt) {
+    try {
+      return encoder.render(some, add_generation_prompt);
+    } catch (const Error& error) {  // such as a template that raises, because of these messages
+      fail(error.code(), "{}: {}", source, error.what());
+    }
+  };
+  const std::string text = render(messages, false);
   Sample sample;
   if (!is_completion_only) {
     append(sample, encoder.encode(text, false), true);
@@ -89,8 +96,8 @@ Sample chat_sample(const Json& line, std::string_view source, const TextEncoder&
   };
   for (size_t i = 0; i < messages.size(); ++i) {
     if (messages[i].role != "assistant") continue;
-    const std::string before = encoder.render(std::span(messages).first(i), true),
-                      after = encoder.render(std::span(messages).first(i + 1), false);
+    const std::string before = render(std::span(messages).first(i), true),
+                      after = render(std::span(messages).first(i + 1), false);
     if (!text.starts_with(before) || !text.starts_with(after))
       fail(ErrorCode::unsupported,
            "{}: the chat template does not write a conversation turn by turn: completion_only_loss cannot tell the "

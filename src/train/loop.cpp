@@ -1,6 +1,7 @@
 // A run is a function of its arguments and data: order, dropout and clipping follow from the step's number.
 #include "train/loop.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -23,39 +24,6 @@
 
 namespace nibble {
 
-void TrainingArguments::validate() const {
-  require(!output_dir.empty(), "output_dir: found nothing, expected a directory");
-  require(max_steps > 0 || (std::isfinite(num_train_epochs) && num_train_epochs > 0),
-          "num_train_epochs: found {}, expected a positive number", num_train_epochs);
-  require(per_device_train_batch_size >= 1, "per_device_train_batch_size: found {}, expected at least 1",
-          per_device_train_batch_size);
-  require(gradient_accumulation_steps >= 1, "gradient_accumulation_steps: found {}, expected at least 1",
-          gradient_accumulation_steps);
-  constexpr int64_t kMostRows = int64_t{1} << 31;
-  require(
-      per_device_train_batch_size <= kMostRows / gradient_accumulation_steps,
-      "per_device_train_batch_size: found {} times gradient_accumulation_steps {}, expected at most {} samples a step",
-      per_device_train_batch_size, gradient_accumulation_steps, kMostRows);
-  require(std::isfinite(learning_rate) && learning_rate > 0, "learning_rate: found {}, expected a positive number",
-          learning_rate);
-  require(max_grad_norm >= 0, "max_grad_norm: found {}, expected 0 or more", max_grad_norm);
-  require(weight_decay >= 0, "weight_decay: found {}, expected 0 or more", weight_decay);
-  require(warmup_steps >= 0, "warmup_steps: found {}, expected 0 or more", warmup_steps);
-  require(logging_steps >= 1, "logging_steps: found {}, expected at least 1", logging_steps);
-  require(eval_steps >= 0, "eval_steps: found {}, expected 0 or more", eval_steps);
-  require(save_steps >= 0, "save_steps: found {}, expected 0 or more", save_steps);
-  require(early_stopping_patience >= 0, "early_stopping_patience: found {}, expected 0 or more",
-          early_stopping_patience);
-  require(early_stopping_patience == 0 || eval_steps > 0,
-          "early_stopping_patience: found {} with eval_steps 0: it counts evaluations during the run",
-          early_stopping_patience);
-  require(!activation_offloading || gradient_checkpointing,
-          "activation_offloading: found true without gradient_checkpointing, whose inputs of layers it moves");
-  require(report_to == "none" || report_to == "tensorboard", "report_to: found '{}', expected none or tensorboard",
-          report_to);
-  require(!packing || packing_length >= 2, "packing_length: found {}, expected at least 2", packing_length);
-}
-
 namespace train {
 namespace fs = std::filesystem;
 namespace {
@@ -72,6 +40,35 @@ bool is_decayed(const models::ModelSpec& spec, const std::string& name) {
   if (name.find("bias") != std::string::npos) return false;
   const models::ModuleSpec* module = models::find_module(spec, name.substr(0, name.rfind('.')));
   return !module || module->kind != models::ModuleKind::norm;
+}
+
+/// The steps and paths of output_dir's checkpoint-N, in no order.
+std::vector<std::pair<int64_t, fs::path>> checkpoints_in(const fs::path& output_dir) {
+  std::vector<std::pair<int64_t, fs::path>> found;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(output_dir, error)) {
+    const std::string name = entry.path().filename().string();
+    constexpr std::string_view kPrefix = "checkpoint-";
+    if (!name.starts_with(kPrefix) || name.find_first_not_of("0123456789", kPrefix.size()) != std::string::npos)
+      continue;
+    const std::string number = name.substr(kPrefix.size());
+    if (!number.empty() && number.size() <= 15) found.emplace_back(std::stoll(number), entry.path());
+  }
+  return found;
+}
+
+OptimizerOptions options_of(const TrainingArguments& arguments) {
+  OptimizerOptions options{.lr = arguments.learning_rate, .weight_decay = arguments.weight_decay};
+  if (arguments.adam_beta1 || arguments.adam_beta2)
+    options.betas = {arguments.adam_beta1.value_or(0.9), arguments.adam_beta2.value_or(0.999)};
+  if (!options.betas.empty() && arguments.optim.find("ademamix") != std::string::npos) options.betas.push_back(0.9999);
+  options.eps = arguments.adam_epsilon;
+  return options;
+}
+
+int64_t warmup_steps_of(const TrainingArguments& arguments, int64_t total_steps) {
+  if (arguments.warmup_steps > 0) return arguments.warmup_steps;
+  return static_cast<int64_t>(std::ceil(arguments.warmup_ratio * static_cast<double>(total_steps)));
 }
 
 /// One run, from its first or a later step to its last.
@@ -92,10 +89,9 @@ class Loop {
         working_(adapters::to_device(base.backend(), adapter)),
         model_(base, working_, arguments.gradient_checkpointing, arguments.activation_offloading),
         plan_(train, arguments),
-        optimizer_(optimizer_for(arguments.optim, parameters_of(working_),
-                                 {.lr = arguments.learning_rate, .weight_decay = arguments.weight_decay},
+        optimizer_(optimizer_for(arguments.optim, parameters_of(working_), options_of(arguments),
                                  base.backend().pool().threads(), device::to_string(base.backend().device()))),
-        schedule_{arguments.lr_scheduler_type, arguments.warmup_steps, plan_.total_steps()},
+        schedule_{arguments.lr_scheduler_type, warmup_steps_of(arguments, plan_.total_steps()), plan_.total_steps()},
         early_stop_(arguments.early_stopping_patience) {
     if (arguments.weight_decay == 0) return;
     for (const auto& [name, variable] : working_.variables())
@@ -308,7 +304,18 @@ class Loop {
     if (early_stop_.has_best()) early_stop_.write_best(directory.path(), adapter_.variables());
     write_file(directory.path() / "trainer_state.json", state().dump(1) + "\n");
     directory.commit();
+    if (arguments_.save_total_limit > 0) remove_old_checkpoints();
     since_report_ += Clock::now() - begin;
+  }
+
+  /// Those of earlier steps alone: later ones are another run's, or will be written again.
+  void remove_old_checkpoints() const {
+    std::vector<std::pair<int64_t, fs::path>> earlier = checkpoints_in(arguments_.output_dir);
+    std::erase_if(earlier, [&](const auto& checkpoint) { return checkpoint.first >= step_; });
+    std::sort(earlier.begin(), earlier.end());
+    std::error_code ignored;  // what stays takes room, and nothing else
+    for (size_t i = 0; i + static_cast<size_t>(arguments_.save_total_limit) <= earlier.size(); ++i)
+      fs::remove_all(earlier[i].second, ignored);
   }
 
   Json state() const {
@@ -411,23 +418,9 @@ class Loop {
 
 fs::path find_checkpoint(const fs::path& path) {
   if (fs::exists(path / "trainer_state.json") && fs::exists(path / "optimizer.safetensors")) return path;
-  fs::path newest;
-  int64_t best = -1;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(path, error)) {
-    const std::string name = entry.path().filename().string();
-    constexpr std::string_view kPrefix = "checkpoint-";
-    if (!name.starts_with(kPrefix) || name.find_first_not_of("0123456789", kPrefix.size()) != std::string::npos)
-      continue;
-    const std::string number = name.substr(kPrefix.size());
-    if (number.empty() || number.size() > 15) continue;
-    if (std::stoll(number) > best) {
-      best = std::stoll(number);
-      newest = entry.path();
-    }
-  }
-  if (best < 0) fail(ErrorCode::not_found, "resume_from_checkpoint: no checkpoint in '{}'", path.string());
-  return newest;
+  const auto checkpoints = checkpoints_in(path);
+  if (checkpoints.empty()) fail(ErrorCode::not_found, "resume_from_checkpoint: no checkpoint in '{}'", path.string());
+  return std::max_element(checkpoints.begin(), checkpoints.end())->second;
 }
 
 TrainingReport train_adapter(const models::Decoder& base, adapters::Adapter& adapter, const std::string& base_model,

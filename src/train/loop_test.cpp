@@ -184,6 +184,50 @@ TEST(Finetune, WhatNeedsDataToEvaluateOnIsRefusedWithout) {
   EXPECT_FALSE(fs::exists(scratch.path / "out"));
 }
 
+TEST(Finetune, WarmupMayBeAShareOfTheSteps) {
+  Scratch scratch;
+  const auto decoder = load();
+  std::vector<double> rates[2];
+  for (const bool is_ratio : {false, true}) {
+    adapters::Adapter adapter = fresh(*decoder);
+    TrainingArguments arguments = arguments_for(scratch.path / (is_ratio ? "ratio" : "steps"), 7);
+    if (is_ratio)
+      arguments.warmup_ratio = 0.3;  // of 7: 2.1, upwards
+    else
+      arguments.warmup_steps = 3;
+    train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr,
+                  [&](const TrainingProgress& now) { rates[is_ratio].push_back(now.learning_rate); });
+  }
+  EXPECT_EQ(rates[0], rates[1]);
+  EXPECT_LT(rates[0][1], rates[0][3]);
+}
+
+TEST(Finetune, OptimizersTakeTheirBetas) {
+  Scratch scratch;
+  const auto decoder = load();
+  const auto run = [&](const char* optim, std::optional<double> beta1, std::optional<double> beta2,
+                       std::optional<double> epsilon) {
+    fs::remove_all(scratch.path / "out");
+    adapters::Adapter adapter = fresh(*decoder);
+    TrainingArguments arguments = arguments_for(scratch.path / "out", 3);
+    arguments.optim = optim;
+    arguments.adam_beta1 = beta1;
+    arguments.adam_beta2 = beta2;
+    arguments.adam_epsilon = epsilon;
+    train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr, {});
+    return read_file(scratch.path / "out/adapter_model.safetensors");
+  };
+  for (const char* optim : {"adamw_torch", "ademamix", "lion_32bit"}) {
+    const std::string plain = run(optim, {}, {}, {});
+    EXPECT_TRUE(plain == run(optim, 0.9, 0.999, {})) << optim;
+    EXPECT_FALSE(plain == run(optim, 0.5, {}, {})) << optim;
+    EXPECT_FALSE(plain == run(optim, {}, 0.5, {})) << optim;
+  }
+  EXPECT_FALSE(run("adamw_torch", {}, {}, {}) == run("adamw_torch", {}, {}, 1e-2));
+  EXPECT_THROW(run("sgd", 0.5, {}, {}), Error);
+  EXPECT_THROW(run("adamw_torch", 1.5, {}, {}), Error);
+}
+
 TEST(Finetune, StepsAndReportsAreTold) {
   Scratch scratch;
   const auto decoder = load();
@@ -236,7 +280,10 @@ TextEncoder byte_encoder() {
           },
           [](std::span<const ChatMessage> messages, bool add_generation_prompt) {
             std::string text;
-            for (const ChatMessage& message : messages) text += "<" + message.role + ">" + message.content + ";";
+            for (const ChatMessage& message : messages) {
+              if (message.role == "nobody") fail(ErrorCode::invalid_argument, "chat template, line 1: who is that?");
+              text += "<" + message.role + ">" + message.content + ";";
+            }
             return add_generation_prompt ? text + "<assistant>" : text;
           },
           2};
@@ -288,7 +335,8 @@ TEST(Jsonl, LongSamplesAreCutOrDroppedAndCounted) {
 
 TEST(Jsonl, ErrorsNameTheLine) {
   for (const char* line : {"{\"text\": 1}", "[1]", "{\"tekst\": \"a\"}", "{\"text\": \"a\"", "{\"prompt\": \"a\"}",
-                           "{\"messages\": []}", "{\"messages\": [1]}", "{\"messages\": [{\"role\": \"user\"}]}"}) {
+                           "{\"messages\": [{\"role\": \"nobody\", \"content\": \"a\"}]}", "{\"messages\": []}",
+                           "{\"messages\": [1]}", "{\"messages\": [{\"role\": \"user\"}]}"}) {
     try {
       read_lines(std::string("{\"text\": \"fine\"}\n") + line);
       FAIL() << line;

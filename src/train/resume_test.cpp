@@ -138,6 +138,28 @@ TEST(Finetune, WhatAKillLeftGoesWhenTheRunGoesOn) {
   EXPECT_TRUE(fs::exists(out / "mine"));
 }
 
+TEST(Finetune, OnlySoManyCheckpointsStay) {
+  Scratch scratch;
+  const auto decoder = load();
+  const fs::path out = scratch.path / "out";
+  TrainingArguments arguments = arguments_for(out, 5);
+  arguments.save_steps = 1;
+  const auto numbers = [&] {
+    std::string found;
+    for (int i = 1; i <= 5; ++i)
+      if (fs::exists(out / ("checkpoint-" + std::to_string(i)))) found += std::to_string(i);
+    return found;
+  };
+  adapters::Adapter first = fresh(*decoder), second = fresh(*decoder);
+  train_adapter(*decoder, first, "base", arguments, golden_dataset(), nullptr, {});
+  EXPECT_EQ(numbers(), "12345");
+  arguments.save_total_limit = 2;
+  arguments.resume_from_checkpoint = out / "checkpoint-2";
+  arguments.max_steps = 4;
+  train_adapter(*decoder, second, "base", arguments, golden_dataset(), nullptr, {});
+  EXPECT_EQ(numbers(), "345");  // 5 was left by the first run
+}
+
 TEST(Finetune, RefusesAnotherRunsState) {
   Scratch scratch;
   const auto decoder = load();

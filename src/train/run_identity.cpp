@@ -56,6 +56,8 @@ std::string hash_of(const models::Decoder& base) {
   return hash.text();
 }
 
+Json number(const std::optional<double>& value) { return value ? Json(*value) : Json("the default"); }
+
 void add_quantization(Json& json, const models::Weights& weights) {
   const BitsAndBytesConfig& config = weights.plan().config;
   const bool is_quantized = !weights.plan().quantized.empty();
@@ -81,9 +83,13 @@ Json run_identity(const TrainingArguments& arguments, const Dataset& train, cons
                {"learning_rate", arguments.learning_rate},
                {"lr_scheduler_type", arguments.lr_scheduler_type},
                {"warmup_steps", arguments.warmup_steps},
+               {"warmup_ratio", arguments.warmup_ratio},
                {"max_grad_norm", arguments.max_grad_norm},
                {"weight_decay", arguments.weight_decay},
                {"optim", arguments.optim},
+               {"adam_beta1", number(arguments.adam_beta1)},
+               {"adam_beta2", number(arguments.adam_beta2)},
+               {"adam_epsilon", number(arguments.adam_epsilon)},
                {"packing", arguments.packing},
                {"packing_length", arguments.packing_length},
                {"seed", arguments.seed}};
