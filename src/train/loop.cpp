@@ -92,7 +92,8 @@ class Loop {
         optimizer_(optimizer_for(arguments.optim, parameters_of(working_), options_of(arguments),
                                  base.backend().pool().threads(), device::to_string(base.backend().device()))),
         schedule_{arguments.lr_scheduler_type, warmup_steps_of(arguments, plan_.total_steps()), plan_.total_steps()},
-        early_stop_(arguments.early_stopping_patience) {
+        early_stop_(arguments.early_stopping_patience),
+        identity_(run_identity(arguments, train, base, adapter)) {
     if (arguments.weight_decay == 0) return;
     for (const auto& [name, variable] : working_.variables())
       if (!is_decayed(base.spec(), name)) optimizer_.override_config(name, {.weight_decay = 0});
@@ -322,7 +323,7 @@ class Loop {
     Json state = {{"global_step", step_},
                   {"epoch", plan_.epoch_of(step_)},
                   {"max_steps", plan_.total_steps()},
-                  {"run", run_identity(arguments_, train_, base_, adapter_)},
+                  {"run", identity_},
                   {"log_history", log_}};
     // Sums since the last report, as bits, so that a resumed run reports the same numbers.
     state["pending"] = {{"losses", losses_}, {"targets", targets_}, {"final_loss", report_.final_loss}};
@@ -334,7 +335,7 @@ class Loop {
   void resume(const fs::path& checkpoint) {
     const fs::path path = checkpoint / "trainer_state.json";
     const Json state = read_json(path);
-    require_same_run(state, run_identity(arguments_, train_, base_, adapter_), path.string());
+    require_same_run(state, identity_, path.string());
     step_ = get_value<int64_t>(state, "global_step", path.string());
     if (step_ < 0) fail(ErrorCode::corrupt_file, "{}: key 'global_step': found {}", path.string(), step_);
     if (const auto log = state.find("log_history"); log != state.end() && log->is_array())
@@ -411,6 +412,7 @@ class Loop {
   Json log_ = Json::array();
   std::optional<EventLog> events_;
   EarlyStop early_stop_;
+  Json identity_;
   Clock::time_point begin_, since_report_;
 };
 
