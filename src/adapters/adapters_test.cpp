@@ -74,6 +74,24 @@ TEST(Targets, WhatMatchesNothingIsNamed) {
   EXPECT_THROW(targeted_modules(spec_of("llama"), config), Error);
 }
 
+TEST(Adapter, PatternsAndLayersThatFitNothingAreNamed) {
+  const auto fails = [](const LoraConfig& config, const char* part) {
+    try {
+      create_adapter(spec_of("llama"), config, 1);
+      FAIL() << part;
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+    }
+  };
+  fails({.r = 4, .rank_pattern = {{"q_proj", 2}, {"w_proj", 2}}}, "rank_pattern: 'w_proj'");
+  fails({.r = 4, .alpha_pattern = {{"up_proj", 2}}}, "alpha_pattern: 'up_proj'");  // q_proj and v_proj are the targets
+  fails({.r = 4, .layers_to_transform = {0, 7}}, "layers_to_transform: layer 7");
+  EXPECT_EQ(
+      create_adapter(spec_of("llama"), {.r = 4, .rank_pattern = {{"0.*q_proj", 2}}, .layers_to_transform = {0}}, 1)
+          .layers.size(),
+      2u);
+}
+
 TEST(Adapter, StartsAsTheConfigSays) {
   LoraConfig config;
   config.r = 16;

@@ -104,12 +104,33 @@ Names default_targets(const models::ModelSpec& spec) {
   return std::vector<std::string>{last(attention.q), last(attention.v)};
 }
 
+bool fits_pattern(const std::string& module, const std::string& pattern, std::string_view field) {
+  return std::regex_match(module, compile(fmt::format("(.*\\.)?({})", pattern), field));
+}
+
 template <typename Value>
 Value by_pattern(const std::map<std::string, Value>& patterns, const std::string& module, Value fallback,
                  std::string_view field) {
   for (const auto& [pattern, value] : patterns)
-    if (std::regex_match(module, compile(fmt::format("(.*\\.)?({})", pattern), field))) return value;
+    if (fits_pattern(module, pattern, field)) return value;
   return fallback;
+}
+
+/// A slip in a name would go unseen otherwise.
+template <typename Value>
+void require_patterns_fit(const std::map<std::string, Value>& patterns, const std::vector<std::string>& modules,
+                          std::string_view field) {
+  for (const auto& entry : patterns)
+    require(std::any_of(modules.begin(), modules.end(),
+                        [&](const std::string& module) { return fits_pattern(module, entry.first, field); }),
+            "{}: '{}' matches no target module", field, entry.first);
+}
+
+void require_layers_exist(const std::vector<int64_t>& layers, const std::vector<std::string>& modules) {
+  for (const int64_t layer : layers)
+    require(std::any_of(modules.begin(), modules.end(),
+                        [&](const std::string& module) { return layer_number(module) == layer; }),
+            "layers_to_transform: layer {} has no target module", layer);
 }
 
 Tensor uniform(Random& random, Shape shape, double bound) {
@@ -254,7 +275,11 @@ Adapter create_adapter(const models::ModelSpec& spec, const LoraConfig& config, 
   config.validate();
   Adapter adapter{config, {}};
   Random random(seed);
-  for (const std::string& module : targeted_modules(spec, config)) {
+  const std::vector<std::string> modules = targeted_modules(spec, config);
+  require_patterns_fit(config.rank_pattern, modules, "rank_pattern");
+  require_patterns_fit(config.alpha_pattern, modules, "alpha_pattern");
+  require_layers_exist(config.layers_to_transform, modules);
+  for (const std::string& module : modules) {
     const Shape shape = weight_shape(*find_module(spec, module));
     const auto [rank, scale] = rank_and_scale(config, module);
     Tensor a(DType::f32, {rank, shape[1]});
