@@ -1,5 +1,5 @@
 // GPU matmul and quantization, timed as CUDA graphs over rotating weight copies, beside what memory and tensor cores
-// allow. All rows, or those of `int8` or `quantize` alone, or one shape.
+// allow. All rows, or those of `int8` or `quantize` alone, 4 bits against dense products (`dense`), or one shape.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -65,11 +65,13 @@ std::shared_ptr<void> random_activations(Gpu& gpu, DType dtype, int64_t count) {
   return upload(gpu, values);
 }
 
-void bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const std::vector<int64_t>& ms,
-                       bool invariant, DType type = DType::bf16) {
+/// Seconds of each of `ms`.
+std::vector<double> bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const std::vector<int64_t>& ms,
+                                      bool invariant, DType type = DType::bf16) {
   const int64_t block = 64, count = rows * cols, blocks = count / block, packed_bytes = count / 2;
   const int64_t copies = std::max<int64_t>(2, kRotated / packed_bytes + 1);
   std::vector<std::shared_ptr<void>> packed, scales;
+  std::vector<double> all;
   const auto codes = random_bytes(gpu, packed_bytes);
   std::vector<float> absmax(static_cast<size_t>(blocks), 0.03f);
   for (int64_t i = 0; i < copies; ++i) {
@@ -102,13 +104,17 @@ void bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const 
         static_cast<double>(packed_bytes + (nested ? blocks : 4 * blocks) + size_of(type) * m * (rows + cols));
     const std::string what = std::string(nested ? "nf4+dq" : "nf4") + (invariant ? " inv" : "");
     print_row(gpu, (what + (type == DType::f32 ? " f32" : "")).c_str(), rows, cols, m, seconds, bytes);
+    all.push_back(seconds);
   }
+  return all;
 }
 
-void bench_matmul_plain(Gpu& gpu, int64_t rows, int64_t cols, DType dtype, float threshold,
-                        const std::vector<int64_t>& ms, DType type = DType::bf16) {
+/// Seconds of each of `ms`.
+std::vector<double> bench_matmul_plain(Gpu& gpu, int64_t rows, int64_t cols, DType dtype, float threshold,
+                                       const std::vector<int64_t>& ms, DType type = DType::bf16) {
   const int64_t size = rows * cols * size_of(dtype), copies = std::max<int64_t>(2, kRotated / size + 1);
   std::vector<std::shared_ptr<void>> weights;
+  std::vector<double> all;
   const auto bytes = dtype == DType::i8 ? random_bytes(gpu, size) : random_floats(gpu, size / 4, 0.05f);
   for (int64_t i = 0; i < copies; ++i) {
     weights.push_back(gpu.stream->allocate(size));
@@ -136,6 +142,30 @@ void bench_matmul_plain(Gpu& gpu, int64_t rows, int64_t cols, DType dtype, float
     const std::string what = dtype == DType::i8 ? (threshold > 0 ? "int8 t" : "int8") : "bf16";
     print_row(gpu, (what + (type == DType::f32 ? " f32" : "")).c_str(), rows, cols, m, seconds,
               static_cast<double>(size + size_of(type) * m * (rows + cols)), peak);
+    all.push_back(seconds);
+  }
+  return all;
+}
+
+/// A line for each number of rows of x: the median of three rounds in turn, as clocks fall under load.
+void bench_against_dense(Gpu& gpu) {
+  const std::vector<int64_t> ms{1, 4, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096};
+  const std::pair<int64_t, int64_t> shapes[] = {
+      {4096, 4096}, {11008, 4096}, {12288, 4096}, {22016, 4096}, {4096, 11008}};
+  for (const auto& [rows, cols] : shapes) {
+    std::vector<double> ratios[3];
+    for (auto& round : ratios) {
+      round = bench_matmul_4bit(gpu, rows, cols, true, ms, false);
+      const std::vector<double> dense = bench_matmul_plain(gpu, rows, cols, DType::bf16, 0, ms);
+      for (size_t i = 0; i < ms.size(); ++i) round[i] /= dense[i];
+    }
+    std::printf("%lld x %lld, nf4+dq against bf16:", static_cast<long long>(rows), static_cast<long long>(cols));
+    for (size_t i = 0; i < ms.size(); ++i) {
+      double three[] = {ratios[0][i], ratios[1][i], ratios[2][i]};
+      std::sort(three, three + 3);
+      std::printf("  %lld: %.2f", static_cast<long long>(ms[i]), three[1]);
+    }
+    std::printf("\n");
   }
 }
 
@@ -206,7 +236,8 @@ int run(int count, char** arguments) {
   std::printf("%s\n", gpu.stream->description().name.c_str());
   gpu.measure_copy();
   if (count == 2) {
-    std::string(arguments[1]) == "int8" ? bench_int8(gpu) : bench_quantize(gpu);
+    const std::string what = arguments[1];
+    what == "int8" ? bench_int8(gpu) : what == "dense" ? bench_against_dense(gpu) : bench_quantize(gpu);
     return 0;
   }
   bench_quantize(gpu);
