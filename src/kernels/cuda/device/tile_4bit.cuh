@@ -282,10 +282,15 @@ __device__ __forceinline__ void finish_piece(const Tile4BitArgs& args, float (&s
   store_sums(line, job, row, first, sums, [](float sum, int, int) { return sum; });
 }
 
-/// As __syncthreads(), which all threads would have to call at one place.
+/// What the warps that multiply wait for, besides each other: the barriers that the copying warps made.
 template <typename Shape>
-__device__ __forceinline__ void all_wait() {
+__device__ __forceinline__ void start_waits() {
   asm volatile("bar.sync 3, %0;" ::"n"(Shape::all_threads) : "memory");
+}
+
+template <typename Shape>
+__device__ __forceinline__ void boxes_started() {
+  asm volatile("bar.arrive 3, %0;" ::"n"(Shape::all_threads) : "memory");
 }
 
 template <typename T, typename Shape>
@@ -297,7 +302,7 @@ __device__ __forceinline__ void consume_4bit(const Tile4BitArgs& args, uint8_t* 
   TileShare share = share_of_block(args);
   Tile4BitScales<Shape> scales(args, memory, share, depth, first_row, lane);
   fill_table<T, Shape>(args, memory);
-  all_wait<Shape>();
+  start_waits<Shape>();
   wait_for_previous_launch();  // which may still write y
 
   Tile4BitProducts<T, Shape> products(kSharedBegin, depth, first_row, lane);
@@ -329,7 +334,7 @@ __global__ void __launch_bounds__(Shape::all_threads, Shape::blocks)
       Shape::threads) {  // alone on a multiprocessor: a warp group that gives its registers to the others
     if constexpr (Shape::blocks == 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     if (threadIdx.x == Shape::threads) start_boxes<Shape>(args, kSharedBegin);
-    all_wait<Shape>();
+    boxes_started<Shape>();
     if (threadIdx.x == Shape::threads) produce_boxes<Shape>(args, kSharedBegin);
   } else {
     if constexpr (Shape::blocks == 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shape::registers));
