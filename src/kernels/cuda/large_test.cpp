@@ -1,5 +1,5 @@
-// Weights of more than 2^31 elements through quantizers and products: the same rows again and again, so that what lies
-// beyond the 32-bit border must equal what lies before it.
+// Arrays of more than 2^31 elements through quantizers, products and norms: the same rows again and again, so that what
+// lies beyond the 32-bit border must equal what lies before it.
 #include "kernels/cuda/device_case.h"
 #include "quant/format.h"
 
@@ -143,6 +143,54 @@ TEST_F(LargeTest, DenseWeightsBeyond32Bits) {
     reference().matmul_dense(cpu, input, &job, 1);
   };
   for (const int64_t m : {1, 4, 16, 200}) expect_products(m, 1.0, multiply, expect);
+}
+
+/// The same rows from its end as from its beginning.
+TEST_F(LargeTest, EmbeddingsBeyond32Bits) {
+  constexpr int64_t kTokens = 64;
+  Array ids(DType::i32, 2 * kTokens, 0), rows(DType::f32, 2 * kTokens * kCols, 0);
+  for (int64_t i = 0; i < kTokens; ++i) {
+    ids.host<int32_t>()[i] = static_cast<int32_t>(i * 15);
+    ids.host<int32_t>()[kTokens + i] = static_cast<int32_t>((kPeriods - 1) * kPeriodRows + i * 15);
+  }
+  ids.upload(stream());
+  cuda().embed(context, {source.get(), DType::bf16, ids.device<int32_t>(stream()), 2 * kTokens, kCols, 1,
+                         rows.device(stream())});
+  finish("embed");
+  rows.download(stream(), "embed");
+  for (int64_t i = 0; i < kTokens * kCols; ++i) {
+    ASSERT_EQ(rows.get(i), weight.get(i / kCols * 15 * kCols + i % kCols)) << i;
+    ASSERT_EQ(rows.get(kTokens * kCols + i), rows.get(i)) << i;
+  }
+}
+
+TEST_F(LargeTest, ActivationsBeyond32Bits) {
+  const auto out = allocate(2 * kCount);
+  Array scale = random_array(random, DType::f32, kCols, 1, 0);
+  scale.upload(stream());
+  RmsNormArgs norm{};
+  norm.x = source.get();
+  norm.weight = scale.device<float>(stream());
+  norm.rows = kRows;
+  norm.cols = kCols;
+  norm.eps = 1e-5f;
+  norm.out = out.get();
+  norm.x_dtype = norm.out_dtype = DType::bf16;
+  cuda().rms_norm(context, norm);
+  finish("norm");
+  expect_periodic(out, 2 * kPeriod, "norm");
+  ActivateArgs activate{};
+  activate.gate = source.get();
+  activate.up = at(source, kCols);  // the second half of each row
+  activate.stride = kCols;
+  activate.rows = kRows;
+  activate.cols = kCols / 2;
+  activate.activation = Activation::silu;
+  activate.out = out.get();
+  activate.x_dtype = activate.out_dtype = DType::bf16;
+  cuda().activate(context, activate);
+  finish("activate");
+  expect_periodic(out, kPeriod, "activate");
 }
 
 }  // namespace
