@@ -229,6 +229,38 @@ TEST(OptimizerStep, NegativeStatesKeepTheirSign) {
   check_both(problem, "signs");
 }
 
+/// `center` with its neighbours, of both signs.
+void add_neighbours(std::vector<float>& values, float center) {
+  float low = center, high = center;
+  for (int i = 0; i < 3; ++i, low = std::nextafterf(low, -2.0f), high = std::nextafterf(high, 2.0f))
+    for (const float value : {low, -low, high, -high}) values.push_back(value);
+}
+
+/// Steps that forget: the gradient becomes state 1 and its square state 2, so that both maps' midpoints and codes are
+/// met, or nearly so, at several magnitudes, beside zeros and denormals.
+TEST(OptimizerStep, DecidesMidpointsExactly) {
+  for (const float absmax : {1.0f, 0.0173f, 3.0f, 1e15f, 1e-17f})
+    for (const OptimizerRule rule : {OptimizerRule::adam, OptimizerRule::ademamix, OptimizerRule::momentum}) {
+      std::vector<float> values{0.0f, -0.0f, 1e-45f, -1e-45f, -1e-39f, 1.1754944e-38f};
+      for (const auto* map : {&quant::kDynamicSigned, &quant::kDynamicUnsigned})
+        for (size_t i = 0; i < 256; ++i) {
+          const float midpoint = ((*map)[i] + (*map)[std::min<size_t>(i + 1, 255)]) * 0.5f;
+          for (const float center : {(*map)[i], midpoint})
+            add_neighbours(values, map == &quant::kDynamicSigned ? center : std::sqrt(center));
+        }
+      for (size_t i = 0; i < values.size(); i += 256) values.insert(values.begin() + static_cast<long>(i), 1.0f);
+      const auto count = static_cast<int64_t>(values.size());
+      Random random(9);
+      Problem problem = make_problem(random, rule, DType::f32, DType::f32, {count});
+      OptimizerScalars& c = problem.scalars;
+      c.gradient_scale = 1;
+      c.beta1 = c.beta2 = c.beta3 = 0;
+      c.coupled_decay = 0;
+      for (int64_t i = 0; i < count; ++i) problem.gradients[0].set(i, values[static_cast<size_t>(i)] * absmax);
+      check_both(problem, "midpoints");
+    }
+}
+
 TEST(SumSquares, AgreesToTheBit) {
   Random random(7);
   for (const DType dtype : kFloatTypes) {

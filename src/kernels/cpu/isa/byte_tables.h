@@ -43,17 +43,52 @@ NIBBLE_INLINE FloatTable load_float_table(const float* values) {
   return {{load_byte_table(bytes[0]), load_byte_table(bytes[1]), load_byte_table(bytes[2]), load_byte_table(bytes[3])}};
 }
 
-/// out[q] lane 4 l + j is the value at byte 16 l + 4 q + j of `index`: what packing the four vectors to bytes undoes.
-NIBBLE_INLINE void look_up(const FloatTable& table, __m512i index, __m512 (&out)[4]) {
-  const __mmask64 upper = _mm512_movepi8_mask(index);
-  const __m512i b0 = look_up(table.planes[0], index, upper), b1 = look_up(table.planes[1], index, upper);
-  const __m512i b2 = look_up(table.planes[2], index, upper), b3 = look_up(table.planes[3], index, upper);
+/// out[q] lane 4 l + j from byte 16 l + 4 q + j of the planes: what packing the four vectors to bytes undoes.
+NIBBLE_INLINE void join_planes(__m512i b0, __m512i b1, __m512i b2, __m512i b3, __m512 (&out)[4]) {
   const __m512i low[2] = {_mm512_unpacklo_epi8(b0, b1), _mm512_unpackhi_epi8(b0, b1)};
   const __m512i high[2] = {_mm512_unpacklo_epi8(b2, b3), _mm512_unpackhi_epi8(b2, b3)};
   for (int i = 0; i < 2; ++i) {
     out[2 * i] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(low[i], high[i]));
     out[2 * i + 1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(low[i], high[i]));
   }
+}
+
+/// The order of 64 bytes that join_planes() turns into the order of elements.
+NIBBLE_INLINE __m512i in_look_up_order(__m512i bytes) {
+  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
+}
+
+NIBBLE_INLINE void look_up(const FloatTable& table, __m512i index, __m512 (&out)[4]) {
+  const __mmask64 upper = _mm512_movepi8_mask(index);
+  join_planes(look_up(table.planes[0], index, upper), look_up(table.planes[1], index, upper),
+              look_up(table.planes[2], index, upper), look_up(table.planes[3], index, upper), out);
+}
+
+/// The planes of 256 floats that are the same on both sides of zero, which is the one at 127: 128 magnitudes by steps
+/// from zero; the one of 128 steps stands at 0.
+struct MirroredTable {
+  __m512i planes[4][2];
+};
+
+NIBBLE_INLINE MirroredTable load_mirrored_table(const float* values) {
+  float sizes[256] = {values[255]};
+  for (int i = 1; i < 128; ++i) sizes[i] = values[127 + i];
+  const FloatTable table = load_float_table(sizes);
+  MirroredTable mirrored;
+  for (int plane = 0; plane < 4; ++plane)
+    for (int i = 0; i < 2; ++i) mirrored.planes[plane][i] = table.planes[plane].parts[i];
+  return mirrored;
+}
+
+NIBBLE_INLINE void look_up(const MirroredTable& table, __m512i index, __m512 (&out)[4]) {
+  const __m512i zero = _mm512_set1_epi8(127);
+  const __m512i steps = _mm512_abs_epi8(_mm512_sub_epi8(index, zero));
+  const __mmask64 is_other = _mm512_test_epi8_mask(steps, steps), is_negative = _mm512_cmplt_epu8_mask(index, zero);
+  __m512i b[4];
+  for (int plane = 0; plane < 4; ++plane)
+    b[plane] = _mm512_maskz_permutex2var_epi8(is_other, table.planes[plane][0], steps, table.planes[plane][1]);
+  b[3] = _mm512_mask_sub_epi8(b[3], is_negative, b[3], _mm512_set1_epi8(-128));
+  join_planes(b[0], b[1], b[2], b[3], out);
 }
 
 /// 256 words as their two planes of bytes.

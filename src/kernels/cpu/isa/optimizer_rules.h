@@ -1,6 +1,7 @@
 // The formula of each optimizer rule, for one vector of elements, as kernels.h states it.
 //
-// Rule::finish(c, Rule::start(c, g, s)) steps the states s and is d. Rule::kStates of s are used.
+// Rule::start(c, g, s) steps the states s and returns a numerator; Rule::finish(c, numerator, root of s[kRootOf]) is d.
+// Rule::kStates of s are used. kMovesByState: the numerator is s[0].
 #pragma once
 
 #include "kernels/cpu/isa/simd.h"
@@ -37,87 +38,101 @@ NIBBLE_SIMD F32 sign_of(F32 x) {
   return select(greater(x, zero), set1(1), select(greater(zero, x), set1(-1), x));
 }
 
-/// d on its way: rules that divide do so late, as roots take long.
-struct Ratio {
-  F32 numerator, root;
-};
+/// kRootOf: d has no root.
+inline constexpr int kNoRoot = -1;
 
 struct AdamRule {
   static constexpr int kStates = 2;
   static constexpr bool kCouplesDecay = false;
-  NIBBLE_INLINE static Ratio start(const OptimizerScalars& c, F32 g, F32 (&s)[3]) {
+  static constexpr int kRootOf = 1;
+  static constexpr bool kMovesByState = true;
+  NIBBLE_INLINE static F32 start(const OptimizerScalars& c, F32 g, F32 (&s)[3]) {
     s[0] = average(s[0], c.beta1, g);
     s[1] = average(s[1], c.beta2, g * g);
-    return {s[0], square_root(s[1])};
+    return s[0];
   }
-  NIBBLE_INLINE static F32 finish(const OptimizerScalars& c, const Ratio& r) {
-    return r.numerator / (r.root + set1(c.eps));
+  NIBBLE_INLINE static F32 finish(const OptimizerScalars& c, F32 numerator, F32 root) {
+    return numerator / (root + set1(c.eps));
   }
 };
 
 struct AdemamixRule {
   static constexpr int kStates = 3;
   static constexpr bool kCouplesDecay = false;
-  NIBBLE_INLINE static Ratio start(const OptimizerScalars& c, F32 g, F32 (&s)[3]) {
+  static constexpr int kRootOf = 1;
+  static constexpr bool kMovesByState = false;
+  NIBBLE_INLINE static F32 start(const OptimizerScalars& c, F32 g, F32 (&s)[3]) {
     s[0] = average(s[0], c.beta1, g);
     s[1] = average(s[1], c.beta2, g * g);
     s[2] = average(s[2], c.beta3, g);
-    return {fused(set1(c.alpha), s[2], s[0] * set1(c.correction1)), square_root(s[1])};
+    return fused(set1(c.alpha), s[2], s[0] * set1(c.correction1));
   }
-  NIBBLE_INLINE static F32 finish(const OptimizerScalars& c, const Ratio& r) {
-    return r.numerator / fused(r.root, set1(c.correction2), set1(c.eps));
+  NIBBLE_INLINE static F32 finish(const OptimizerScalars& c, F32 numerator, F32 root) {
+    return numerator / fused(root, set1(c.correction2), set1(c.eps));
   }
 };
 
 struct MomentumRule {
   static constexpr int kStates = 1;
   static constexpr bool kCouplesDecay = true;
-  NIBBLE_INLINE static Ratio start(const OptimizerScalars& c, F32 g, F32 (&s)[3]) {
+  static constexpr int kRootOf = kNoRoot;
+  static constexpr bool kMovesByState = true;
+  NIBBLE_INLINE static F32 start(const OptimizerScalars& c, F32 g, F32 (&s)[3]) {
     s[0] = fused(s[0], set1(c.beta1), g);
-    return {s[0], s[0]};
+    return s[0];
   }
-  NIBBLE_INLINE static F32 finish(const OptimizerScalars&, const Ratio& r) { return r.numerator; }
+  NIBBLE_INLINE static F32 finish(const OptimizerScalars&, F32 numerator, F32) { return numerator; }
 };
 
 struct LionRule {
   static constexpr int kStates = 1;
   static constexpr bool kCouplesDecay = false;
-  NIBBLE_INLINE static Ratio start(const OptimizerScalars& c, F32 g, F32 (&s)[3]) {
+  static constexpr int kRootOf = kNoRoot;
+  static constexpr bool kMovesByState = false;
+  NIBBLE_INLINE static F32 start(const OptimizerScalars& c, F32 g, F32 (&s)[3]) {
     const F32 d = sign_of(average(s[0], c.beta1, g));
     s[0] = average(s[0], c.beta2, g);
-    return {d, d};
+    return d;
   }
-  NIBBLE_INLINE static F32 finish(const OptimizerScalars&, const Ratio& r) { return r.numerator; }
+  NIBBLE_INLINE static F32 finish(const OptimizerScalars&, F32 numerator, F32) { return numerator; }
 };
 
 struct RmspropRule {
   static constexpr int kStates = 1;
   static constexpr bool kCouplesDecay = true;
-  NIBBLE_INLINE static Ratio start(const OptimizerScalars& c, F32 g, F32 (&s)[3]) {
+  static constexpr int kRootOf = 0;
+  static constexpr bool kMovesByState = false;
+  NIBBLE_INLINE static F32 start(const OptimizerScalars& c, F32 g, F32 (&s)[3]) {
     s[0] = average(s[0], c.beta1, g * g);
-    return {g, square_root(s[0])};
+    return g;
   }
-  NIBBLE_INLINE static F32 finish(const OptimizerScalars& c, const Ratio& r) {
-    return r.numerator / (r.root + set1(c.eps));
+  NIBBLE_INLINE static F32 finish(const OptimizerScalars& c, F32 numerator, F32 root) {
+    return numerator / (root + set1(c.eps));
   }
 };
 
 struct AdagradRule {
   static constexpr int kStates = 1;
   static constexpr bool kCouplesDecay = true;
-  NIBBLE_INLINE static Ratio start(const OptimizerScalars&, F32 g, F32 (&s)[3]) {
+  static constexpr int kRootOf = 0;
+  static constexpr bool kMovesByState = false;
+  NIBBLE_INLINE static F32 start(const OptimizerScalars&, F32 g, F32 (&s)[3]) {
     s[0] = fused(g, g, s[0]);
-    return {g, square_root(s[0])};
+    return g;
   }
-  NIBBLE_INLINE static F32 finish(const OptimizerScalars& c, const Ratio& r) {
-    return r.numerator / (r.root + set1(c.eps));
+  NIBBLE_INLINE static F32 finish(const OptimizerScalars& c, F32 numerator, F32 root) {
+    return numerator / (root + set1(c.eps));
   }
 };
 
 /// Steps the states of one vector; returns d.
 template <typename Rule>
 NIBBLE_SIMD F32 step_vector(const OptimizerScalars& c, F32 g, F32 (&s)[3]) {
-  return Rule::finish(c, Rule::start(c, g, s));
+  const F32 numerator = Rule::start(c, g, s);
+  if constexpr (Rule::kRootOf == kNoRoot)
+    return Rule::finish(c, numerator, numerator);
+  else
+    return Rule::finish(c, numerator, square_root(s[Rule::kRootOf]));
 }
 
 /// body(rule) with an object of the rule's type.

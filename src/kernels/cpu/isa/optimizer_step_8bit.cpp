@@ -31,6 +31,9 @@ struct StateCodes {
 
 struct Maps {
   Map first, second;
+#if defined(__AVX512F__)
+  MirroredTable mirrored = load_mirrored_table(first.book);
+#endif
   StateCodes state(const OptimizerJob8Bit& job, int k) const {
     return k == 0   ? StateCodes{job.codes1, job.absmax1, &first}
            : k == 1 ? StateCodes{job.codes2, job.absmax2, &second}
@@ -121,36 +124,31 @@ void encode_states(const Maps& maps, const OptimizerJob8Bit& job, int64_t begin,
 /// The whole blocks of a chunk.
 template <typename Rule, typename T>
 void step_whole_blocks(const Maps& maps, const OptimizerJob8Bit& job, float rate, int64_t begin, int64_t end) {
-  constexpr bool kHasSecond = Rule::kStates > 1;
-  GroupState mirrored[2], linear[2];
+  GroupState groups[Rule::kStates];
+  Ratios ratios;
+  KeptElements<T> kept;
   T* p = static_cast<T*>(job.of.parameter);
   const T* g = static_cast<const T*>(job.of.gradient);
-  const Encoder& second = *maps.second.encoder;
-  int64_t blocks = 0;
-  int turn = 0;
-  for (int64_t at = begin; at < end; at += kGroupOf<T> * kStateBlock, turn ^= 1) {
-    GroupState* const states[3] = {&mirrored[0], &linear[turn], &mirrored[1]};
-    const GroupState* const pending = &linear[turn ^ 1];
-    blocks = min_of(kGroupOf<T>, (end - at) / kStateBlock);
+  GroupState* states[3] = {};
+  for (int k = 0; k < Rule::kStates; ++k) states[k] = &groups[k];
+  for (int64_t at = begin; at < end; at += kGroupOf<T> * kStateBlock) {
+    const int64_t blocks = min_of(kGroupOf<T>, (end - at) / kStateBlock);
     for (int k = 0; k < Rule::kStates; ++k) {
       const StateCodes state = maps.state(job, k);
-      states[k]->codes = state.codes + at;
-      for (int64_t b = 0; b < blocks; ++b) states[k]->absmax[b] = state.absmax[at / kStateBlock + b];
-      decode_group(state.map->values.table, blocks, *states[k]);
+      groups[k].codes = state.codes + at;
+      for (int64_t b = 0; b < blocks; ++b) groups[k].absmax[b] = state.absmax[at / kStateBlock + b];
     }
-    if (kHasSecond && at > begin) {
-      step_group<Rule, T, kHasSecond>(job.of.scalars, rate, second, blocks, states, pending, p + at, g + at);
-      encode_group(second, blocks, kGroupOf<T>, *pending);  // what a last, smaller group has left
-    } else {
-      step_group<Rule, T, false>(job.of.scalars, rate, second, blocks, states, nullptr, p + at, g + at);
-    }
+    start_group<Rule>(job.of.scalars, maps.mirrored, maps.second.values.table, blocks, states, p + at, g + at, ratios,
+                      kept);
+    if (Rule::kStates > 1) encode_squares<Rule>(*maps.second.encoder, blocks, groups[1], ratios);
+    finish_group<Rule>(job.of.scalars, rate, maps.first.encoder->mirrored, blocks, groups[0], ratios, p + at);
+    if (kept.has_any) put_back(kept, blocks * kStateBlock, p + at);
+    if (Rule::kStates > 2) encode_group(maps.first.encoder->mirrored, blocks, groups[2]);
     for (int k = 0; k < Rule::kStates; ++k) {
       const StateCodes state = maps.state(job, k);
-      for (int64_t b = 0; b < blocks; ++b) state.absmax[at / kStateBlock + b] = states[k]->absmax[b];
-      if (k != 1) encode_group(maps.first.encoder->mirrored, blocks, *states[k]);
+      for (int64_t b = 0; b < blocks; ++b) state.absmax[at / kStateBlock + b] = groups[k].absmax[b];
     }
   }
-  if (kHasSecond && end > begin) encode_group(second, 0, blocks, linear[turn ^ 1]);
 }
 
 /// The chunk's elements that were stepped: those of whole blocks, if types and maps suit.

@@ -16,11 +16,11 @@ struct LinearLanes {
   __m512 slope[2], intercept[2];  // by exponent mod 32, shifted
   __m512i cap[2];                 // bits of floats
   __m512i least;                  // smaller values are taken for it
-  __m512i near_bits;
+  __m512i near;                   // words
 };
 
-inline constexpr int kCodeShift = 16;     // of a code, in twice the bits of 256 + code
-inline constexpr int kNearBits = 0xfff0;  // none of them set: a threshold is at most eight units off, either way
+inline constexpr int kCodeShift = 16;  // of a code, in twice the bits of 256 + code
+inline constexpr int kNearWidth = 16;  // below it: a threshold is at most eight units off, either way
 inline constexpr float kCodeOrigin = 256, kUnit = 0x1p-16f, kNear = 8 * kUnit;
 
 /// Holds past threshold `start`, whose code is start + 1, up to threshold `end`.
@@ -95,21 +95,41 @@ NIBBLE_SIMD bool make_linear_lanes(const CodeSearch& search, LinearLanes& lanes)
   }
   lanes.shift = _mm512_load_si512(shift);
   lanes.least = _mm512_set1_epi32(least << 24);
-  lanes.near_bits = _mm512_set1_epi32(kNearBits);
+  lanes.near = _mm512_set1_epi16(kNearWidth);
   return current + 1 == count;
 }
 
-/// Codes of 16 values in fixed point: 16 bits behind the point, and others above the codes.
-NIBBLE_SIMD __m512i fixed_codes(const LinearLanes& lanes, F32 y) {
-  const __m512i bits = _mm512_max_epi32(_mm512_castps_si512(y), lanes.least);
-  const __m512i shift = _mm512_permutexvar_epi32(_mm512_srli_epi32(bits, 24), lanes.shift);
-  const __m512i line = _mm512_srli_epi32(_mm512_add_epi32(bits, shift), 23);
-  const F32 slope = _mm512_permutex2var_ps(lanes.slope[0], line, lanes.slope[1]);
-  const F32 intercept = _mm512_permutex2var_ps(lanes.intercept[0], line, lanes.intercept[1]);
-  const F32 code = fma(_mm512_castsi512_ps(bits), slope, intercept);
-  const __m512i cap = _mm512_permutex2var_epi32(lanes.cap[0], line, lanes.cap[1]);
-  const __m512i capped = _mm512_min_epi32(_mm512_castps_si512(code), cap);
-  return _mm512_add_epi32(capped, capped);
+/// Where 64 values lie.
+struct Lines {
+  __m512i bits[4], line[4];
+};
+
+NIBBLE_SIMD Lines find_lines(const LinearLanes& lanes, const float* x, F32 scale) {
+  Lines of;
+  NIBBLE_UNROLL
+  for (int q = 0; q < 4; ++q) {
+    of.bits[q] = _mm512_max_epi32(_mm512_castps_si512(load(x + 16 * q) * scale), lanes.least);
+    const __m512i shift = _mm512_permutexvar_epi32(_mm512_srli_epi32(of.bits[q], 24), lanes.shift);
+    of.line[q] = _mm512_srli_epi32(_mm512_add_epi32(of.bits[q], shift), 23);
+  }
+  return of;
+}
+
+/// Codes of 64 values in fixed point: 16 bits behind the point, and others above the codes.
+NIBBLE_SIMD void fixed_codes(const LinearLanes& lanes, const Lines& of, __m512i (&codes)[4]) {
+  F32 slope[4], intercept[4];
+  NIBBLE_UNROLL
+  for (int q = 0; q < 4; ++q) {
+    slope[q] = _mm512_permutex2var_ps(lanes.slope[0], of.line[q], lanes.slope[1]);
+    intercept[q] = _mm512_permutex2var_ps(lanes.intercept[0], of.line[q], lanes.intercept[1]);
+  }
+  NIBBLE_UNROLL
+  for (int q = 0; q < 4; ++q) {
+    const __m512i cap = _mm512_permutex2var_epi32(lanes.cap[0], of.line[q], lanes.cap[1]);
+    const F32 code = fma(_mm512_castsi512_ps(of.bits[q]), slope[q], intercept[q]);
+    const __m512i capped = _mm512_min_epi32(_mm512_castps_si512(code), cap);
+    codes[q] = _mm512_add_epi32(capped, capped);
+  }
 }
 
 /// The third bytes of the dwords of a, then of b, in the lower half.
@@ -120,40 +140,59 @@ NIBBLE_SIMD __m512i third_bytes(__m512i a, __m512i b) {
   return _mm512_permutex2var_epi8(a, _mm512_load_si512(kThird), b);
 }
 
-/// From the fixed codes of 64 finite elements.
-NIBBLE_SIMD void settle_codes(const LinearLanes& lanes, const CodeSearch& search, const float* x, float inverse,
-                              const __m512i (&found)[4], uint8_t* codes) {
-  __m512i rest[4];
-  NIBBLE_UNROLL
-  for (int q = 0; q < 4; ++q) rest[q] = _mm512_and_si512(found[q], lanes.near_bits);
-  const __m512i least = _mm512_min_epi32(_mm512_min_epi32(rest[0], rest[1]), _mm512_min_epi32(rest[2], rest[3]));
-  const __m512i low = third_bytes(found[0], found[1]), high = third_bytes(found[2], found[3]);
-  _mm512_storeu_si512(codes, _mm512_inserti64x4(low, _mm512_castsi512_si256(high), 1));
-  const __mmask16 any = _mm512_testn_epi32_mask(least, least);
-  if (__builtin_expect(_mm512_kortestz(any, any), 1)) return;
+/// Lower words below kNearWidth.
+NIBBLE_SIMD __mmask32 near_lanes(const LinearLanes& lanes, __m512i fixed) {
+  return _mm512_mask_cmplt_epu16_mask(0x55555555, fixed, lanes.near);
+}
+
+/// Searches the codes among 64 that lie close to a threshold. It finds them again: if they were handed over, they would
+/// be stored even where there are none.
+[[gnu::noinline]] static void search_near(const LinearLanes& lanes, const CodeSearch& search, const float* x,
+                                          float inverse, uint8_t* codes) {
+  __m512i fixed[4];
+  fixed_codes(lanes, find_lines(lanes, x, set1(inverse)), fixed);
   for (int q = 0; q < 4; ++q)
-    for (uint32_t lane = _mm512_testn_epi32_mask(rest[q], rest[q]); lane != 0; lane &= lane - 1) {
-      const int at = 16 * q + __builtin_ctz(lane);
+    for (uint32_t lane = near_lanes(lanes, fixed[q]); lane != 0; lane &= lane - 1) {
+      const int at = 16 * q + __builtin_ctz(lane) / 2;
       codes[at] = search_code(search, x[at] * inverse);
     }
 }
 
-/// Codes of 64 finite elements.
-NIBBLE_SIMD void encode_64(const LinearLanes& lanes, const CodeSearch& search, const float* x, float inverse,
-                           uint8_t* codes) {
-  __m512i found[4];
-  NIBBLE_UNROLL
-  for (int q = 0; q < 4; ++q) found[q] = fixed_codes(lanes, load(x + 16 * q) * set1(inverse));
-  settle_codes(lanes, search, x, inverse, found, codes);
+/// From the fixed codes of 64 finite elements.
+NIBBLE_SIMD void settle_codes(const LinearLanes& lanes, const LinearLanes& shared, const CodeSearch& search,
+                              const float* x, float inverse, const __m512i (&fixed)[4], uint8_t* codes) {
+  const __m512i least = _mm512_min_epu16(_mm512_min_epu16(fixed[0], fixed[1]), _mm512_min_epu16(fixed[2], fixed[3]));
+  const __m512i low = third_bytes(fixed[0], fixed[1]), high = third_bytes(fixed[2], fixed[3]);
+  _mm512_storeu_si512(codes, _mm512_inserti64x4(low, _mm512_castsi512_si256(high), 1));
+  const __mmask32 near = near_lanes(lanes, least);
+  if (__builtin_expect(!_kortestz_mask32_u8(near, near), 0)) search_near(shared, search, x, inverse, codes);
+}
+
+/// Codes of `count` finite elements, a multiple of 64; beside(i) is done on the way. The lines of the next 64 are found
+/// beside the codes of these: one after the other, the processor's queue would fill with instructions that wait.
+template <typename Beside>
+NIBBLE_SIMD void encode_elements(const LinearLanes& shared, const CodeSearch& search, const float* x, int64_t count,
+                                 float inverse, uint8_t* codes, Beside&& beside) {
+  const LinearLanes lanes = shared;
+  const F32 scale = set1(inverse);
+  if (count == 0) return;
+  Lines next = find_lines(lanes, x, scale);
+  for (int64_t i = 0; i < count; i += 64) {
+    __m512i fixed[4];
+    const Lines of = next;
+    next = find_lines(lanes, x + (i + 64 < count ? i + 64 : i), scale);
+    beside(i);
+    fixed_codes(lanes, of, fixed);
+    settle_codes(lanes, shared, search, x + i, inverse, fixed, codes + i);
+  }
 }
 
 /// Codes of finite elements, 64 at a time; returns how many.
-[[gnu::noinline]] static int64_t encode_run(const LinearLanes& shared, const CodeSearch& search, const float* x,
+[[gnu::noinline]] static int64_t encode_run(const LinearLanes& lanes, const CodeSearch& search, const float* x,
                                             int64_t count, float inverse, uint8_t* codes) {
-  const LinearLanes lanes = shared;
-  int64_t i = 0;
-  for (; i + 64 <= count; i += 64) encode_64(lanes, search, x + i, inverse, codes + i);
-  return i;
+  const int64_t whole = count / 64 * 64;
+  encode_elements(lanes, search, x, whole, inverse, codes, [](int64_t) {});
+  return whole;
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

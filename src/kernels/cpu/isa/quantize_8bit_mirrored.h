@@ -157,9 +157,9 @@ NIBBLE_SIMD MirroredCells find_cells(const MirroredLanes& lanes, const F32 (&y)[
           _mm512_movepi8_mask(top)};
 }
 
-/// Steps from zero.
-template <bool kPairs>
-NIBBLE_SIMD __m512i count_steps(const MirroredLanes& lanes, const MirroredCells& of, const F32 (&y)[4]) {
+/// Steps from zero. values(y) gives the 64 values again: what is rare shall not keep them in registers.
+template <bool kPairs, typename Values>
+NIBBLE_SIMD __m512i count_steps(const MirroredLanes& lanes, const MirroredCells& of, Values&& values) {
   const __mmask64 upper = _mm512_movepi8_mask(of.cells);
   const __m512i low = look_up(lanes.low, of.cells, upper), high = look_up(lanes.high, of.cells, upper);
   const __m512i thresholds[2] = {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
@@ -168,6 +168,8 @@ NIBBLE_SIMD __m512i count_steps(const MirroredLanes& lanes, const MirroredCells&
   const __mmask32 open[2] = {_mm512_cmpeq_epi16_mask(of.keys[0], thresholds[0]),
                              _mm512_cmpeq_epi16_mask(of.keys[1], thresholds[1])};
   if (__builtin_expect(!_kortestz_mask32_u8(open[0], open[1]), 0)) {
+    F32 y[4];
+    values(y);
     const __m512i lowest = look_up(lanes.lowest, of.cells, upper);
     const __m512i ends[2] = {_mm512_unpacklo_epi8(lowest, low), _mm512_unpackhi_epi8(lowest, low)};
     for (int i = 0; i < 2; ++i) {
@@ -185,30 +187,41 @@ NIBBLE_SIMD __m512i codes_of(const MirroredLanes& lanes, __m512i steps, __mmask6
   return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), codes);
 }
 
-template <bool kPairs>
-NIBBLE_SIMD __m512i encode_vectors(const MirroredLanes& lanes, const F32 (&y)[4]) {
-  const MirroredCells cells = find_cells<kPairs>(lanes, y);
-  return codes_of(lanes, count_steps<kPairs>(lanes, cells, y), cells.is_negative);
-}
-
-template <typename T>
-NIBBLE_SIMD void encode_64(const MirroredLanes& lanes, const T* x, float inverse, uint8_t* codes, bool streamed) {
-  const F32 scale = set1(inverse);
-  const F32 y[4] = {load(x) * scale, load(x + 16) * scale, load(x + 32) * scale, load(x + 48) * scale};
-  store_bytes(codes, encode_vectors<false>(lanes, y), streamed);
-}
-
-/// Even elements lie in the low halves of the dwords, odd ones in the high halves: no unpacking.
-NIBBLE_SIMD void encode_64(const MirroredLanes& lanes, const bf16_t* x, float inverse, uint8_t* codes, bool streamed) {
-  const F32 scale = set1(inverse);
+/// Codes of `count` finite values, a multiple of 64: values(i, y) are those from i on, store(i, codes) takes them. The
+/// cells of the next 64 are found beside the codes of these: one after the other, the processor's queue would fill with
+/// instructions that wait. kKeepsSigns: negative values take no code of zero but the one below.
+template <bool kPairs, bool kKeepsSigns, typename Values, typename Store>
+NIBBLE_SIMD void encode_values(const MirroredLanes& lanes, int64_t count, Values&& values, Store&& store) {
+  if (count == 0) return;
   F32 y[4];
+  values(int64_t{0}, y);
+  MirroredCells next = find_cells<kPairs>(lanes, y);
+  for (int64_t i = 0; i < count; i += 64) {
+    const MirroredCells cells = next;
+    values(i + 64 < count ? i + 64 : i, y);
+    next = find_cells<kPairs>(lanes, y);
+    __m512i steps = count_steps<kPairs>(lanes, cells, [&](F32(&again)[4]) { values(i, again); });
+    if constexpr (kKeepsSigns) steps = _mm512_mask_max_epu8(steps, cells.is_negative, steps, _mm512_set1_epi8(1));
+    store(i, codes_of(lanes, steps, cells.is_negative));
+  }
+}
+
+/// 64 elements, scaled; bf16 in pairs: even elements lie in the low halves of the dwords, odd ones in the high halves.
+NIBBLE_SIMD void load_scaled(const float* x, F32 scale, F32 (&y)[4]) {
+  NIBBLE_UNROLL
+  for (int q = 0; q < 4; ++q) y[q] = load(x + 16 * q) * scale;
+}
+NIBBLE_SIMD void load_scaled(const f16_t* x, F32 scale, F32 (&y)[4]) {
+  NIBBLE_UNROLL
+  for (int q = 0; q < 4; ++q) y[q] = load(x + 16 * q) * scale;
+}
+NIBBLE_SIMD void load_scaled(const bf16_t* x, F32 scale, F32 (&y)[4]) {
   NIBBLE_UNROLL
   for (int i = 0; i < 2; ++i) {
     const __m512i pairs = _mm512_loadu_si512(x + 32 * i);
     y[2 * i] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)) * scale;
     y[2 * i + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536))) * scale;
   }
-  store_bytes(codes, encode_vectors<true>(lanes, y), streamed);
 }
 
 /// Codes of finite elements, 64 at a time; returns how many. A function of its own, with tables of its own: they stay
@@ -217,13 +230,15 @@ template <typename T>
 [[gnu::noinline]] static int64_t encode_run(const MirroredLanes& shared, const T* x, int64_t count, float inverse,
                                             uint8_t* codes, bool streamed) {
   const MirroredLanes lanes = shared;
-  const int64_t ahead = prefetch_distance(count * int64_t{sizeof(T)});
-  int64_t i = 0;
-  for (; i + 64 <= count; i += 64) {
-    prefetch_ahead(x + i, 64 * int64_t{sizeof(T)}, ahead);
-    encode_64(lanes, x + i, inverse, codes + i, streamed);
-  }
-  return i;
+  const F32 scale = set1(inverse);
+  const int64_t ahead = prefetch_distance(count * int64_t{sizeof(T)}), whole = count / 64 * 64;
+  encode_values<__is_same(T, bf16_t), false>(
+      lanes, whole, [&](int64_t i, F32(&y)[4]) { load_scaled(x + i, scale, y); },
+      [&](int64_t i, __m512i found) {
+        prefetch_ahead(x + i, 64 * int64_t{sizeof(T)}, ahead);
+        store_bytes(codes + i, found, streamed);
+      });
+  return whole;
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA
