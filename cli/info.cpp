@@ -44,8 +44,8 @@ void print(const SystemInfo& info) {
   else
     std::cout << "  CUDA " << info.cuda.runtime << ", the driver supports " << info.cuda.driver << '\n'
               << (info.cuda.cublas_lt.empty()
-                      ? "  cuBLASLt: not found (libcublasLt.so.13 or .12): prompts and training "
-                        "run on slower kernels"
+                      ? "  cuBLASLt: not found (libcublasLt.so.13 or .12): prompts are read a little "
+                        "slower, training takes many times as long"
                       : "  cuBLASLt " + info.cuda.cublas_lt)
               << '\n';
   std::cout << "  --device auto: "

@@ -49,6 +49,9 @@ struct SystemInfo {
 
 SystemInfo system_info();
 
+/// CudaInfo::cublas_lt alone.
+std::string cublas_lt_version();
+
 /// With NIBBLE_PROFILE=1: seconds and calls of each kernel entry so far, a line each; else empty.
 std::string profile_report();
 

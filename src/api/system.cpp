@@ -66,6 +66,8 @@ std::vector<KernelRow> kernel_rows() {
 
 std::string_view version() { return NIBBLE_VERSION; }
 
+std::string cublas_lt_version() { return kernels::cuda::library_version(); }
+
 SystemInfo system_info() {
   SystemInfo info;
   const auto cpu = device::describe_cpu();
@@ -78,7 +80,7 @@ SystemInfo system_info() {
                                         gpu.capability / 10, gpu.capability % 10, gpu.multiprocessors),
                             gpu.memory_bytes, gpu.free_memory_bytes});
   info.cuda = {.missing = cuda.missing, .driver = cuda.driver, .runtime = cuda.runtime, .cublas_lt = {}};
-  if (cuda.missing.empty()) info.cuda.cublas_lt = kernels::cuda::library_version();
+  if (cuda.missing.empty()) info.cuda.cublas_lt = cublas_lt_version();
   const kernels::Kernels* active = &kernels::cpu::table();
   for (const auto& isa : kernels::cpu::isas()) info.isas.push_back({isa.name, isa.is_supported, isa.table == active});
   info.kernels = kernel_rows();

@@ -51,6 +51,13 @@ class GpuErrors(NibbleCase):
         without = {**os.environ, "LD_LIBRARY_PATH": NO_CUBLAS_LT}
         self.assertIn("cuBLASLt: not found", self.succeed("info", env=without))
         self.assertEqual(self.succeed_json({"cuda"}, "info", env=without)["cuda"]["cublas_lt"], "")
+        data = self.root / "data.jsonl"
+        data.write_text('{"text": "The quick brown fox"}\n')
+        for environment, is_told in ((without, True), (None, False)):
+            result = self.run_nibble("finetune", self.model, "--device", "cuda", "--data", data, "--output", self.root / f"out-{is_told}",
+                                     "--max-steps", "1", "--save-steps", "0", env=environment)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertEqual("warning: cuBLASLt" in result.stderr, is_told)
         text = self.root / "text.txt"
         text.write_text("The quick brown fox jumps over the lazy dog.\n" * 20)
         command = ("perplexity", self.model, "--device", "cuda", "--dtype", "bfloat16", "--context", "200", "--stride", "200", "--file", text)
