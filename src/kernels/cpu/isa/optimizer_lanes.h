@@ -37,8 +37,9 @@ NIBBLE_SIMD void store_64(bf16_t* x, const F32 (&values)[4]) {
   _mm512_storeu_si512(x + 32, round_normal_bf16(values[2], values[3]));
 }
 
-/// How many elements ahead memory is asked for.
-inline constexpr int64_t kAhead = 8 * kStateBlock;
+/// How many elements ahead memory is asked for: not so many that what comes in takes the places, in the first cache, of
+/// what is in use.
+inline constexpr int64_t kAhead = 3 * kStateBlock;
 
 /// Blocks that go through each loop together. One in fp32: more would ask the memory for too much at once.
 inline constexpr int64_t kGroup = 2;
