@@ -51,5 +51,10 @@ TEST_F(MatmulAheadGpuTest, JobsAreExactWhereverTilesAreCut) { expect_exact({5000
 /// More decoded weights than are kept at a time, up to where tiles are cut.
 TEST_F(MatmulAheadGpuTest, PanelsThatTakeEachOthersPlaceAreExact) { expect_exact({14856}, 2688, {1540}); }
 
+/// Fewer rows of x: pairs of blocks that begin a tile with the sums that another pair has left.
+TEST_F(MatmulAheadGpuTest, PairsThatBeginWithOthersSumsAreExact) {
+  expect_exact({5000, 1000, 40, 264}, 704, {1000, 1100});
+}
+
 }  // namespace
 }  // namespace nibble::kernels::cuda::testing

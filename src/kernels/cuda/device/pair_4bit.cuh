@@ -116,7 +116,8 @@ class Pair4BitProducts {
     to_release_ = full_ + 8 * (Shape::kStages + stage_);
     start<1, kHalf>(x);
     if (left_ > 0) read<1>(next);
-    if constexpr (kHalf == 1) scales.take(scales_);
+    if constexpr (kHalf == 0) scales.look_up();
+    if constexpr (kHalf == 1) scales.take_looked_up(scales_);
     wgmma_wait<1>();
     stage_ = next;
   }
@@ -147,16 +148,18 @@ class Pair4BitProducts {
       const float scale = scales_[2 * kHalf + i % 2];
       fragments_[kStep][i / 4][i % 4] = round_pair<T>(__fmul_rn(values.x, scale), __fmul_rn(values.y, scale));
     }
-    look_up<1 - kStep>();
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       Wgmma<T, Shape::columns>::multiply(sums, fragments_[kStep][i], operand_at(x + 4 * kStep + 2 * i));
     wgmma_commit();
+    look_up<1 - kStep>();  // not before: what starts the products would queue behind it
   }
 
   __device__ __forceinline__ void release() const {
-    if (to_release_ && lane_ < 2) barrier_arrive_at(to_release_, static_cast<uint32_t>(lane_));
+    if (to_release_ == 0) return;
+    barrier_arrive(to_release_);  // every lane, as all of them have read
+    if (lane_ < 2) barrier_arrive_at(to_release_, static_cast<uint32_t>(lane_));
   }
 
   uint32_t fragments_[2][2][4], words_[2][2][4], pairs_[8];
@@ -177,10 +180,11 @@ __device__ __forceinline__ void consume_pairs(const Tile4BitArgs& args, uint8_t*
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));  // read once: it costs more than a register
   const int group = thread / 128, lane = thread % 32, first_row = thread / 32 * 16;
+  pair_arrives();
   Tile4BitScales<Shape> scales(args, memory, share, 0, rank * 128 + first_row, lane);
   fill_table<T, Shape>(args, memory);
-  __syncwarp();
-  pair_waits();
+  consumers_wait<Shape::threads>();
+  pair_is_there();
   wait_for_previous_launch();  // which may still write y
 
   const TileArgs& line = args.tile;
@@ -190,7 +194,9 @@ __device__ __forceinline__ void consume_pairs(const Tile4BitArgs& args, uint8_t*
     const int tile = share.at / line.chunks, tile_end = (tile + 1) * line.chunks;
     const int piece_end = min(share.end, tile_end);
     const bool has_first = share.at == tile * line.chunks;
+    const bool is_begun = has_first && piece_end < tile_end && begins_with_left(args, all, pair, pairs);
     products.clear();
+    if (is_begun) PairPiece<Shape>(line, pair + 1, rank, group).begin(products.sums, group);
 #pragma unroll 1
     for (int left = piece_end - share.at; left > 0; --left) products.multiply(scales);
     share.at = piece_end;
@@ -199,7 +205,8 @@ __device__ __forceinline__ void consume_pairs(const Tile4BitArgs& args, uint8_t*
       PairPiece<Shape>(line, pair, rank, group).leave(products.sums, group);
       continue;
     }
-    if (piece_end < tile_end) for_left_pieces(args, all, pair, pairs, [&](int) { products.add_piece(group); });
+    if (!is_begun && piece_end < tile_end)
+      for_left_pieces(args, all, pair, pairs, [&](int) { products.add_piece(group); });
     const int row_tile = tile / line.column_tiles;
     const DeviceJob& job = line.jobs.of_tile(row_tile);
     const int row = (row_tile - job.first_tile) * Shape::rows + rank * 128 + group * 64;
@@ -214,13 +221,12 @@ __device__ __forceinline__ void serve_pairs(const Tile4BitArgs& args, uint32_t s
   const uint32_t full = shared + Shape::kBarriers, empty = full + 8 * Shape::kStages;
   const int thread = static_cast<int>(threadIdx.x) - Shape::threads;
   if (thread == 0) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(&args.x)) : "memory");
     for (int s = 0; s < Shape::kStages; ++s) {
       barrier_init(full + 8 * s, 2);
-      barrier_init(empty + 8 * s, 2 * Shape::warps);  // of both blocks
+      barrier_init(empty + 8 * s, (32 + 2) * Shape::warps);  // see release()
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    TileWalk<Shape> at(args, TileShare(args, pair, pairs), rank);
-    bring_codes(at, shared, true);
   }
   __syncwarp();
   pair_waits();
@@ -228,10 +234,13 @@ __device__ __forceinline__ void serve_pairs(const Tile4BitArgs& args, uint32_t s
     bring_x<Shape>(args, shared, pair, pairs, rank);
   } else if (thread == 32) {
     TileWalk<Shape> at(args, TileShare(args, pair, pairs), rank);
-    bring_codes(at, shared, false);
+    bring_codes(at, shared);
   } else if (thread >= 64) {
-    if (TileShare(args, pair, pairs).at % args.tile.chunks != 0)
-      PairPiece<Shape>(args.tile, pair, rank, thread / 32 - 2).tell(thread / 32 - 2);
+    const TileShare share(args, pair, pairs);
+    const int group = thread / 32 - 2;
+    if (share.at % args.tile.chunks != 0) PairPiece<Shape>(args.tile, pair, rank, group).tell(group);
+    if (begins_with_left(args, share, pair, pairs))
+      PairPiece<Shape>(args.tile, pair + 1, rank, group).tell_begin(group);
   }
 }
 

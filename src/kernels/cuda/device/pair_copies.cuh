@@ -11,8 +11,13 @@ __device__ __forceinline__ uint32_t rank_in_pair() {
   return rank;
 }
 
+/// All threads of both blocks, each warp as one; pair_is_there() returns when they have.
+__device__ __forceinline__ void pair_arrives() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void pair_is_there() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
 __device__ __forceinline__ void pair_waits() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  pair_arrives();
+  pair_is_there();
 }
 
 /// At the same place in block `rank` of the pair. Of the scope of a block: the pair's would fence all memory.
@@ -34,28 +39,24 @@ __device__ __forceinline__ void copy_box_to_pair(uint32_t to, const CUtensorMap&
       : "memory");
 }
 
-/// One thread brings the block's codes, 64 columns a stage: the first stages' at once, the rest as they become free.
+/// One thread brings the block's codes, 64 columns a stage.
 template <typename Shape>
-__device__ __forceinline__ void bring_codes(TileWalk<Shape>& at, uint32_t shared, bool is_start) {
+__device__ __forceinline__ void bring_codes(TileWalk<Shape>& at, uint32_t shared) {
   const uint32_t full = shared + Shape::kBarriers, empty = full + 8 * Shape::kStages;
   int stage = 0;
   uint32_t parity = 1;
-  for (int i = 0; at.left > 0; ++i) {
-    if (is_start ? i < Shape::kStages : i >= Shape::kStages) {
-      barrier_wait(empty + 8 * stage, parity);
-      barrier_expect(full + 8 * stage, Shape::kCodeBytes);
-      copy_box(shared + Shape::kStage + stage * Shape::kStageBytes + Shape::kXBytes, *at.codes, at.step * 32,
-               at.code_row, full + 8 * stage);
-    } else if (is_start) {
-      return;
-    }
+  while (at.left > 0) {
+    barrier_wait(empty + 8 * stage, parity);
+    barrier_expect(full + 8 * stage, Shape::kCodeBytes);
+    copy_box(shared + Shape::kStage + stage * Shape::kStageBytes + Shape::kXBytes, *at.codes, at.step * 32, at.code_row,
+             full + 8 * stage);
     at.advance();
     if (++stage == Shape::kStages) stage = 0, parity ^= 1;
   }
 }
 
 /// One thread brings this block's half of x to both blocks; then, by the same ring, what later pairs left of the last
-/// tile.
+/// tile, unless it begins with that.
 template <typename Shape>
 __device__ __forceinline__ void bring_x(const Tile4BitArgs& args, uint32_t shared, int pair, int pairs, int rank) {
   const uint32_t full = shared + Shape::kBarriers, empty = full + 8 * Shape::kStages;
@@ -75,6 +76,7 @@ __device__ __forceinline__ void bring_x(const Tile4BitArgs& args, uint32_t share
     at.advance();
     advance();
   }
+  if (begins_with_left(args, share, pair, pairs)) return;
   for_left_pieces(args, share, pair, pairs, [&](int next) {
 #pragma unroll 1
     for (int part = 0; part < PairPiece<Shape>::kParts; ++part) {

@@ -23,6 +23,16 @@ __device__ __forceinline__ void for_left_pieces(const Tile4BitArgs& args, const 
   }
 }
 
+/// True if a share's last tile is begun so late that the next pair, which has all the rest of it, will have left its
+/// sums: this pair's sums then begin with them, long before all pairs add and store at once.
+__device__ __forceinline__ bool begins_with_left(const Tile4BitArgs& args, const TileShare& share, int pair,
+                                                 int pairs) {
+  const int tile = (share.end - 1) / args.tile.chunks, begin = tile * args.tile.chunks;
+  const int left = begin + args.tile.chunks - share.end;
+  constexpr int kMargin = 4;
+  return left > 0 && begin - share.at >= left + kMargin && TileShare(args, pair + 1, pairs).end >= share.end + left;
+}
+
 /// Where the sums of one warp group of one block lie while the tile's owner wants them; it brings them back in parts.
 template <typename Shape>
 struct PairPiece {
@@ -51,6 +61,29 @@ struct PairPiece {
   __device__ __forceinline__ void tell(int group) const {
     asm volatile("bar.sync %0, 160;" ::"r"(group + 5) : "memory");
     if (threadIdx.x % 32 == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(1u) : "memory");
+  }
+
+  /// By that warp too, once the sums are there that the group begins with.
+  __device__ __forceinline__ void tell_begin(int group) const {
+    if (threadIdx.x % 32 == 0) {
+      while (load_acquire(flag) == 0) {
+      }
+      *flag = 0;
+    }
+    __syncwarp();
+    asm volatile("bar.arrive %0, 160;" ::"r"(group + 7) : "memory");
+  }
+
+  /// Instead of zeros.
+  __device__ __forceinline__ void begin(float (&sums)[Shape::sums], int group) const {
+    asm volatile("bar.sync %0, 160;" ::"r"(group + 7) : "memory");
+    const float4* from = partial + threadIdx.x % 128;
+    wgmma_wait<0>();  // done before; or else the compiler finds products under way and serializes them all
+#pragma unroll
+    for (int i = 0; i < Shape::sums / 4; ++i) {
+      const float4 v = __ldcg(from + i * 128);
+      sums[4 * i] += v.x, sums[4 * i + 1] += v.y, sums[4 * i + 2] += v.z, sums[4 * i + 3] += v.w;
+    }
   }
 
   /// Until it is there for the copy engine, by one thread.
@@ -113,6 +146,8 @@ __device__ __forceinline__ void store_turned(const TileArgs& args, const DeviceJ
   const uint32_t to =
       memory + (lane / 16 * 8 + lane % 8) * Shape::kTableRow + ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
   const int n = row + thread % 8 * 8;
+  const uint32_t from = memory + thread / 8 * Shape::kTableRow + (thread % 8 ^ thread / 8 % 8) * 16;
+  __nv_bfloat16* whole_y = static_cast<__nv_bfloat16*>(job.out.y) + int64_t{column} * job.out.y_stride + n;
 #pragma unroll
   for (int first = 0; first < Shape::columns; first += kAtOnce) {
 #pragma unroll
@@ -131,16 +166,25 @@ __device__ __forceinline__ void store_turned(const TileArgs& args, const DeviceJ
     }
     group_waits(group);
     const int count = min(min(kAtOnce, Shape::columns - first), args.m - column - first);
-    for (int i = thread / 8; i < count; i += 16) {
-      const uint4 v = load_shared_16(memory + i * Shape::kTableRow + (thread % 8 ^ i % 8) * 16);
-      __nv_bfloat16* y = static_cast<__nv_bfloat16*>(job.out.y) + int64_t{column + first + i} * job.out.y_stride + n;
-      if (n + 8 <= job.rows) {
-        *reinterpret_cast<uint4*>(y) = v;
-      } else {
-        const __nv_bfloat16* values = reinterpret_cast<const __nv_bfloat16*>(&v);
+    if (count == kAtOnce && n + 8 <= job.rows) {
+      __nv_bfloat16* y = whole_y + int64_t{first + thread / 8} * job.out.y_stride;
+      uint4 v[kAtOnce / 16];
 #pragma unroll
-        for (int c = 0; c < 8; ++c)
-          if (n + c < job.rows) y[c] = values[c];
+      for (int j = 0; j < kAtOnce / 16; ++j) v[j] = load_shared_16(from + 16 * j * Shape::kTableRow);
+#pragma unroll
+      for (int j = 0; j < kAtOnce / 16; ++j) *reinterpret_cast<uint4*>(y + 16 * j * job.out.y_stride) = v[j];
+    } else {
+      for (int i = thread / 8; i < count; i += 16) {
+        const uint4 v = load_shared_16(from + (i - thread / 8) * Shape::kTableRow);
+        __nv_bfloat16* y = whole_y + int64_t{first + i} * job.out.y_stride;
+        if (n + 8 <= job.rows) {
+          *reinterpret_cast<uint4*>(y) = v;
+        } else {
+          const __nv_bfloat16* values = reinterpret_cast<const __nv_bfloat16*>(&v);
+#pragma unroll
+          for (int c = 0; c < 8; ++c)
+            if (n + c < job.rows) y[c] = values[c];
+        }
       }
     }
     group_waits(group);

@@ -123,10 +123,20 @@ class Tile4BitScales {
 
   /// The next chunk's scales: [2 * half of the chunk + row, of the thread's two].
   __device__ __forceinline__ void take(float (&scales)[4]) {
+    look_up();
+    take_looked_up(scales);
+  }
+
+  /// What take() reads of shared memory, to be on its way while something else is done.
+  __device__ __forceinline__ void look_up() {
+    if (!args_.is_nested) return;
+    looked_up_ = book_[256 * ahead_[0].job + ahead_[0].code];
+    offset_ = args_.tile.jobs.jobs[ahead_[0].job].weight.absmax.offset;
+  }
+
+  __device__ __forceinline__ void take_looked_up(float (&scales)[4]) {
     float scale = ahead_[0].value;
-    if (args_.is_nested)
-      scale = nested_value(book_[256 * ahead_[0].job + ahead_[0].code], scale,
-                           args_.tile.jobs.jobs[ahead_[0].job].weight.absmax.offset);
+    if (args_.is_nested) scale = nested_value(looked_up_, scale, offset_);
     ahead_[0] = ahead_[1];
     fetch(ahead_[1]);
     scale *= args_.unscale;
@@ -183,6 +193,7 @@ class Tile4BitScales {
   const float* book_;
   int left_, tile_, first_row_, lane_, unit_ = 0;  // unit_: of 64 columns, in a row
   Fetched ahead_[2];
+  float looked_up_ = 0, offset_ = 0;             // for ahead_[0]
   uint32_t row_ = 0, unit_shift_ = 0, job_ = 0;  // row_: in such units from the weight's start
   const float* values_ = nullptr;
   const uint8_t* codes_ = nullptr;
