@@ -48,6 +48,9 @@ class MatmulAheadGpuTest : public GpuTest {
 /// Tiles taken whole, and others cut; the ends of jobs and of x within a tile.
 TEST_F(MatmulAheadGpuTest, JobsAreExactWhereverTilesAreCut) { expect_exact({5000, 9000, 40, 264}, 576, {1593, 2048}); }
 
+/// The smaller tiles at which warp groups take turns, more of them than are kept decoded, and an odd number of rounds.
+TEST_F(MatmulAheadGpuTest, PanelsOfTurnsThatTakeEachOthersPlaceAreExact) { expect_exact({11080}, 3648, {1700}); }
+
 /// More decoded weights than are kept at a time, up to where tiles are cut.
 TEST_F(MatmulAheadGpuTest, PanelsThatTakeEachOthersPlaceAreExact) { expect_exact({14856}, 2688, {1540}); }
 

@@ -49,6 +49,18 @@ bool describe_rows(CUtensorMap& map, const void* data, int64_t rows, int64_t col
   return describe_bytes(map, data, rows, cols, stride, box_rows, 128);
 }
 
+bool describe_tiles(CUtensorMap& map, const void* data, int64_t rows, int64_t cols, int64_t stride, int box_rows,
+                    int box_cols) {
+  static const Encode encode = find_encode();
+  if (!encode) return false;
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(2 * stride)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(box_cols), static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
+  return encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, strides, box, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_NONE,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
 namespace {
 
 /// (heads, rows, head_dim), strides in bytes.

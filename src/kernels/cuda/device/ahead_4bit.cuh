@@ -64,20 +64,10 @@ class AheadWalk {
   int pairs_, tile_, at_, end_;
 };
 
-/// `size_bytes` to the same place in both blocks; the barrier of each counts them.
-__device__ __forceinline__ void copy_bulk_to_pair(uint32_t to, const void* from, uint32_t size_bytes,
-                                                  uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
-      "%4;" ::"r"(to),
-      "l"(from), "r"(size_bytes), "r"(barrier), "h"(uint16_t{3})
-      : "memory");
-}
-
 /// One thread brings this block's x and half of the weights of both.
 __device__ __forceinline__ void bring_ahead(const AheadArgs& args, uint32_t shared, int pair, int pairs, int rank) {
-  using Shared = AheadShared;
-  const uint32_t full = shared + Shared::kBarriers, empty = full + 8 * Shared::kStages;
+  using Tile = AheadTile;
+  const uint32_t full = shared + Tile::kBarriers, empty = full + 8 * Tile::kStages;
   AheadWalk walk(args, pair, pairs);
   AheadPiece piece;
   int stage = 0;
@@ -85,21 +75,21 @@ __device__ __forceinline__ void bring_ahead(const AheadArgs& args, uint32_t shar
   while (walk.next(piece)) {
     const int row_tile = piece.tile / args.column_tiles;
     const int x_row = (piece.tile - row_tile * args.column_tiles) * 256 + rank * 128;
-    const uint8_t* panel = args.panel_of(row_tile) + rank * Shared::kHalfBytes;
+    const uint8_t* panel = args.panel_of(row_tile) + rank * Tile::kHalfBytes;
     const uint32_t* ready = args.ready_of(row_tile);
     for (int chunk = piece.first; chunk < piece.last; ++chunk) {
       if (chunk == piece.first || chunk % 4 == 0) {
-        while (load_acquire(ready + chunk / 4) != kAheadUnits) {
+        while (load_acquire(ready + chunk / 4) != static_cast<uint32_t>(Tile::kUnits)) {
         }
         asm volatile("fence.proxy.async.global;" ::: "memory");
       }
       barrier_wait(empty + 8 * stage, parity);
-      const uint32_t to = shared + stage * Shared::kStageBytes, barrier = full + 8 * stage;
-      barrier_expect(barrier, Shared::kStageBytes);
+      const uint32_t to = shared + stage * Tile::kStageBytes, barrier = full + 8 * stage;
+      barrier_expect(barrier, Tile::kStageBytes);
       copy_box(to, args.x, chunk * 128, x_row, barrier);
-      copy_bulk_to_pair(to + Shared::kXBytes + rank * Shared::kHalfBytes,
-                        panel + int64_t{chunk} * 2 * Shared::kHalfBytes, Shared::kHalfBytes, barrier);
-      if (++stage == Shared::kStages) stage = 0, parity ^= 1;
+      copy_bulk_to_pair(to + Tile::kXBytes + rank * Tile::kHalfBytes, panel + int64_t{chunk} * 2 * Tile::kHalfBytes,
+                        Tile::kHalfBytes, barrier);
+      if (++stage == Tile::kStages) stage = 0, parity ^= 1;
     }
   }
 }
@@ -139,8 +129,8 @@ struct AheadLeft {
 /// Two warp groups, 64 rows of x each.
 template <typename T>
 __device__ __forceinline__ void consume_ahead(const AheadArgs& args, uint32_t shared, int pair, int pairs, int rank) {
-  using Shared = AheadShared;
-  const uint32_t full = shared + Shared::kBarriers, empty = full + 8 * Shared::kStages;
+  using Tile = AheadTile;
+  const uint32_t full = shared + Tile::kBarriers, empty = full + 8 * Tile::kStages;
   const int group = threadIdx.x / 128, lane = threadIdx.x % 32;
   AheadWalk walk(args, pair, pairs);
   AheadPiece piece;
@@ -158,8 +148,8 @@ __device__ __forceinline__ void consume_ahead(const AheadArgs& args, uint32_t sh
 #pragma unroll 1
     for (int left = piece.last - piece.first; left > 0; --left) {
       barrier_wait(full + 8 * stage, parity);
-      const uint32_t from = shared + stage * Shared::kStageBytes;
-      const uint64_t x = swizzled_operand(from + group * 64 * 128), w = swizzled_operand(from + Shared::kXBytes);
+      const uint32_t from = shared + stage * Tile::kStageBytes;
+      const uint64_t x = swizzled_operand(from + group * 64 * 128), w = swizzled_operand(from + Tile::kXBytes);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) SharedWgmma<T, 256>::multiply(sums, x + 2 * k, w + 2 * k);
@@ -168,7 +158,7 @@ __device__ __forceinline__ void consume_ahead(const AheadArgs& args, uint32_t sh
       release();
       to_release = empty + 8 * stage;
       last = stage;
-      if (++stage == Shared::kStages) stage = 0, parity ^= 1;
+      if (++stage == Tile::kStages) stage = 0, parity ^= 1;
     }
     wgmma_wait<0>();
     const int row_tile = piece.tile / args.column_tiles;
@@ -185,7 +175,7 @@ __device__ __forceinline__ void consume_ahead(const AheadArgs& args, uint32_t sh
     const int n = (row_tile - job.first_tile) * 256;
     const int i = (piece.tile - row_tile * args.column_tiles) * 256 + rank * 128 + group * 64;
     if (job.out.bias) add_bias(job.out.bias, job.rows, n + 2 * (lane % 4), sums);
-    store_boxes(args.out[j], n, i, sums, shared + last * Shared::kStageBytes, group);
+    store_boxes(args.out[j], n, i, sums, shared + last * Tile::kStageBytes, group);
     release();
   }
 }
@@ -195,20 +185,20 @@ __device__ __forceinline__ void consume_ahead(const AheadArgs& args, uint32_t sh
 template <typename T>
 __global__ void __launch_bounds__(kAheadThreads, 1) ahead_4bit_kernel(const __grid_constant__ AheadArgs args) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Shared = AheadShared;
+  using Tile = AheadTile;
   extern __shared__ __align__(1024) uint8_t ahead_memory[];
   const uint32_t shared = shared_address(ahead_memory);
-  const uint32_t full = shared + Shared::kBarriers, empty = full + 8 * Shared::kStages;
+  const uint32_t full = shared + Tile::kBarriers, empty = full + 8 * Tile::kStages;
   const int rank = static_cast<int>(rank_in_pair());
   const int pairs = static_cast<int>(gridDim.x / 2), pair = static_cast<int>(blockIdx.x / 2);
   if (threadIdx.x == 0) {
-    for (int s = 0; s < Shared::kStages; ++s) {
+    for (int s = 0; s < Tile::kStages; ++s) {
       barrier_init(full + 8 * s, 1);
       barrier_init(empty + 8 * s, 16);  // the warps of both blocks
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  fill_ahead_table(args, ahead_memory);
+  fill_ahead_table<Tile>(args, ahead_memory);
   __syncthreads();
   pair_waits();
   wait_for_previous_launch();
@@ -217,7 +207,7 @@ __global__ void __launch_bounds__(kAheadThreads, 1) ahead_4bit_kernel(const __gr
     asm volatile("setmaxnreg.dec.sync.aligned.u32 120;");
     if (threadIdx.x >= 288) {
       const int warp = static_cast<int>((threadIdx.x / 32 - 9) * gridDim.x + blockIdx.x);
-      decode_ahead<T>(args, ahead_memory, warp, kAheadWarps * static_cast<int>(gridDim.x));
+      decode_ahead<T, Tile>(args, ahead_memory, warp, kAheadWarps * static_cast<int>(gridDim.x));
     } else {
       if (threadIdx.x == 256) bring_ahead(args, shared, pair, pairs, rank);
       __syncwarp();

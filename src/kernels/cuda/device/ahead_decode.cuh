@@ -1,4 +1,5 @@
-// The weights of ahead_4bit.cuh on their way from 4 bits to the ring of panels in memory that its products read.
+// The weights of ahead_4bit.cuh and turns_4bit.cuh on their way from 4 bits to the ring of panels in memory that its
+// products read.
 #pragma once
 
 #include <cuda.h>
@@ -10,27 +11,34 @@
 
 namespace nibble::kernels::cuda {
 
-struct AheadShared {
+inline constexpr int kAheadWarps = 3;  // of a block that decode
+inline constexpr int kAheadThreads = 256 + 32 + 32 * kAheadWarps;
+
+/// How weights are cut for tiles of kRows of them: units of eight rows, kParts times, by 256 columns.
+template <int kRows_, int kParts_>
+struct AheadCut {
+  static constexpr int kRows = kRows_, kParts = kParts_;
+  static constexpr int kUnits = kRows / 8 / kParts;  // that make 256 columns of a tile's weights
+  static_assert(kUnits * 8 * kParts == kRows);
+  static constexpr int kChunkBytes = kRows * 128, kHalfBytes = kChunkBytes / 2;  // 64 columns, decoded
+};
+
+/// Of ahead_4bit.cuh.
+struct AheadTile : AheadCut<256, 4> {
   static constexpr int kStages = 4;
-  static constexpr int kXBytes = 128 * 128, kHalfBytes = 128 * 128;  // 64 columns
-  static constexpr int kStageBytes = kXBytes + 2 * kHalfBytes;
-  static constexpr int kTable = kStages * kStageBytes;  // of a byte's two values, a copy for each lane of a half warp
-  static constexpr int kBarriers = kTable + 256 * 16 * 8;
+  static constexpr int kXBytes = 128 * 128;  // 64 columns
+  static constexpr int kStageBytes = kXBytes + kChunkBytes;
+  static constexpr int kTable = kStages * kStageBytes, kCopies = 16;  // of a byte's two values, for half a warp's lanes
+  static constexpr int kBarriers = kTable + 256 * kCopies * 8;
   static constexpr int kBytes = kBarriers + 2 * kStages * 8;
 };
 
-inline constexpr int kAheadRows = 256;                                 // of a tile's weights
-inline constexpr int kAheadParts = 4;                                  // of a unit: eight rows by 256 columns
-inline constexpr uint32_t kAheadUnits = kAheadRows / 8 / kAheadParts;  // that make 256 columns of a tile's weights
-inline constexpr int kAheadWarps = 3;                                  // of a block that decode
-inline constexpr int kAheadThreads = 256 + 32 + 32 * kAheadWarps;
-
-/// A panel is a tile's decoded weights: for each 64 columns 256 rows of 128 bytes, swizzled as products read them.
+/// A panel is a tile's decoded weights: for each 64 columns its rows of 128 bytes, swizzled as products read them.
 /// Panels are decoded in groups, 256 columns of all panels of a group before the next columns; a group takes the place
 /// of the one that lies `slots` groups before it.
 struct AheadArgs {
   CUtensorMap x;              // (m, 2 * cols) bytes
-  CUtensorMap out[kMaxJobs];  // (m, 2 * rows) bytes of y
+  CUtensorMap out[kMaxJobs];  // y
   DeviceJobs jobs;
   float book[16];
   uint8_t* panels;
@@ -42,10 +50,11 @@ struct AheadArgs {
   int m, cols, chunks, quads;  // columns, by 64, by 256
   int column_tiles, tiles, whole_tiles;
   int group, groups, slots;  // group: panels of one
+  int panel_bytes;
   bool is_nested;
 
   __device__ __forceinline__ uint8_t* panel_of(int row_tile) const {
-    return panels + int64_t{row_tile % (group * slots)} * chunks * (kAheadRows * 128);
+    return panels + int64_t{row_tile % (group * slots)} * panel_bytes;
   }
   __device__ __forceinline__ uint32_t* ready_of(int row_tile) const { return ready + row_tile * quads; }
   __device__ __forceinline__ int panels_of_group(int g) const { return min(group, jobs.tiles - g * group); }
@@ -62,14 +71,16 @@ __device__ __forceinline__ void AheadArgs::tell_read(int row_tile, int count) co
   if (g + slots < groups) add_release(read + g, static_cast<uint32_t>(count));
 }
 
+template <typename Tile>
 __device__ __forceinline__ void fill_ahead_table(const AheadArgs& args, uint8_t* memory) {
-  float2* table = reinterpret_cast<float2*>(memory + AheadShared::kTable);
-  for (int i = threadIdx.x; i < 256 * 16; i += kAheadThreads)
-    table[i] = make_float2(args.book[i / 256], args.book[i / 16 % 16]);
+  float2* table = reinterpret_cast<float2*>(memory + Tile::kTable);
+  for (int i = threadIdx.x; i < 256 * Tile::kCopies; i += kAheadThreads)
+    table[i] = make_float2(args.book[i / (16 * Tile::kCopies)], args.book[i / Tile::kCopies % 16]);
 }
 
-/// Where a unit's rows are: 32 of a panel by 256 columns, for a warp. A lane has eight columns of each row, and of
+/// Where a unit's rows are: some of a panel by 256 columns, for a warp. A lane has eight columns of each row, and of
 /// eight rows at a time the scale of 64 columns of one.
+template <typename Tile>
 struct AheadPlace {
   int row_tile, quad, row;       // row: of the panel
   int last;                      // of the weight's rows, from this one on
@@ -79,15 +90,15 @@ struct AheadPlace {
   bool has_columns;
 
   __device__ __forceinline__ AheadPlace(const AheadArgs& args, int unit, int lane) {
-    const int of_group = args.group * args.quads * static_cast<int>(kAheadUnits);
+    const int of_group = args.group * args.quads * Tile::kUnits;
     const int g = unit / of_group, rest = unit - g * of_group;
-    const int of_quad = args.panels_of_group(g) * static_cast<int>(kAheadUnits);
+    const int of_quad = args.panels_of_group(g) * Tile::kUnits;
     quad = rest / of_quad;
     const int in_quad = rest - quad * of_quad;
-    row_tile = g * args.group + in_quad / static_cast<int>(kAheadUnits);
-    row = in_quad % static_cast<int>(kAheadUnits) * (8 * kAheadParts);
+    row_tile = g * args.group + in_quad / Tile::kUnits;
+    row = in_quad % Tile::kUnits * (8 * Tile::kParts);
     job = &args.jobs.of_tile(row_tile);
-    const int first = min((row_tile - job->first_tile) * kAheadRows + row, job->rows - 1);
+    const int first = min((row_tile - job->first_tile) * Tile::kRows + row, job->rows - 1);
     last = job->rows - 1 - first;
     const int column = quad * 256 + lane * 8;
     has_columns = column < args.cols;
@@ -103,7 +114,8 @@ struct AheadRows {
   uint32_t words[8], code;
   float value;
 
-  __device__ __forceinline__ void fetch(const AheadArgs& args, const AheadPlace& place, int part, int lane) {
+  template <typename Tile>
+  __device__ __forceinline__ void fetch(const AheadArgs& args, const AheadPlace<Tile>& place, int part, int lane) {
 #pragma unroll
     for (int r = 0; r < 8; ++r)
       words[r] = __ldcs(
@@ -137,41 +149,41 @@ __device__ __forceinline__ void wait_for_place(const AheadArgs& args, int g) {
 }
 
 /// Eight rows to their place in a panel.
-template <typename T>
+template <typename T, int kCopies>
 __device__ __forceinline__ void decode_rows(const uint32_t (&words)[8], float scale, const float2* table, uint8_t* to,
                                             bool has_columns, int lane) {
 #pragma unroll
   for (int r = 0; r < 8; ++r) {
     const float own = __shfl_sync(kFullMask, scale, 4 * r + lane / 8);
-    const uint4 decoded = decode_word<T>(words[r], own, table);
+    const uint4 decoded = decode_word<T, kCopies>(words[r], own, table);
     if (has_columns) *reinterpret_cast<uint4*>(to + r * 128 + (lane % 8 ^ r) * 16) = decoded;
   }
 }
 
 /// One of `warps` that decode: every one has its units, in the order in which products want them; those of the next
 /// are on their way while it decodes one.
-template <typename T>
+template <typename T, typename Tile>
 __device__ __forceinline__ void decode_ahead(const AheadArgs& args, const uint8_t* memory, int warp, int warps) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const float2* table = reinterpret_cast<const float2*>(memory + AheadShared::kTable) + lane % 16;
-  const int units = args.jobs.tiles * args.quads * static_cast<int>(kAheadUnits);
+  const float2* table = reinterpret_cast<const float2*>(memory + Tile::kTable) + lane % Tile::kCopies;
+  const int units = args.jobs.tiles * args.quads * Tile::kUnits;
   if (warp >= units) return;
   int group = 0;
-  AheadPlace next(args, warp, lane);
-  AheadRows rows[kAheadParts];
+  AheadPlace<Tile> next(args, warp, lane);
+  AheadRows rows[Tile::kParts];
 #pragma unroll
-  for (int p = 0; p < kAheadParts; ++p) rows[p].fetch(args, next, p, lane);
+  for (int p = 0; p < Tile::kParts; ++p) rows[p].fetch(args, next, p, lane);
   for (int unit = warp; unit < units; unit += warps) {
-    const AheadPlace now = next;
-    next = AheadPlace(args, min(unit + warps, units - 1), lane);
+    const AheadPlace<Tile> now = next;
+    next = AheadPlace<Tile>(args, min(unit + warps, units - 1), lane);
     if (const int g = now.row_tile / args.group; g != group) wait_for_place(args, group = g);
-    uint8_t* to = args.panel_of(now.row_tile) + int64_t{now.quad * 4 + lane / 8} * (kAheadRows * 128) + now.row * 128;
+    uint8_t* to = args.panel_of(now.row_tile) + int64_t{now.quad * 4 + lane / 8} * Tile::kChunkBytes + now.row * 128;
 #pragma unroll
-    for (int p = 0; p < kAheadParts; ++p) {
+    for (int p = 0; p < Tile::kParts; ++p) {
       const AheadRows own = rows[p];
       const float scale = own.scale(args, *now.job);
       rows[p].fetch(args, next, p, lane);
-      decode_rows<T>(own.words, scale, table, to + p * 1024, now.has_columns, lane);
+      decode_rows<T, Tile::kCopies>(own.words, scale, table, to + p * 1024, now.has_columns, lane);
     }
     __syncwarp();
     if (lane == 0) add_release(args.ready_of(now.row_tile) + now.quad, 1);

@@ -39,7 +39,7 @@ __device__ __forceinline__ void store_boxes(const CUtensorMap& y, int n, int i, 
   const int thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32, matrix = lane / 8, r = lane % 8;
   const auto place = [&](int box) {
     return box % 3 == 0 ? stage + group * kBox
-                        : stage + AheadShared::kXBytes + group * AheadShared::kHalfBytes + (box % 3 - 1) * kBox;
+                        : stage + AheadTile::kXBytes + group * AheadTile::kHalfBytes + (box % 3 - 1) * kBox;
   };
   const uint32_t own = (thread / 32 * 16 + matrix % 2 * 8 + r) * 128 + (matrix / 2 ^ r) * 16;
   const auto group_waits = [&] { asm volatile("bar.sync %0, 128;" ::"r"(group + 2) : "memory"); };

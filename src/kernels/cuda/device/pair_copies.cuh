@@ -39,6 +39,16 @@ __device__ __forceinline__ void copy_box_to_pair(uint32_t to, const CUtensorMap&
       : "memory");
 }
 
+/// `size_bytes` to the same place in both blocks; the barrier of each counts them.
+__device__ __forceinline__ void copy_bulk_to_pair(uint32_t to, const void* from, uint32_t size_bytes,
+                                                  uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
+      "%4;" ::"r"(to),
+      "l"(from), "r"(size_bytes), "r"(barrier), "h"(uint16_t{3})
+      : "memory");
+}
+
 /// One thread brings the block's codes, 64 columns a stage.
 template <typename Shape>
 __device__ __forceinline__ void bring_codes(TileWalk<Shape>& at, uint32_t shared) {

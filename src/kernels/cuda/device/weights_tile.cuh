@@ -29,14 +29,14 @@ __device__ __forceinline__ uint32_t round_pair(float low, float high) {
   }
 }
 
-/// The eight values of `word` times `scale`, each rounded once. table: of a byte's two values, every 16th for this
-/// lane.
-template <typename T>
+/// The eight values of `word` times `scale`, each rounded once. table: of a byte's two values, every so many-th for
+/// this lane.
+template <typename T, int kCopies = 16>
 __device__ __forceinline__ uint4 decode_word(uint32_t word, float scale, const float2* table) {
   uint32_t out[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float2 pair = table[(word >> (8 * i) & 255) * 16];
+    const float2 pair = table[(word >> (8 * i) & 255) * kCopies];
     out[i] = round_pair<T>(__fmul_rn(pair.x, scale), __fmul_rn(pair.y, scale));
   }
   return make_uint4(out[0], out[1], out[2], out[3]);
