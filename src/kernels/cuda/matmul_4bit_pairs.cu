@@ -7,7 +7,12 @@ namespace {
 
 template <typename T, typename Shape>
 bool multiply_pairs_of(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count) {
-  return launch_tiles<T, Shape>(pair_4bit_kernel<T, Shape>, context, {.input = input, .jobs = jobs, .count = count});
+  const Fused4BitArgs args{.input = input, .jobs = jobs, .count = count};
+  if constexpr (std::is_same_v<T, __half>)
+    return launch_tiles<T, Shape>(pair_4bit_kernel<T, Shape>, context, args);
+  else
+    return launch_tiles<T, Shape>(pair_4bit_kernel<T, Shape>, context, args,
+                                  pair_4bit_kernel<T, Pair4BitShape<Shape::columns, true>>);
 }
 
 }  // namespace

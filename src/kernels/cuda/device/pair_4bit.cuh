@@ -3,15 +3,16 @@
 // tiles' columns form one line that the pairs divide evenly, as in tile.cuh.
 #pragma once
 
+#include "kernels/cuda/device/cut_4bit.cuh"
 #include "kernels/cuda/device/pair_copies.cuh"
 #include "kernels/cuda/device/pair_store.cuh"
 
 namespace nibble::kernels::cuda {
 
-/// A tile: kColumns rows of x by 128 weight rows of each block.
-template <int kColumns>
+/// A tile: kColumns rows of x by 128 weight rows of each block. kCut: as cut_4bit.cuh has it.
+template <int kColumns, bool kCut = false>
 struct Pair4BitShape {
-  static constexpr bool is_late = false;
+  static constexpr bool is_late = false, is_cut = kCut;
   static constexpr int columns = kColumns, depth_groups = 1, cluster = 2, steps = 2, blocks = 1;
   static constexpr int rows = 256;  // of both blocks
   static constexpr int lower = 8;   // from a thread's first row to its second
@@ -172,10 +173,21 @@ class Pair4BitProducts {
   int stage_ = 0, left_;
 };
 
+template <typename Shape>
+__device__ __forceinline__ void finish_cut_pair(const Tile4BitArgs& args, const float (&sums)[Shape::sums], int tile,
+                                                int pair, int rank, int first_row, int lane) {
+  const TileArgs& line = args.tile;
+  const int row_tile = tile / line.column_tiles;
+  const DeviceJob& job = line.jobs.of_tile(row_tile);
+  const int row = (row_tile - job.first_tile) * Shape::rows + rank * 128 + first_row + lane / 4;
+  const int first = tile % line.column_tiles * Shape::columns + 2 * (lane % 4);
+  finish_cut_tile<Shape::threads>(args, {2 * pair + rank, pair % args.cuts, 2}, job, row, first, sums);
+}
+
 template <typename T, typename Shape>
 __device__ __forceinline__ void consume_pairs(const Tile4BitArgs& args, uint8_t* memory, int pair, int pairs,
                                               int rank) {
-  TileShare share(args, pair, pairs);
+  TileShare share = share_of<Shape>(args, pair, pairs);
   const TileShare all = share;
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));  // read once: it costs more than a register
@@ -194,13 +206,18 @@ __device__ __forceinline__ void consume_pairs(const Tile4BitArgs& args, uint8_t*
     const int tile = share.at / line.chunks, tile_end = (tile + 1) * line.chunks;
     const int piece_end = min(share.end, tile_end);
     const bool has_first = share.at == tile * line.chunks;
-    const bool is_begun = has_first && piece_end < tile_end && begins_with_left(args, all, pair, pairs);
+    const bool is_begun =
+        !Shape::is_cut && has_first && piece_end < tile_end && begins_with_left(args, all, pair, pairs);
     products.clear();
     if (is_begun) PairPiece<Shape>(line, pair + 1, rank, group).begin(products.sums, group);
 #pragma unroll 1
     for (int left = piece_end - share.at; left > 0; --left) products.multiply(scales);
     share.at = piece_end;
     products.finish();
+    if constexpr (Shape::is_cut) {
+      finish_cut_pair<Shape>(args, products.sums, tile, pair, rank, first_row, lane);
+      return;
+    }
     if (!has_first) {
       PairPiece<Shape>(line, pair, rank, group).leave(products.sums, group);
       continue;
@@ -233,9 +250,9 @@ __device__ __forceinline__ void serve_pairs(const Tile4BitArgs& args, uint32_t s
   if (thread == 0) {
     bring_x<Shape>(args, shared, pair, pairs, rank);
   } else if (thread == 32) {
-    TileWalk<Shape> at(args, TileShare(args, pair, pairs), rank);
+    TileWalk<Shape> at(args, share_of<Shape>(args, pair, pairs), rank);
     bring_codes(at, shared);
-  } else if (thread >= 64) {
+  } else if (!Shape::is_cut && thread >= 64) {
     const TileShare share(args, pair, pairs);
     const int group = thread / 32 - 2;
     if (share.at % args.tile.chunks != 0) PairPiece<Shape>(args.tile, pair, rank, group).tell(group);

@@ -70,7 +70,7 @@ __device__ __forceinline__ void bring_codes(TileWalk<Shape>& at, uint32_t shared
 template <typename Shape>
 __device__ __forceinline__ void bring_x(const Tile4BitArgs& args, uint32_t shared, int pair, int pairs, int rank) {
   const uint32_t full = shared + Shape::kBarriers, empty = full + 8 * Shape::kStages;
-  const TileShare share(args, pair, pairs);
+  const TileShare share = share_of<Shape>(args, pair, pairs);
   TileWalk<Shape> at(args, share, rank);
   int stage = 0;
   uint32_t parity = 1;
@@ -86,7 +86,7 @@ __device__ __forceinline__ void bring_x(const Tile4BitArgs& args, uint32_t share
     at.advance();
     advance();
   }
-  if (begins_with_left(args, share, pair, pairs)) return;
+  if (Shape::is_cut || begins_with_left(args, share, pair, pairs)) return;
   for_left_pieces(args, share, pair, pairs, [&](int next) {
 #pragma unroll 1
     for (int part = 0; part < PairPiece<Shape>::kParts; ++part) {

@@ -3,7 +3,7 @@
 // tiles' columns form one line that the blocks divide evenly, as in tile.cuh.
 #pragma once
 
-#include "kernels/cuda/device/walk_4bit.cuh"
+#include "kernels/cuda/device/cut_4bit.cuh"
 
 namespace nibble::kernels::cuda {
 
@@ -11,12 +11,13 @@ namespace nibble::kernels::cuda {
 /// chunk each in turn. kLate: code book values are multiplied and absmax scales the sums of 64 columns, which costs
 /// less for few rows of x; otherwise each weight is code book times absmax in fp32, rounded once. kBlocks share a
 /// multiprocessor, so that one launch's end and the next one's start can overlap. kGated: a tile is as many rows of
-/// gate (job 0) as of up (job 1), a thread's two rows the same one of both.
-template <bool kLate, int kColumns, int kRowGroups, int kDepthGroups, int kBlocks, bool kGated = false>
+/// gate (job 0) as of up (job 1), a thread's two rows the same one of both. kCut: as cut_4bit.cuh has it.
+template <bool kLate, int kColumns, int kRowGroups, int kDepthGroups, int kBlocks, bool kGated = false,
+          bool kCut = false>
 struct Tile4BitShape {
   static constexpr bool is_late = kLate;
   static constexpr int columns = kColumns, row_groups = kRowGroups, depth_groups = kDepthGroups, blocks = kBlocks;
-  static constexpr bool is_gated = kGated;
+  static constexpr bool is_gated = kGated, is_cut = kCut;
   static constexpr int cluster = 1, steps = 1;
   static constexpr int rows = 64 * kRowGroups;
   static constexpr int lower = kGated ? rows / 2 : 8;  // from a thread's first row to its second
@@ -40,8 +41,9 @@ struct Tile4BitShape {
   static_assert((kDepthGroups - 1) * kRowGroups * 128 * sums <= 256 * 32);
 };
 
+template <typename Shape>
 __device__ __forceinline__ TileShare share_of_block(const Tile4BitArgs& args) {
-  return TileShare(args, tile_block(), static_cast<int>(gridDim.x));
+  return share_of<Shape>(args, tile_block(), static_cast<int>(gridDim.x));
 }
 
 template <typename Shape>
@@ -63,7 +65,7 @@ __device__ __forceinline__ void start_boxes(const Tile4BitArgs& args, uint32_t s
     barrier_init(empty + 8 * s, Shape::row_groups * 4);  // the warps that read one stage
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  TileWalk<Shape> codes(args, share_of_block(args), 0);
+  TileWalk<Shape> codes(args, share_of_block<Shape>(args), 0);
   for (int stage = 0; stage < Shape::kStages && codes.left > 0; ++stage, codes.advance())
     begin_stage(args, codes, shared, stage);
 }
@@ -72,7 +74,7 @@ __device__ __forceinline__ void start_boxes(const Tile4BitArgs& args, uint32_t s
 template <typename Shape>
 __device__ __forceinline__ void produce_boxes(const Tile4BitArgs& args, uint32_t shared) {
   const uint32_t full = shared + Shape::kBarriers, empty = full + 8 * Shape::kStages;
-  TileWalk<Shape> at(args, share_of_block(args), 0);
+  TileWalk<Shape> at(args, share_of_block<Shape>(args), 0);
   wait_for_previous_launch();
   int stage = 0;
   uint32_t parity = 1;
@@ -267,6 +269,13 @@ __device__ __forceinline__ void finish_piece(const Tile4BitArgs& args, float (&s
   constexpr int kThreads = Shape::row_groups * 128;
   const TileArgs& line = args.tile;
   const int block = tile_block();
+  if constexpr (Shape::is_cut) {
+    const int row_tile = tile / line.column_tiles;
+    const DeviceJob& job = line.jobs.of_tile(row_tile);
+    return finish_cut_tile<kThreads>(args, {block, block % args.cuts, 1}, job,
+                                     (row_tile - job.first_tile) * Shape::rows + first_row + lane / 4,
+                                     tile % line.column_tiles * Shape::columns + 2 * (lane % 4), sums);
+  }
   if (!has_first) {
     leave_partial<kThreads>(line, sums, block);
     return;
@@ -299,7 +308,7 @@ __device__ __forceinline__ void consume_4bit(const Tile4BitArgs& args, uint8_t* 
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));  // read once: it costs more than a register
   const int depth = Shape::depth_groups == 1 ? 0 : thread / (Shape::row_groups * 128), lane = thread % 32;
   const int warp = thread / 32 % (4 * Shape::row_groups), first_row = warp * (Shape::is_gated ? 8 : 16);
-  TileShare share = share_of_block(args);
+  TileShare share = share_of_block<Shape>(args);
   Tile4BitScales<Shape> scales(args, memory, share, depth, first_row, lane);
   fill_table<T, Shape>(args, memory);
   start_waits<Shape>();

@@ -18,6 +18,7 @@ struct Tile4BitArgs {
   bool is_nested;
   Activation activation;  // gated_out = activation(gate) * up
   MatmulOutput gated_out;
+  int cuts;  // of cut_4bit.cuh: pieces of equal depth that each tile has
 };
 
 /// The chunks of the line of tiles that one block, or one pair of them, works on. The line has args.extra chunks more
@@ -38,7 +39,16 @@ struct TileShare {
     at = chunk_at(static_cast<uint32_t>(block));
     end = chunk_at(static_cast<uint32_t>(block) + 1);
   }
+  __device__ TileShare(int at_, int end_) : at(at_), end(end_) {}
 };
+
+/// The same where every tile is in args.cuts pieces.
+template <typename Shape>
+__device__ __forceinline__ TileShare share_of(const Tile4BitArgs& args, int block, int blocks) {
+  if constexpr (!Shape::is_cut) return TileShare(args, block, blocks);
+  const int tile = block / args.cuts, cut = block - tile * args.cuts, chunks = args.tile.chunks;
+  return {tile * chunks + chunks * cut / args.cuts, tile * chunks + chunks * (cut + 1) / args.cuts};
+}
 
 /// In a cluster the block's rank stands here, above kSharedBegin, of every address but a product's operands.
 inline constexpr uint32_t kRankBits = 0xff000000;
