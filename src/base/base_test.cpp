@@ -83,6 +83,12 @@ TEST(Output, ADirectoryTakesTheOldOnesPlace) {
   }
   EXPECT_EQ(read_file(target / "second.txt"), "second");
   EXPECT_FALSE(std::filesystem::exists(target / "first.txt"));
+  {
+    AtomicDirectory directory(target, OldOutput::replaced);
+    std::filesystem::remove_all(directory.path());
+    EXPECT_THROW(directory.commit(), Error);
+  }
+  EXPECT_EQ(read_file(target / "second.txt"), "second");
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(parent), {}), 1);  // nothing is left aside
   write_file(parent / "file", "");
   EXPECT_THROW(AtomicDirectory(parent / "file", OldOutput::replaced), Error);

@@ -48,8 +48,12 @@ void AtomicDirectory::commit() {
   const fs::path aside = staging_.string() + ".old";
   std::error_code ignored;
   const bool has_old = fs::exists(target_, ignored) && !fs::is_empty(target_, ignored);
-  if ((has_old && rename(target_.c_str(), aside.c_str()) != 0) || rename(staging_.c_str(), target_.c_str()) != 0)
-    fail(ErrorCode::io, "output directory {}: cannot rename into place: {}", target_.string(), std::strerror(errno));
+  const bool is_free = !has_old || rename(target_.c_str(), aside.c_str()) == 0;
+  if (!is_free || rename(staging_.c_str(), target_.c_str()) != 0) {
+    const int reason = errno;
+    if (has_old && is_free) fs::rename(aside, target_, ignored);
+    fail(ErrorCode::io, "output directory {}: cannot rename into place: {}", target_.string(), std::strerror(reason));
+  }
   staging_.clear();
   if (has_old) fs::remove_all(aside, ignored);
 }

@@ -25,7 +25,7 @@ class AtomicDirectory {
 
   /// Where to write until commit().
   const std::filesystem::path& path() const { return staging_; }
-  /// Renames into place; what is replaced goes afterwards.
+  /// Renames into place; what is replaced goes afterwards, or comes back if that fails. Errors: io.
   void commit();
 
  private:
