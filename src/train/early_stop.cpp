@@ -43,11 +43,12 @@ void EarlyStop::write_best(const std::filesystem::path& directory,
 
 Json EarlyStop::to_json() const { return {{"best_loss", best_loss_}, {"worse", worse_}}; }
 
-void EarlyStop::read(const Json& json, const std::filesystem::path& directory,
+void EarlyStop::read(const Json& json, std::string_view source, const std::filesystem::path& directory,
                      const std::vector<adapters::NamedVariable>& variables) {
+  best_loss_ = get_value<double>(json, "best_loss", source);
+  worse_ = get_value<int64_t>(json, "worse", source);
+  if (worse_ < 0) fail(ErrorCode::corrupt_file, "{}: key 'worse': found {}, expected 0 or more", source, worse_);
   const std::filesystem::path path = directory / "best.safetensors";
-  best_loss_ = get_value<double>(json, "best_loss", path.string());
-  worse_ = get_value<int64_t>(json, "worse", path.string());
   const auto checkpoint = Checkpoint::open(path);
   for (const auto& [name, variable] : variables) {
     const TensorInfo* info = checkpoint->find(name);

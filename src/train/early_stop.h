@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <string_view>
 #include <vector>
 
 #include "adapters/lora.h"
@@ -25,8 +26,8 @@ class EarlyStop {
   /// For checkpoints: the parameters in `directory`/best.safetensors, and the rest.
   void write_best(const std::filesystem::path& directory, const std::vector<adapters::NamedVariable>& variables) const;
   Json to_json() const;
-  /// Errors: not_found, corrupt_file.
-  void read(const Json& json, const std::filesystem::path& directory,
+  /// `source` is where `json` stands. Errors: not_found, corrupt_file.
+  void read(const Json& json, std::string_view source, const std::filesystem::path& directory,
             const std::vector<adapters::NamedVariable>& variables);
 
  private:

@@ -66,6 +66,11 @@ OptimizerOptions options_of(const TrainingArguments& arguments) {
   return options;
 }
 
+bool has_target(const Dataset::Sample& sample) {
+  return std::find(sample.is_target.begin() + std::min<ptrdiff_t>(1, std::ssize(sample.is_target)),
+                   sample.is_target.end(), true) != sample.is_target.end();
+}
+
 int64_t warmup_steps_of(const TrainingArguments& arguments, int64_t total_steps) {
   if (arguments.warmup_steps > 0) return arguments.warmup_steps;
   return static_cast<int64_t>(std::ceil(arguments.warmup_ratio * static_cast<double>(total_steps)));
@@ -93,7 +98,8 @@ class Loop {
                                  base.backend().pool().threads(), device::to_string(base.backend().device()))),
         schedule_{arguments.lr_scheduler_type, warmup_steps_of(arguments, plan_.total_steps()), plan_.total_steps()},
         early_stop_(arguments.early_stopping_patience),
-        identity_(run_identity(arguments, train, base, adapter)) {
+        identity_(run_identity(arguments, train, base, adapter)),
+        evaluation_hash_(evaluation ? hash_of(*evaluation) : "") {
     if (arguments.weight_decay == 0) return;
     for (const auto& [name, variable] : working_.variables())
       if (!is_decayed(base.spec(), name)) optimizer_.override_config(name, {.weight_decay = 0});
@@ -133,7 +139,9 @@ class Loop {
     if (error) fail(ErrorCode::io, "{}: cannot be made: {}", out.string(), error.message());
     // What a kill in the middle of a checkpoint left.
     for (const auto& entry : fs::directory_iterator(out, error))
-      if (entry.path().filename().string().starts_with(".checkpoint-")) fs::remove_all(entry.path(), error);
+      if (const std::string name = entry.path().filename().string();
+          name.starts_with(".checkpoint-") && name.find(".partial-") != std::string::npos)
+        fs::remove_all(entry.path(), error);
   }
 
   void run_step() {
@@ -327,6 +335,7 @@ class Loop {
                   {"log_history", log_}};
     // Sums since the last report, as bits, so that a resumed run reports the same numbers.
     state["pending"] = {{"losses", losses_}, {"targets", targets_}, {"final_loss", report_.final_loss}};
+    if (evaluation_) state["evaluation_data"] = evaluation_hash_;
     if (report_.eval_loss) state["evaluation"] = {{"step", evaluated_}, {"loss", *report_.eval_loss}};
     if (early_stop_.has_best()) state["early_stop"] = early_stop_.to_json();
     return state;
@@ -345,12 +354,8 @@ class Loop {
       targets_ = find_value<int64_t>(*pending, "targets", path.string()).value_or(0);
       report_.final_loss = find_value<double>(*pending, "final_loss", path.string()).value_or(0);
     }
-    if (const auto evaluation = state.find("evaluation"); evaluation != state.end()) {
-      evaluated_ = get_value<int64_t>(*evaluation, "step", path.string());
-      report_.eval_loss = get_value<double>(*evaluation, "loss", path.string());
-    }
-    if (const auto seen = state.find("early_stop"); seen != state.end() && arguments_.early_stopping_patience > 0)
-      early_stop_.read(*seen, checkpoint, adapter_.variables());
+    if (evaluation_ && find_value<std::string>(state, "evaluation_data", path.string()) == evaluation_hash_)
+      resume_evaluation(state, checkpoint, path.string());
     adapters::Adapter stored = adapter_.is_whole ? adapters::read_whole(base_.spec(), checkpoint)
                                                  : adapters::read_adapter(base_.spec(), checkpoint);
     const bool has_start = !adapter_.layers.empty() && adapter_.layers[0].start_a;
@@ -367,6 +372,16 @@ class Loop {
     send_parameters();
     optimizer_.load(checkpoint / "optimizer.safetensors");
     report_.steps = step_;
+  }
+
+  /// Losses on these data alone can be compared with those to come.
+  void resume_evaluation(const Json& state, const fs::path& checkpoint, const std::string& source) {
+    if (const auto evaluation = state.find("evaluation"); evaluation != state.end()) {
+      evaluated_ = get_value<int64_t>(*evaluation, "step", source);
+      report_.eval_loss = get_value<double>(*evaluation, "loss", source);
+    }
+    if (const auto seen = state.find("early_stop"); seen != state.end() && arguments_.early_stopping_patience > 0)
+      early_stop_.read(*seen, source, checkpoint, adapter_.variables());
   }
 
   /// The adapter beside the checkpoints: written in a folder of its own, then moved file by file.
@@ -413,6 +428,7 @@ class Loop {
   std::optional<EventLog> events_;
   EarlyStop early_stop_;
   Json identity_;
+  std::string evaluation_hash_;
   Clock::time_point begin_, since_report_;
 };
 
@@ -432,6 +448,8 @@ TrainingReport train_adapter(const models::Decoder& base, adapters::Adapter& ada
   arguments.validate();
   require(evaluation || arguments.eval_steps == 0, "eval_steps: found {} without data to evaluate on",
           arguments.eval_steps);
+  require(!evaluation || std::any_of(evaluation->samples.begin(), evaluation->samples.end(), has_target),
+          "evaluation data: found no token to predict");
   return Loop(base, adapter, base_model, arguments, train, evaluation, on_progress, on_step).run();
 }
 

@@ -181,6 +181,10 @@ TEST(Finetune, WhatNeedsDataToEvaluateOnIsRefusedWithout) {
   fails(1, 0, nullptr, "eval_steps");
   fails(1, 2, nullptr, "eval_steps");
   fails(0, 2, &data, "early_stopping_patience");
+  Dataset nothing;
+  nothing.samples = {{data.samples[0].ids, std::vector<bool>(data.samples[0].ids.size(), false)}};
+  nothing.samples[0].is_target[0] = true;  // nothing stands before it
+  fails(0, 0, &nothing, "no token to predict");
   EXPECT_FALSE(fs::exists(scratch.path / "out"));
 }
 

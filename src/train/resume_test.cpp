@@ -122,6 +122,62 @@ TEST(Finetune, AnEarlyStopIsTheSameAfterResuming) {
   }
 }
 
+TEST(Finetune, EvaluationsOfOtherDataDoNotCount) {
+  Scratch scratch;
+  const auto decoder = load();
+  const Dataset data = golden_dataset();
+  Dataset one, two;
+  one.samples = {data.samples[1]};
+  two.samples = {data.samples[2]};
+  TrainingArguments arguments = arguments_for(scratch.path / "out", 2);
+  arguments.eval_steps = arguments.save_steps = 1;
+  arguments.early_stopping_patience = 9;
+  const auto run = [&](const Dataset* evaluation) {
+    adapters::Adapter adapter = fresh(*decoder);
+    return train_adapter(*decoder, adapter, "base", arguments, data, evaluation, {}).eval_loss;
+  };
+  const auto of_one = run(&one);
+  arguments.resume_from_checkpoint = scratch.path / "out";
+  EXPECT_EQ(run(&one), of_one);
+  const auto of_two = run(&two);
+  arguments.eval_steps = arguments.early_stopping_patience = 0;
+  EXPECT_EQ(run(nullptr), std::nullopt);
+  arguments.resume_from_checkpoint.reset();
+  arguments.output_dir = scratch.path / "whole";
+  EXPECT_EQ(run(&two), of_two);
+}
+
+TEST(Finetune, StatesOfEarlyStopsAreChecked) {
+  Scratch scratch;
+  const auto decoder = load();
+  const Dataset data = golden_dataset();
+  TrainingArguments arguments = arguments_for(scratch.path / "out", 1);
+  arguments.eval_steps = arguments.save_steps = arguments.early_stopping_patience = 1;
+  const auto run = [&] {
+    adapters::Adapter adapter = fresh(*decoder);
+    train_adapter(*decoder, adapter, "base", arguments, data, &data, {});
+  };
+  run();
+  arguments.resume_from_checkpoint = scratch.path / "out/checkpoint-1";
+  const fs::path path = scratch.path / "out/checkpoint-1/trainer_state.json";
+  const Json good = read_json(path);
+  for (const Json& worse : {Json(-5), Json(0.5), Json("2"), Json()}) {
+    Json state = good;
+    state["early_stop"]["worse"] = worse;
+    write_file(path, state.dump());
+    try {
+      run();
+      FAIL() << worse;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::corrupt_file);
+      EXPECT_NE(std::string(error.what()).find("trainer_state.json: key 'worse'"), std::string::npos) << error.what();
+    }
+  }
+  write_file(path, good.dump());
+  fs::remove(scratch.path / "out/checkpoint-1/best.safetensors");
+  EXPECT_THROW(run(), Error);
+}
+
 TEST(Finetune, WhatAKillLeftGoesWhenTheRunGoesOn) {
   Scratch scratch;
   const auto decoder = load();
@@ -132,10 +188,12 @@ TEST(Finetune, WhatAKillLeftGoesWhenTheRunGoesOn) {
   train_adapter(*decoder, first, "base", arguments, golden_dataset(), nullptr, {});
   fs::create_directories(out / ".checkpoint-3.partial-x1y2z3");
   fs::create_directories(out / "mine");
+  fs::create_directories(out / ".checkpoint-notes");
   arguments.resume_from_checkpoint = out;
   train_adapter(*decoder, second, "base", arguments, golden_dataset(), nullptr, {});
   EXPECT_FALSE(fs::exists(out / ".checkpoint-3.partial-x1y2z3"));
   EXPECT_TRUE(fs::exists(out / "mine"));
+  EXPECT_TRUE(fs::exists(out / ".checkpoint-notes"));
 }
 
 TEST(Finetune, OnlySoManyCheckpointsStay) {
@@ -172,6 +230,7 @@ TEST(Finetune, RefusesAnotherRunsState) {
     arguments.save_steps = resumes ? 0 : 1;
     arguments.lr_scheduler_type = "constant";
     if (resumes) arguments.resume_from_checkpoint = scratch.path / "out";
+    arguments.packing_length = resumes ? 30 : 40;  // without packing it says nothing
     adapters::Adapter adapter = adapters::create_adapter(base.spec(), config, 1);
     train_adapter(base, adapter, "base", arguments, data, nullptr, {});
   };

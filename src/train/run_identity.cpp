@@ -26,16 +26,6 @@ class Hash {
   uint64_t value_ = 0xcbf29ce484222325u;
 };
 
-std::string hash_of(const Dataset& dataset) {
-  Hash hash;
-  for (const Dataset::Sample& sample : dataset.samples) {
-    hash.add_all(sample.ids);
-    hash.add_all(std::vector<char>(sample.is_target.begin(), sample.is_target.end()));
-    hash.add_all(sample.source);
-  }
-  return hash.text();
-}
-
 std::string hash_of(const models::Decoder& base) {
   constexpr int64_t kBytes = 1024;
   Hash hash;
@@ -74,6 +64,16 @@ void add_quantization(Json& json, const models::Weights& weights) {
 
 }  // namespace
 
+std::string hash_of(const Dataset& dataset) {
+  Hash hash;
+  for (const Dataset::Sample& sample : dataset.samples) {
+    hash.add_all(sample.ids);
+    hash.add_all(std::vector<char>(sample.is_target.begin(), sample.is_target.end()));
+    hash.add_all(sample.source);
+  }
+  return hash.text();
+}
+
 Json run_identity(const TrainingArguments& arguments, const Dataset& train, const models::Decoder& base,
                   const adapters::Adapter& adapter) {
   Json json = {{"samples", train.samples.size()},
@@ -91,8 +91,8 @@ Json run_identity(const TrainingArguments& arguments, const Dataset& train, cons
                {"adam_beta2", number(arguments.adam_beta2)},
                {"adam_epsilon", number(arguments.adam_epsilon)},
                {"packing", arguments.packing},
-               {"packing_length", arguments.packing_length},
                {"seed", arguments.seed}};
+  if (arguments.packing) json["packing_length"] = arguments.packing_length;
   if (!adapter.is_whole) {
     const LoraConfig& lora = adapter.config;
     json["r"] = lora.r;

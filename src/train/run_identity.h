@@ -1,6 +1,7 @@
 // What a checkpoint must agree on to be gone on from: options, data, adapter and base model.
 #pragma once
 
+#include <string>
 #include <string_view>
 
 #include "adapters/lora.h"
@@ -9,6 +10,9 @@
 #include "nibble/train.h"
 
 namespace nibble::train {
+
+/// A number that other data hardly shares.
+std::string hash_of(const Dataset& dataset);
 
 /// One value a key. The data and the base's weights are numbers that other ones hardly share.
 Json run_identity(const TrainingArguments& arguments, const Dataset& train, const models::Decoder& base,
