@@ -68,7 +68,7 @@ TrainingReport train(const FinetuneArguments& arguments, const Load& load) {
     print_counts("evaluation data", *evaluation);
   }
   auto&& model = load();
-  if (arguments.model.device_map.starts_with("cuda") && cublas_lt_version().empty())
+  if (model.hf_device_map().at("") != "cpu" && cublas_lt_version().empty())
     print_warning("cuBLASLt (libcublasLt.so.13 or .12) was not found: training takes many times as long without it");
   Trainer trainer(model, arguments.is_full ? std::nullopt : std::optional(arguments.lora), arguments.training,
                   std::move(train), std::move(evaluation));

@@ -3,8 +3,10 @@
 
 #include <filesystem>
 #include <iosfwd>
+#include <map>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "nibble/model.h"
@@ -46,6 +48,7 @@ class AutoModelForSeq2SeqLM {
   int64_t num_parameters() const;
   const ModelSummary& summary() const;
   int64_t vocab_size() const;
+  std::map<std::string, std::string> hf_device_map() const;
   int32_t decoder_start_token_id() const;             // from generation_config.json or config.json
   const GenerationConfig& generation_config() const;  // from generation_config.json
 

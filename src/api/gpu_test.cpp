@@ -118,6 +118,8 @@ TEST_F(GpuModel, EncoderDecodersAgree) {
         return AutoModelForSeq2SeqLM::from_pretrained(kModels / name, options);
       };
       AutoModelForSeq2SeqLM cpu = load_seq2seq("cpu"), gpu = load_seq2seq("cuda");
+      EXPECT_EQ(cpu.hf_device_map().at(""), "cpu");
+      EXPECT_EQ(gpu.hf_device_map().at(""), "cuda:0");
       const std::vector<int32_t> source = prompt_of(40, 1), target = prompt_of(12, 3);
       EXPECT_LT(distance(cpu.logits(source, target), gpu.logits(source, target)), dtype == DType::f32 ? 2e-4 : 0.1)
           << name;

@@ -11,6 +11,7 @@
 #include "api/model_source.h"
 #include "api/placement.h"
 #include "base/error.h"
+#include "device/device.h"
 #include "generate/generator.h"
 #include "models/registry.h"
 #include "runtime/session.h"
@@ -105,6 +106,9 @@ int64_t AutoModelForSeq2SeqLM::get_memory_footprint() const { return summary().m
 int64_t AutoModelForSeq2SeqLM::num_parameters() const { return summary().num_parameters; }
 const ModelSummary& AutoModelForSeq2SeqLM::summary() const { return model_->decoder->summary(); }
 int64_t AutoModelForSeq2SeqLM::vocab_size() const { return model_->decoder->vocab_size(); }
+std::map<std::string, std::string> AutoModelForSeq2SeqLM::hf_device_map() const {
+  return {{"", device::to_string(model_->decoder->backend().device())}};
+}
 int32_t AutoModelForSeq2SeqLM::decoder_start_token_id() const { return model_->start; }
 const GenerationConfig& AutoModelForSeq2SeqLM::generation_config() const { return model_->generation_config; }
 

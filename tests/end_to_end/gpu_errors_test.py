@@ -53,8 +53,9 @@ class GpuErrors(NibbleCase):
         self.assertEqual(self.succeed_json({"cuda"}, "info", env=without)["cuda"]["cublas_lt"], "")
         data = self.root / "data.jsonl"
         data.write_text('{"text": "The quick brown fox"}\n')
-        for environment, is_told in ((without, True), (None, False)):
-            result = self.run_nibble("finetune", self.model, "--device", "cuda", "--data", data, "--output", self.root / f"out-{is_told}",
+        for device, environment, is_told in (("cuda", without, True), ("auto", without, True), ("cpu", without, False), ("cuda", None, False)):
+            out = self.root / f"out-{device}-{is_told}"
+            result = self.run_nibble("finetune", self.model, "--device", device, "--data", data, "--output", out,
                                      "--max-steps", "1", "--save-steps", "0", env=environment)
             self.assertEqual(result.returncode, 0, result.stderr)
             self.assertEqual("warning: cuBLASLt" in result.stderr, is_told)
