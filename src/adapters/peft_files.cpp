@@ -309,7 +309,9 @@ void write_adapter(const Adapter& adapter, const models::ModelSpec& spec, const 
   SafetensorsWriter writer(directory, planned, INT64_MAX, "adapter_model");
   for (const auto& [name, tensor] : tensors) writer.write(name, tensor.bytes());
   writer.finish();
-  write_file(directory / "adapter_config.json", lora_config_json(adapter.config, spec, base_model).dump(2) + "\n");
+  // Names of folders may be no UTF-8: that shall not cost a trained adapter.
+  const Json config = lora_config_json(adapter.config, spec, base_model);
+  write_file(directory / "adapter_config.json", config.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
 }  // namespace nibble::adapters

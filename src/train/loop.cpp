@@ -311,7 +311,7 @@ class Loop {
     write_trained(directory.path(), DType::f32);
     optimizer_.save(directory.path() / "optimizer.safetensors");
     if (early_stop_.has_best()) early_stop_.write_best(directory.path(), adapter_.variables());
-    write_file(directory.path() / "trainer_state.json", state().dump(1) + "\n");
+    write_state(directory.path());
     directory.commit();
     if (arguments_.save_total_limit > 0) remove_old_checkpoints();
     since_report_ += Clock::now() - begin;
@@ -339,6 +339,10 @@ class Loop {
     if (report_.eval_loss) state["evaluation"] = {{"step", evaluated_}, {"loss", *report_.eval_loss}};
     if (early_stop_.has_best()) state["early_stop"] = early_stop_.to_json();
     return state;
+  }
+
+  void write_state(const fs::path& directory) const {
+    write_file(directory / "trainer_state.json", state().dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
   }
 
   void resume(const fs::path& checkpoint) {
@@ -394,7 +398,7 @@ class Loop {
     write_trained(staging, base_.weights().dtype());
     std::vector<fs::path> names;
     for (const auto& entry : fs::directory_iterator(staging)) names.push_back(entry.path().filename());
-    write_file(staging / "trainer_state.json", state().dump(1) + "\n");
+    write_state(staging);
     names.emplace_back("trainer_state.json");
     for (const fs::path& name : names) {
       fs::rename(staging / name, out / name, error);

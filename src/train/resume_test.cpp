@@ -178,6 +178,22 @@ TEST(Finetune, StatesOfEarlyStopsAreChecked) {
   EXPECT_THROW(run(), Error);
 }
 
+TEST(Finetune, NamesThatAreNoUtf8CostNoRun) {
+  Scratch scratch;
+  const auto decoder = load();
+  TrainingArguments arguments = arguments_for(scratch.path / "out", 1);
+  arguments.save_steps = 1;
+  const auto run = [&] {
+    LoraConfig config{.r = 4, .target_modules = "all-linear", .rank_pattern = {{"q_proj|\xff", 2}}};
+    adapters::Adapter adapter = adapters::create_adapter(decoder->spec(), config, 1);
+    train_adapter(*decoder, adapter, "caf\xe9", arguments, golden_dataset(), nullptr, {});
+  };
+  run();
+  arguments.resume_from_checkpoint = scratch.path / "out";
+  run();
+  EXPECT_EQ(read_json(scratch.path / "out/adapter_config.json")["base_model_name_or_path"], "caf\uFFFD");
+}
+
 TEST(Finetune, WhatAKillLeftGoesWhenTheRunGoesOn) {
   Scratch scratch;
   const auto decoder = load();

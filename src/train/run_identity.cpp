@@ -112,11 +112,12 @@ Json run_identity(const TrainingArguments& arguments, const Dataset& train, cons
 void require_same_run(const Json& state, const Json& mine, std::string_view source) {
   const auto theirs = state.find("run");
   if (theirs == state.end() || !theirs->is_object()) fail(ErrorCode::corrupt_file, "{}: key 'run' is missing", source);
+  const auto text = [](const Json& value) { return value.dump(-1, ' ', false, Json::error_handler_t::replace); };
   for (const auto& item : mine.items()) {
     const auto found = theirs->find(item.key());
-    require(found == theirs->end() || found->dump() == item.value().dump(),
+    require(found == theirs->end() || text(*found) == text(item.value()),
             "{}: the run was made with {} {}, found {} now; expected the same", source, item.key(),
-            found == theirs->end() ? "" : found->dump(), item.value().dump());
+            found == theirs->end() ? "" : text(*found), text(item.value()));
   }
 }
 
