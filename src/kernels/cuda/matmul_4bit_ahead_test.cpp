@@ -59,5 +59,38 @@ TEST_F(MatmulAheadGpuTest, PairsThatBeginWithOthersSumsAreExact) {
   expect_exact({5000, 1000, 40, 264}, 704, {1000, 1100});
 }
 
+/// Launches that start while the one before, with tiles cut elsewhere, still counts: never synchronized in between.
+TEST_F(MatmulAheadGpuTest, LaunchesOfOtherSizesLeaveEachOthersCounts) {
+  constexpr int64_t kRows[] = {4096, 11008}, kCols = 2048, kM = 512;
+  constexpr int kTimes = 300;
+  Random random(14);
+  const quant::CodeBook4Bit book = exact_book();
+  Array x = exact_activations(random, kM * kCols, stream());
+  const MatmulInput slow{x.device(stream()), kM, kCols, DType::bf16, true, DType::bf16};
+  const MatmulInput fast{x.device(stream()), kM, kCols, DType::bf16, false, DType::bf16};
+  std::vector<Array> expected, y;
+  std::vector<Weight4Bit> weights;  // kept: the jobs point to them
+  std::vector<Matmul4BitJob> jobs;
+  for (const int64_t rows : kRows) {
+    Weight4Bit w(random, Shape{1, rows, kCols, 64}, false, book, 0);
+    w.make_exact(random);
+    for (auto* all : {&expected, &y}) {
+      all->emplace_back(DType::bf16, kM * rows, 0).upload(stream());
+      jobs.push_back(w.job(stream(), all->back().device(stream()), rows, false, false, DType::bf16));
+    }
+    cuda().matmul_4bit(context, slow, &jobs[jobs.size() - 2], 1);
+    weights.push_back(std::move(w));
+  }
+  finish("one after the other");
+  for (int i = 0; i < kTimes; ++i)
+    for (const size_t j : {size_t{1}, size_t{3}}) cuda().matmul_4bit(context, fast, &jobs[j], 1);
+  finish("in turn");
+  for (size_t j = 0; j < 2; ++j) {
+    expected[j].download(stream(), "expected");
+    y[j].download(stream(), "y");
+    expect_close(expected[j], y[j], 0, "rows " + std::to_string(kRows[j]));
+  }
+}
+
 }  // namespace
 }  // namespace nibble::kernels::cuda::testing

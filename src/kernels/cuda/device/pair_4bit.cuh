@@ -256,8 +256,10 @@ __device__ __forceinline__ void serve_pairs(const Tile4BitArgs& args, uint32_t s
     const TileShare share(args, pair, pairs);
     const int group = thread / 32 - 2;
     if (share.at % args.tile.chunks != 0) PairPiece<Shape>(args.tile, pair, rank, group).tell(group);
-    if (begins_with_left(args, share, pair, pairs))
+    if (begins_with_left(args, share, pair, pairs)) {
+      wait_for_previous_launch();  // whose flags may be the same
       PairPiece<Shape>(args.tile, pair + 1, rank, group).tell_begin(group);
+    }
   }
 }
 
