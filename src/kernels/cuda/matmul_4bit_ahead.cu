@@ -36,7 +36,7 @@ bool measure(const MatmulInput& input, AheadArgs& args, int pairs) {
   args.quads = (args.cols + 255) / 256;
   args.column_tiles = (args.m + 255) / 256;
   const int64_t tiles = int64_t{args.jobs.tiles} * args.column_tiles;
-  if (pairs == 0 || tiles * (args.chunks + 8) > 0x7fffffff) return false;
+  if (pairs == 0 || args.quads >= kCounters || tiles * (args.chunks + 8) > 0x7fffffff) return false;
   args.tiles = static_cast<int>(tiles);
   return true;
 }
