@@ -19,7 +19,8 @@ bool multiply_tiles(const Context& context, const Fused4BitArgs& args);
 template <typename T>
 bool multiply_pairs(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count);
 
-/// Very many rows of x, ahead_4bit.cuh; blocks and columns are multiples of 64. False if it does not suit; bf16 only.
+/// Very many rows of x, turns_4bit.cuh or ahead_4bit.cuh; blocks and columns are multiples of 64. False if neither
+/// suits; bf16 only.
 template <typename T>
 bool multiply_ahead(const Context& context, const MatmulInput& input, const Matmul4BitJob* jobs, int64_t count);
 
