@@ -60,6 +60,7 @@ bool describe_tiles(const Context& context, const Fused4BitArgs& fused, Tile4Bit
 /// Pieces of equal depth to cut each tile in. 0: the line of tiles is divided evenly, which keeps more of the
 /// multiprocessors busy but lets a tile's first block add all its pieces, up to half a chunk's time for each.
 inline int cuts_of(int64_t tiles, int64_t chunks, int64_t room) {
+  if (room < 48) return 0;  // a slice of a GPU, where launches of several streams could hold each other's places
   for (const int cuts : {8, 4, 1})  // 2 was measured to lose
     if (tiles * cuts <= room && cuts <= chunks && (chunks + cuts - 1) / cuts <= tiles * chunks / room + (cuts + 1) / 2)
       return cuts;
