@@ -7,6 +7,7 @@
 #include "kernels/cuda/device/absmax.cuh"
 #include "kernels/cuda/device/async.cuh"
 #include "kernels/cuda/device/job.cuh"
+#include "kernels/cuda/device/pair_copies.cuh"
 #include "kernels/cuda/device/weights_tile.cuh"
 
 namespace nibble::kernels::cuda {
@@ -201,6 +202,37 @@ __device__ __forceinline__ void leave_ahead(const AheadArgs& args, int blocks) {
   for (int i = lane; i < counts; i += 32) args.ready[i] = 0;
   for (int i = lane; i < args.groups; i += 32) args.read[i] = 0;
   if (lane == 0) *args.gone = 0;
+}
+
+/// By all threads: barriers of the stages, each free after `arrivals` of warps, and the table.
+template <typename Tile>
+__device__ __forceinline__ void start_ahead(const AheadArgs& args, uint8_t* memory, uint32_t arrivals) {
+  const uint32_t full = shared_address(memory) + Tile::kBarriers, empty = full + 8 * Tile::kStages;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < Tile::kStages; ++s) {
+      barrier_init(full + 8 * s, 1);
+      barrier_init(empty + 8 * s, arrivals);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  fill_ahead_table<Tile>(args, memory);
+  __syncthreads();
+  pair_waits();
+  wait_for_previous_launch();
+  allow_next_launch();
+}
+
+/// By the four warps that do not multiply: the first brings stages (`bring`, one thread), the others decode.
+template <typename T, typename Tile, typename Bring>
+__device__ __forceinline__ void serve_ahead(const AheadArgs& args, uint8_t* memory, const Bring& bring) {
+  if (threadIdx.x >= 288) {
+    const int warp = static_cast<int>((threadIdx.x / 32 - 9) * gridDim.x + blockIdx.x);
+    decode_ahead<T, Tile>(args, memory, warp, kAheadWarps * static_cast<int>(gridDim.x));
+  } else {
+    if (threadIdx.x == 256) bring();
+    __syncwarp();
+    leave_ahead(args, static_cast<int>(gridDim.x / 2) * 2);
+  }
 }
 
 }  // namespace nibble::kernels::cuda

@@ -113,31 +113,12 @@ __global__ void __launch_bounds__(kAheadThreads, 1) turns_4bit_kernel(const __gr
   using Tile = TurnsTile;
   extern __shared__ __align__(1024) uint8_t turns_memory[];
   const uint32_t shared = shared_address(turns_memory);
-  const uint32_t full = shared + Tile::kBarriers, empty = full + 8 * Tile::kStages;
   const int rank = static_cast<int>(rank_in_pair());
   const int pairs = static_cast<int>(gridDim.x / 2), pair = static_cast<int>(blockIdx.x / 2);
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < Tile::kStages; ++s) {
-      barrier_init(full + 8 * s, 1);
-      barrier_init(empty + 8 * s, 8);  // the warps of a group, of both blocks
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
-  fill_ahead_table<Tile>(args, turns_memory);
-  __syncthreads();
-  pair_waits();
-  wait_for_previous_launch();
-  allow_next_launch();
+  start_ahead<Tile>(args, turns_memory, 8);  // the warps of a group, of both blocks
   if (threadIdx.x >= 256) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
-    if (threadIdx.x >= 288) {
-      const int warp = static_cast<int>((threadIdx.x / 32 - 9) * gridDim.x + blockIdx.x);
-      decode_ahead<T, Tile>(args, turns_memory, warp, kAheadWarps * static_cast<int>(gridDim.x));
-    } else {
-      if (threadIdx.x == 256) bring_turns(args, shared, pair, pairs, rank);
-      __syncwarp();
-      leave_ahead(args, 2 * pairs);
-    }
+    serve_ahead<T, Tile>(args, turns_memory, [&] { bring_turns(args, shared, pair, pairs, rank); });
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
     consume_turns<T>(args, shared, pair, pairs, rank);
