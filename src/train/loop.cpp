@@ -416,7 +416,8 @@ class Loop {
   const TrainingArguments& arguments_;
   const Dataset& train_;
   const Dataset* evaluation_;
-  const std::function<void(const TrainingProgress&)>&on_progress_, &on_step_;
+  const std::function<void(const TrainingProgress&)>& on_progress_;
+  const std::function<void(const TrainingProgress&)>& on_step_;
   adapters::Adapter working_;  // adapter_, or on a GPU its copy there
   TrainableModel model_;
   StepPlan plan_;
