@@ -1,51 +1,22 @@
 // GPU matmul and quantization, timed as CUDA graphs over rotating weight copies, beside what memory and tensor cores
-// allow. All rows, or those of `int8` or `quantize` alone, 4 bits against dense products (`dense`), or one shape.
+// allow. All rows, or those of `int8` or `quantize` alone, or one shape; `dense [PAUSE_MS [M...]]`: 4 bits against
+// dense products in turn, after pauses for a cool GPU.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <vector>
 
-#include "base/half.h"
-#include "base/random.h"
-#include "bench/cuda_gpu.h"
+#include "bench/cuda_matmul/against_dense.h"
+#include "bench/cuda_matmul/weights.h"
 
 namespace nibble {
 namespace {
 
 using namespace kernels;
-using bench::Gpu;
+using namespace bench;
 
 constexpr double kGigabytes = 1e9;
-constexpr int64_t kRotated = 320 << 20;  // bytes of weights that a graph goes through: several times the L2 cache
-
-template <typename T>
-std::shared_ptr<void> upload(Gpu& gpu, const std::vector<T>& values) {
-  auto memory = gpu.stream->allocate(static_cast<int64_t>(values.size() * sizeof(T)));
-  gpu.stream->upload(memory.get(), values.data(), static_cast<int64_t>(values.size() * sizeof(T)));
-  return memory;
-}
-
-std::shared_ptr<void> random_floats(Gpu& gpu, int64_t count, float scale) {
-  Random random(7);
-  std::vector<float> values(static_cast<size_t>(std::min<int64_t>(count, 1 << 20)));
-  for (float& value : values) value = static_cast<float>(random.normal()) * scale;
-  auto memory = gpu.stream->allocate(count * 4);
-  for (int64_t i = 0; i < count; i += static_cast<int64_t>(values.size()))
-    gpu.stream->upload(static_cast<float*>(memory.get()) + i, values.data(),
-                       std::min<int64_t>(static_cast<int64_t>(values.size()), count - i) * 4);
-  return memory;
-}
-
-std::shared_ptr<void> random_bytes(Gpu& gpu, int64_t count) {
-  Random random(8);
-  std::vector<uint64_t> values(static_cast<size_t>(count / 8 + 1));
-  for (uint64_t& value : values) value = random.next();
-  auto memory = gpu.stream->allocate(count);
-  gpu.stream->upload(memory.get(), values.data(), count);
-  return memory;
-}
-
 void print_row(Gpu& gpu, const char* what, int64_t rows, int64_t cols, int64_t m, double seconds, double bytes,
                double peak = 750e12) {
   const double flops = 2.0 * static_cast<double>(rows) * static_cast<double>(cols) * static_cast<double>(m);
@@ -56,122 +27,42 @@ void print_row(Gpu& gpu, const char* what, int64_t rows, int64_t cols, int64_t m
               memory > compute ? "bytes" : "FLOPs");
 }
 
-/// `count` random activations of `dtype`.
-std::shared_ptr<void> random_activations(Gpu& gpu, DType dtype, int64_t count) {
-  if (dtype == DType::f32) return random_floats(gpu, count, 1);
-  Random random(9);
-  std::vector<bf16_t> values(static_cast<size_t>(count));
-  for (bf16_t& value : values) value = to_bf16(static_cast<float>(random.normal()));
-  return upload(gpu, values);
-}
-
-/// Seconds of each of `ms`.
-std::vector<double> bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const std::vector<int64_t>& ms,
-                                      bool invariant, DType type = DType::bf16) {
-  const int64_t block = 64, count = rows * cols, blocks = count / block, packed_bytes = count / 2;
-  const int64_t copies = std::max<int64_t>(2, kRotated / packed_bytes + 1);
-  std::vector<std::shared_ptr<void>> packed, scales;
-  std::vector<double> all;
-  const auto codes = random_bytes(gpu, packed_bytes);
-  std::vector<float> absmax(static_cast<size_t>(blocks), 0.03f);
-  for (int64_t i = 0; i < copies; ++i) {
-    packed.push_back(gpu.stream->allocate(packed_bytes));
-    gpu.stream->copy(packed.back().get(), codes.get(), packed_bytes);
-    scales.push_back(nested ? random_bytes(gpu, blocks) : upload(gpu, absmax));
-  }
-  const auto groups = random_floats(gpu, blocks / 256 + 1, 0.01f);
-  const auto book = upload(gpu, std::vector<float>(quant::kDynamicSigned.begin(), quant::kDynamicSigned.end()));
+void bench_matmul_4bit(Gpu& gpu, int64_t rows, int64_t cols, bool nested, const std::vector<int64_t>& ms,
+                       bool invariant, DType type = DType::bf16) {
+  const FourBitWeights weights(gpu, rows, cols, nested);
   for (const int64_t m : ms) {
-    const auto x = random_activations(gpu, type, m * cols), y = gpu.stream->allocate(m * rows * 4);
+    const auto x = random_normal(gpu, type, m * cols), y = gpu.stream->allocate(m * rows * 4);
     const MatmulInput input{x.get(), m, cols, DType::bf16, invariant, type};
     const double seconds = gpu.time([&] {
-      for (int64_t i = 0; i < copies; ++i) {
-        const auto at = static_cast<size_t>(i);
-        Absmax a;
-        if (nested)
-          a = {nullptr, static_cast<const uint8_t*>(scales[at].get()), static_cast<const float*>(groups.get()),
-               static_cast<const float*>(book.get()), 0.03f};
-        else
-          a.values = static_cast<const float*>(scales[at].get());
-        const Matmul4BitJob job{
-            static_cast<const uint8_t*>(packed[at].get()), a, block, quant::kNf4.values.data(), rows,
-            {y.get(), rows, nullptr, false, type}};
-        kernels::cuda::table()->matmul_4bit(gpu.context, input, &job, 1);
-      }
-    }) / static_cast<double>(copies);
+      for (int64_t i = 0; i < weights.copies(); ++i) weights.multiply(gpu, i, input, y.get());
+    }) / static_cast<double>(weights.copies());
     gpu.stream->check();
-    const double bytes =
-        static_cast<double>(packed_bytes + (nested ? blocks : 4 * blocks) + size_of(type) * m * (rows + cols));
     const std::string what = std::string(nested ? "nf4+dq" : "nf4") + (invariant ? " inv" : "");
-    print_row(gpu, (what + (type == DType::f32 ? " f32" : "")).c_str(), rows, cols, m, seconds, bytes);
-    all.push_back(seconds);
+    print_row(gpu, (what + (type == DType::f32 ? " f32" : "")).c_str(), rows, cols, m, seconds,
+              static_cast<double>(weights.size_bytes() + size_of(type) * m * (rows + cols)));
   }
-  return all;
 }
 
-/// Seconds of each of `ms`.
-std::vector<double> bench_matmul_plain(Gpu& gpu, int64_t rows, int64_t cols, DType dtype, float threshold,
-                                       const std::vector<int64_t>& ms, DType type = DType::bf16) {
-  const int64_t size = rows * cols * size_of(dtype), copies = std::max<int64_t>(2, kRotated / size + 1);
-  std::vector<std::shared_ptr<void>> weights;
-  std::vector<double> all;
-  const auto bytes = dtype == DType::i8 ? random_bytes(gpu, size) : random_floats(gpu, size / 4, 0.05f);
-  for (int64_t i = 0; i < copies; ++i) {
-    weights.push_back(gpu.stream->allocate(size));
-    gpu.stream->copy(weights.back().get(), bytes.get(), size);
-  }
-  const auto absmax = random_floats(gpu, rows, 0.1f);
+void bench_matmul_plain(Gpu& gpu, int64_t rows, int64_t cols, DType dtype, float threshold,
+                        const std::vector<int64_t>& ms, DType type = DType::bf16) {
+  const PlainWeights weights(gpu, rows, cols, dtype);
   for (const int64_t m : ms) {
-    const auto x = random_activations(gpu, type, m * cols), y = gpu.stream->allocate(m * rows * 4);
+    const auto x = random_normal(gpu, type, m * cols), y = gpu.stream->allocate(m * rows * 4);
     const MatmulInput input{x.get(), m, cols, DType::bf16, false, type};
     const double seconds = gpu.time([&] {
-      for (const auto& weight : weights) {
-        const MatmulOutput out{y.get(), rows, nullptr, false, type};
-        if (dtype == DType::i8) {
-          const MatmulInt8Job job{static_cast<const int8_t*>(weight.get()), static_cast<const float*>(absmax.get()),
-                                  rows, out};
-          kernels::cuda::table()->matmul_int8(gpu.context, input, threshold, &job, 1);
-        } else {
-          const MatmulDenseJob job{weight.get(), dtype, rows, out};
-          kernels::cuda::table()->matmul_dense(gpu.context, input, &job, 1);
-        }
-      }
-    }) / static_cast<double>(copies);
+      for (int64_t i = 0; i < weights.copies(); ++i) weights.multiply(gpu, i, input, y.get(), threshold);
+    }) / static_cast<double>(weights.copies());
     gpu.stream->check();
     const double peak = dtype == DType::i8 ? 1500e12 : 750e12;
     const std::string what = dtype == DType::i8 ? (threshold > 0 ? "int8 t" : "int8") : "bf16";
     print_row(gpu, (what + (type == DType::f32 ? " f32" : "")).c_str(), rows, cols, m, seconds,
-              static_cast<double>(size + size_of(type) * m * (rows + cols)), peak);
-    all.push_back(seconds);
-  }
-  return all;
-}
-
-/// A line for each number of rows of x: the median of three rounds in turn, as clocks fall under load.
-void bench_against_dense(Gpu& gpu) {
-  const std::vector<int64_t> ms{1, 4, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096};
-  const std::pair<int64_t, int64_t> shapes[] = {
-      {4096, 4096}, {11008, 4096}, {12288, 4096}, {22016, 4096}, {4096, 11008}};
-  for (const auto& [rows, cols] : shapes) {
-    std::vector<double> ratios[3];
-    for (auto& round : ratios) {
-      round = bench_matmul_4bit(gpu, rows, cols, true, ms, false);
-      const std::vector<double> dense = bench_matmul_plain(gpu, rows, cols, DType::bf16, 0, ms);
-      for (size_t i = 0; i < ms.size(); ++i) round[i] /= dense[i];
-    }
-    std::printf("%lld x %lld, nf4+dq against bf16:", static_cast<long long>(rows), static_cast<long long>(cols));
-    for (size_t i = 0; i < ms.size(); ++i) {
-      double three[] = {ratios[0][i], ratios[1][i], ratios[2][i]};
-      std::sort(three, three + 3);
-      std::printf("  %lld: %.2f", static_cast<long long>(ms[i]), three[1]);
-    }
-    std::printf("\n");
+              static_cast<double>(weights.size_bytes() + size_of(type) * m * (rows + cols)), peak);
   }
 }
 
 void bench_quantize(Gpu& gpu) {
   const int64_t count = int64_t{28672} * 8192, blocks = count / 64;
-  const auto floats = random_floats(gpu, count / 2, 1);  // read as bf16 pairs: any bits but those of NaN do
+  const auto x = random_normal(gpu, DType::bf16, count);
   const auto packed = gpu.stream->allocate(count / 2), absmax = gpu.stream->allocate(blocks * 4);
   const auto out = gpu.stream->allocate(count * 2);
   const auto row = [&](const char* what, double seconds, int64_t bytes) {
@@ -182,7 +73,7 @@ void bench_quantize(Gpu& gpu) {
   const std::pair<const char*, const quant::CodeBook4Bit*> books[] = {{"nf4", &quant::kNf4}, {"fp4", &quant::kFp4}};
   for (const auto& [name, book] : books) {
     const double seconds = gpu.time([&] {
-      table.quantize_4bit(gpu.context, {floats.get(), DType::bf16, count, 64, book, static_cast<uint8_t*>(packed.get()),
+      table.quantize_4bit(gpu.context, {x.get(), DType::bf16, count, 64, book, static_cast<uint8_t*>(packed.get()),
                                         static_cast<float*>(absmax.get())});
     });
     row((std::string("quantize ") + name + " bf16").c_str(), seconds, 2 * count + count / 2 + 4 * blocks);
@@ -195,7 +86,7 @@ void bench_quantize(Gpu& gpu) {
   }
   const auto codes = gpu.stream->allocate(count);
   const double seconds = gpu.time([&] {
-    table.quantize_8bit(gpu.context, {floats.get(), DType::bf16, count, 256, quant::kDynamicSigned.data(),
+    table.quantize_8bit(gpu.context, {x.get(), DType::bf16, count, 256, quant::kDynamicSigned.data(),
                                       static_cast<uint8_t*>(codes.get()), static_cast<float*>(absmax.get())});
   });
   row("quantize 8-bit bf16", seconds, 3 * count + count / 64);
@@ -222,6 +113,12 @@ void bench_int8(Gpu& gpu) {
 int run(int count, char** arguments) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   Gpu gpu(int64_t{1} << 30);
+  if (count >= 2 && std::string(arguments[1]) == "dense") {
+    std::vector<int64_t> ms;
+    for (int i = 3; i < count; ++i) ms.push_back(std::atoll(arguments[i]));
+    bench_against_dense(gpu, count > 2 ? std::atoi(arguments[2]) : 0, ms);
+    return 0;
+  }
   if (count == 4) {  // one shape, for a profiler: rows, cols, m
     gpu.bandwidth = 3e12;
     bench_matmul_4bit(gpu, std::atoll(arguments[1]), std::atoll(arguments[2]), true, {std::atoll(arguments[3])}, false);
@@ -236,8 +133,7 @@ int run(int count, char** arguments) {
   std::printf("%s\n", gpu.stream->description().name.c_str());
   gpu.measure_copy();
   if (count == 2) {
-    const std::string what = arguments[1];
-    what == "int8" ? bench_int8(gpu) : what == "dense" ? bench_against_dense(gpu) : bench_quantize(gpu);
+    std::string(arguments[1]) == "int8" ? bench_int8(gpu) : bench_quantize(gpu);
     return 0;
   }
   bench_quantize(gpu);
