@@ -135,8 +135,10 @@ TEST(OptimizerStep, AgreesForAnyType) {
 TEST(OptimizerStep, AgreesForAnySize) {
   Random random(8);
   for (const OptimizerRule rule : kRules)
-    for (const auto& [dtype, gradient] :
-         {std::pair{DType::bf16, DType::f32}, {DType::bf16, DType::bf16}, {DType::f32, DType::f32}})
+    for (const auto& [dtype, gradient] : {std::pair{DType::bf16, DType::f32},
+                                          {DType::bf16, DType::bf16},
+                                          {DType::f16, DType::f16},
+                                          {DType::f32, DType::f32}})
       check_both(make_problem(random, rule, dtype, gradient, kManyCounts), "any size");
 }
 
@@ -147,6 +149,7 @@ TEST(OptimizerStep, AgreesOnSpecialGradients) {
     for (const auto& [dtype, gradient] : {std::pair{DType::f32, DType::f32},
                                           {DType::f32, DType::bf16},
                                           {DType::f32, DType::f16},
+                                          {DType::f16, DType::f16},
                                           {DType::bf16, DType::bf16}})
       for (const uint64_t every : {2, 300}) {
         Problem problem = make_problem(random, rule, dtype, gradient, {3000});

@@ -10,17 +10,15 @@
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 
-NIBBLE_SIMD void load_64(const float* x, F32 (&out)[4]) {
+template <typename T>
+NIBBLE_SIMD void load_64(const T* x, F32 (&out)[4]) {
   NIBBLE_UNROLL
   for (int q = 0; q < 4; ++q) out[q] = load(x + 16 * q);
 }
-NIBBLE_SIMD void store_64(float* x, const F32 (&values)[4]) {
+template <typename T>
+NIBBLE_SIMD void store_64(T* x, const F32 (&values)[4]) {
   NIBBLE_UNROLL
   for (int q = 0; q < 4; ++q) store(x + 16 * q, values[q]);
-}
-NIBBLE_SIMD void load_64(const bf16_t* x, F32 (&out)[4]) {
-  NIBBLE_UNROLL
-  for (int q = 0; q < 4; ++q) out[q] = load(x + 16 * q);
 }
 /// The processor's own rounding flushes denormals: those go the long way.
 NIBBLE_SIMD void store_64(bf16_t* x, const F32 (&values)[4]) {

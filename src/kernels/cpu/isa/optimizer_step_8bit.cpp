@@ -157,12 +157,9 @@ int64_t step_whole_blocks(const Maps& maps, const OptimizerJob8Bit& job, float r
   const OptimizerParameter& of = job.of;
   const int64_t begin = chunk * kOptimizerChunk, count = min_of(of.count - begin, kOptimizerChunk);
   const int64_t end = begin + count / kStateBlock * kStateBlock;
-  if (of.dtype != of.gradient_dtype || of.dtype == DType::f16 || !maps.first.encoder->is_mirrored) return 0;
+  if (of.dtype != of.gradient_dtype || !maps.first.encoder->is_mirrored) return 0;
   if (Rule::kStates > 1 && !maps.second.encoder->is_linear) return 0;
-  if (of.dtype == DType::bf16)
-    step_whole_blocks<Rule, bf16_t>(maps, job, rate, begin, end);
-  else
-    step_whole_blocks<Rule, float>(maps, job, rate, begin, end);
+  with_type(of.dtype, of.parameter, [&]<typename T>(T*) { step_whole_blocks<Rule, T>(maps, job, rate, begin, end); });
   return end - begin;
 }
 #endif
