@@ -1,12 +1,12 @@
 // PEFT's target rules and files; adapters that do not fit.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
 
 #include "adapters/peft_files.h"
 #include "base/error.h"
+#include "base/folder_case.h"
 #include "base/output.h"
 #include "checkpoint/checkpoint.h"
 #include "models/registry.h"
@@ -108,12 +108,6 @@ TEST(Adapter, StartsAsTheConfigSays) {
   EXPECT_EQ(trainable_parameters_text(create_adapter(spec_of("llama"), {.r = 4}, 1), 62784),
             "trainable params: 1,792 || all params: 64,576 || trainable%: 2.7750");
 }
-
-struct Scratch {
-  fs::path path = fs::temp_directory_path() / ("nibble-adapter-" + std::to_string(::getpid()));
-  Scratch() { fs::create_directories(path); }
-  ~Scratch() { fs::remove_all(path); }
-};
 
 TEST(PeftFiles, WhatIsWrittenReadsBackAndNamesThePeftTensors) {
   for (const std::string name : {"llama", "llama-bias", "gpt2", "llama.dora", "opt.bias", "gpt2.dora"}) {

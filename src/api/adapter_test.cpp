@@ -1,10 +1,10 @@
 // Adapters beside the weights: the logits of PEFT, switching, and the base model again.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cmath>
 
 #include "base/error.h"
+#include "base/folder_case.h"
 #include "checkpoint/checkpoint.h"
 #include "nibble/checkpoint.h"
 #include "nibble/model.h"
@@ -105,16 +105,6 @@ TEST(Adapters, StartsThatPeftTookOffTheWeightsAreTakenOff) {
     EXPECT_THROW(load_from(kModels / "llama-nf4-dq").load_adapter(path), Error) << start;
   }
 }
-
-/// A folder that goes when the test ends.
-struct Scratch {
-  fs::path path = fs::temp_directory_path() / ("nibble-merge-" + std::to_string(::getpid()));
-  Scratch() {
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~Scratch() { fs::remove_all(path); }
-};
 
 TEST(Merge, LogitsOfTheMergedModelAreThoseOfPeft) {
   for (const auto& entry : fs::directory_iterator(kTraining)) {

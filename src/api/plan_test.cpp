@@ -2,8 +2,8 @@
 #include "nibble/plan.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
+#include "base/folder_case.h"
 #include "base/random.h"
 #include "nibble/train.h"
 #include "tensor/tensor.h"
@@ -43,18 +43,17 @@ int64_t measured_training(const TrainingPlanOptions& options) {
     data.samples.push_back(std::move(sample));
   }
   TrainingArguments arguments;
-  arguments.output_dir = std::filesystem::temp_directory_path() / ("nibble-plan-" + std::to_string(::getpid()));
+  const Scratch scratch;
+  arguments.output_dir = scratch.path;
   arguments.max_steps = 2;  // the second has optimizer states, its second batch gradients from the start
   arguments.gradient_accumulation_steps = 2;
   arguments.per_device_train_batch_size = options.per_device_train_batch_size;
   arguments.optim = options.optim;
   arguments.gradient_checkpointing = options.gradient_checkpointing;
   arguments.save_steps = 0;
-  std::filesystem::remove_all(arguments.output_dir);
   reset_tensor_peak();
   const int64_t before = tensor_memory().allocated_bytes;
   Trainer(model, options.lora, arguments, data).train();
-  std::filesystem::remove_all(arguments.output_dir);
   return tensor_memory().peak_bytes - before;
 }
 

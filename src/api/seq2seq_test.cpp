@@ -2,11 +2,11 @@
 #include "nibble/seq2seq.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 
 #include "base/error.h"
+#include "base/folder_case.h"
 #include "checkpoint/checkpoint.h"
 #include "nibble/checkpoint.h"
 #include "nibble/plan.h"
@@ -33,13 +33,6 @@ std::string dtype_of(const ModelSummary& summary, const std::string& module) {
     if (info.name == module) return info.dtype;
   return "no such module";
 }
-
-/// A directory that goes when the test ends.
-struct Scratch {
-  fs::path path = fs::temp_directory_path() / ("nibble_seq2seq_test_" + std::to_string(::getpid()));
-  Scratch() { fs::remove_all(path); }
-  ~Scratch() { fs::remove_all(path); }
-};
 
 TEST(Seq2SeqModel, GeneratesAsTransformers) {
   for (const std::string name : kNames) {

@@ -2,9 +2,9 @@
 #include "nibble/train.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include "base/error.h"
+#include "base/folder_case.h"
 #include "base/output.h"
 
 namespace nibble {
@@ -12,16 +12,6 @@ namespace {
 
 namespace fs = std::filesystem;
 const fs::path kModels = fs::path(NIBBLE_TEST_DATA) / "models";
-
-/// A folder that goes when the test ends.
-struct Scratch {
-  fs::path path = fs::temp_directory_path() / ("nibble-trainer-" + std::to_string(::getpid()));
-  Scratch() {
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~Scratch() { fs::remove_all(path); }
-};
 
 AutoModelForCausalLM load(const fs::path& path, bool is_4bit = false) {
   LoadOptions options;

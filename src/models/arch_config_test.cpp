@@ -1,9 +1,9 @@
 // Configurations of each architecture: older names of keys, what is refused and how, checkpoints as published.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 
+#include "base/folder_case.h"
 #include "base/output.h"
 #include "models/convert_weights.h"
 #include "models/decoder.h"
@@ -168,9 +168,8 @@ TEST(ArchLoad, PublishedNamesAndLeftoversAreUnderstood) {
                                    Leftover{"stablelm", {"layers.0.self_attn.rotary_emb.inv_freq"}},
                                    Leftover{"starcoder2", {"layers.0.self_attn.rotary_emb.inv_freq"}}}) {
     SCOPED_TRACE(leftover.model);
-    const fs::path folder = fs::temp_directory_path() / ("nibble_arch_test_" + std::to_string(::getpid()));
-    fs::remove_all(folder);
-    fs::create_directories(folder);
+    const Scratch scratch;
+    const fs::path& folder = scratch.path;
     const auto original = Checkpoint::open(kModels / leftover.model);
     const std::string prefix = build_spec(config_of(leftover.model), "config").base_prefix;
     std::vector<PlannedTensor> plan;
@@ -193,7 +192,6 @@ TEST(ArchLoad, PublishedNamesAndLeftoversAreUnderstood) {
     const Tensor& found = decoder->weights().dense(embed);
     const Tensor stored = original->get(embed);
     EXPECT_TRUE(std::equal(found.bytes().begin(), found.bytes().end(), stored.bytes().begin(), stored.bytes().end()));
-    fs::remove_all(folder);
   }
 }
 

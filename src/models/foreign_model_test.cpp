@@ -2,11 +2,11 @@
 #include "models/foreign_model.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 
 #include "base/error.h"
+#include "base/folder_case.h"
 #include "checkpoint/quant_state.h"
 #include "models/quantization.h"
 
@@ -19,10 +19,8 @@ namespace fs = std::filesystem;
 class Foreign {
  public:
   explicit Foreign(const std::vector<PlannedTensor>& tensors) {
-    path_ = fs::temp_directory_path() / ("nibble-foreign-" + std::to_string(::getpid()));
-    fs::remove_all(path_);
-    fs::create_directories(path_ / "plain");
-    SafetensorsWriter writer(path_ / "plain", tensors, int64_t{1} << 30);
+    fs::create_directories(path() / "plain");
+    SafetensorsWriter writer(path() / "plain", tensors, int64_t{1} << 30);
     for (const PlannedTensor& tensor : tensors) {
       Tensor data(tensor.dtype, tensor.shape);
       std::fill_n(data.as<char>(), data.size_bytes(), '\1');
@@ -30,14 +28,13 @@ class Foreign {
     }
     writer.finish();
   }
-  ~Foreign() { fs::remove_all(path_); }
   std::shared_ptr<const Checkpoint> open(const char* folder = "plain") const {
-    return Checkpoint::open(path_ / folder);
+    return Checkpoint::open(path() / folder);
   }
-  const fs::path& path() const { return path_; }
+  const fs::path& path() const { return scratch_.path; }
 
  private:
-  fs::path path_;
+  Scratch scratch_;
 };
 
 const std::vector<PlannedTensor> kVision{

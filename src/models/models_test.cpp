@@ -1,11 +1,11 @@
 // Trees, footprints and skip rules against transformers; configs that must be refused; checkpoints written and read
 // back.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
 
+#include "base/folder_case.h"
 #include "base/output.h"
 #include "models/convert_weights.h"
 #include "models/decoder.h"
@@ -173,16 +173,6 @@ TEST(Load, NamesTheTensorThatIsMissingOrMisshapen) {
     }
   }
 }
-
-/// A directory that goes when the test ends.
-struct Scratch {
-  fs::path path = fs::temp_directory_path() / ("nibble_models_test_" + std::to_string(::getpid()));
-  Scratch() {
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~Scratch() { fs::remove_all(path); }
-};
 
 std::vector<float> logits_of(const Decoder& decoder, std::vector<int32_t> ids) {
   nn::KvCache cache = decoder.make_cache();

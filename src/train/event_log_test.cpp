@@ -2,11 +2,12 @@
 #include "train/event_log.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstring>
 #include <string>
 #include <vector>
+
+#include "base/folder_case.h"
 
 namespace nibble::train {
 namespace {
@@ -19,8 +20,8 @@ TEST(EventLog, ChecksumsAreMaskedCrc32c) {
 }
 
 TEST(EventLog, RecordsHoldVersionAndScalars) {
-  const fs::path folder = fs::temp_directory_path() / ("nibble-events-" + std::to_string(::getpid()));
-  fs::remove_all(folder);
+  const Scratch scratch;
+  const fs::path& folder = scratch.path;
   {
     EventLog log(folder / "runs");
     log.scalar("train/loss", 300, 1.5);
@@ -49,7 +50,6 @@ TEST(EventLog, RecordsHoldVersionAndScalars) {
                           "brain.Event:2"));
   // step 300; summary { value { tag, simple_value } }
   EXPECT_EQ(events[1].substr(9), std::string("\x10\xac\x02\x2a\x13\x0a\x11\x0a\x0atrain/loss\x15\x00\x00\xc0\x3f", 24));
-  fs::remove_all(folder);
 }
 
 }  // namespace

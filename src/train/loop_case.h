@@ -2,13 +2,13 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <memory>
 #include <string>
 
 #include "adapters/peft_files.h"
+#include "base/folder_case.h"
 #include "base/json.h"
 #include "base/output.h"
 #include "train/loop.h"
@@ -17,16 +17,6 @@ namespace nibble::train {
 
 namespace fs = std::filesystem;
 inline const fs::path kData = NIBBLE_TEST_DATA;
-
-/// A folder that goes when the test ends.
-struct Scratch {
-  fs::path path = fs::temp_directory_path() / ("nibble-finetune-" + std::to_string(::getpid()));
-  Scratch() {
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~Scratch() { fs::remove_all(path); }
-};
 
 inline std::unique_ptr<models::Decoder> load(const BitsAndBytesConfig& config = {}, const std::string& device = "cpu") {
   LoadOptions options;
