@@ -118,7 +118,7 @@ struct TrainingReport {
 /// becomes a model of the base's type; the model in memory then has the new weights under that name.
 /// Same arguments, same bits. Errors: invalid_argument (options; an output_dir with another run's state), unsupported
 /// (the architecture; full training of quantized weights), internal naming the step at which loss or gradient was not
-/// finite (the last checkpoint is kept), cancelled, io.
+/// finite (the last checkpoint is kept), cancelled (after a checkpoint of the last step, whatever save_steps says), io.
 class Trainer {
  public:
   Trainer(AutoModelForCausalLM& model, std::optional<LoraConfig> lora, TrainingArguments arguments, Dataset train,

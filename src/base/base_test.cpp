@@ -1,4 +1,4 @@
-// Conversions, checked sizes and atomic output.
+// Conversions, checked sizes, JSON and random numbers.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -56,43 +56,6 @@ TEST(Checked, OverflowThrows) {
   EXPECT_THROW(checked_mul(int64_t{1} << 40, int64_t{1} << 40, "size"), Error);
   EXPECT_THROW(checked_count(std::vector<int64_t>{3, -1}, "shape"), Error);
   EXPECT_EQ(checked_count(std::vector<int64_t>{3, 4}, "shape"), 12);
-}
-
-TEST(Output, DirectoryAppearsOnlyOnCommit) {
-  const std::filesystem::path target = testing::TempDir() + "/nibble_output_test";
-  std::filesystem::remove_all(target);
-  {
-    AtomicDirectory directory(target);
-    write_file(directory.path() / "a.txt", "hello");
-  }
-  EXPECT_FALSE(std::filesystem::exists(target));
-  AtomicDirectory directory(target);
-  write_file(directory.path() / "a.txt", "hello");
-  directory.commit();
-  EXPECT_EQ(read_file(target / "a.txt"), "hello");
-  EXPECT_THROW(AtomicDirectory{target}, Error);
-}
-
-TEST(Output, ADirectoryTakesTheOldOnesPlace) {
-  const std::filesystem::path parent = testing::TempDir() + "/nibble_output_replaced", target = parent / "out";
-  std::filesystem::remove_all(parent);
-  for (const std::string text : {"first", "second"}) {
-    AtomicDirectory directory(target, OldOutput::replaced);
-    write_file(directory.path() / (text + ".txt"), text);
-    directory.commit();
-  }
-  EXPECT_EQ(read_file(target / "second.txt"), "second");
-  EXPECT_FALSE(std::filesystem::exists(target / "first.txt"));
-  {
-    AtomicDirectory directory(target, OldOutput::replaced);
-    std::filesystem::remove_all(directory.path());
-    EXPECT_THROW(directory.commit(), Error);
-  }
-  EXPECT_EQ(read_file(target / "second.txt"), "second");
-  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(parent), {}), 1);  // nothing is left aside
-  write_file(parent / "file", "");
-  EXPECT_THROW(AtomicDirectory(parent / "file", OldOutput::replaced), Error);
-  std::filesystem::remove_all(parent);
 }
 
 TEST(Json, NamesSourceAndKey) {

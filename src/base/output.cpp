@@ -9,13 +9,21 @@
 #include <cstring>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 
 namespace nibble {
 namespace fs = std::filesystem;
+namespace {
 
-AtomicDirectory::AtomicDirectory(fs::path target, OldOutput old) : target_(std::move(target)) {
+constexpr std::string_view kPartial = ".partial-", kAside = ".old";
+
+fs::path parent_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
+
+}  // namespace
+
+AtomicDirectory::AtomicDirectory(fs::path target, OldOutput old) : target_(std::move(target)), old_(old) {
   if (!target_.has_filename()) target_ = target_.parent_path();  // "out/" means "out"
   require(!target_.empty(), "output directory: the name is empty");
   std::error_code error;
@@ -24,12 +32,12 @@ AtomicDirectory::AtomicDirectory(fs::path target, OldOutput old) : target_(std::
   if (!is_free)
     fail(ErrorCode::invalid_argument,
          "output directory {}: already exists and is not empty; choose another or remove it", target_.string());
-  const fs::path parent = target_.has_parent_path() ? target_.parent_path() : fs::path(".");
+  const fs::path parent = parent_of(target_);
   fs::create_directories(parent, error);
   if (error)
     fail(ErrorCode::io, "output directory {}: cannot create {}: {}", target_.string(), parent.string(),
          error.message());
-  std::string pattern = (parent / ("." + target_.filename().string() + ".partial-XXXXXX")).string();
+  std::string pattern = (parent / ("." + target_.filename().string() + std::string(kPartial) + "XXXXXX")).string();
   if (!mkdtemp(pattern.data()))
     fail(ErrorCode::io, "output directory {}: cannot write in {}: {}", target_.string(), parent.string(),
          std::strerror(errno));
@@ -45,17 +53,64 @@ AtomicDirectory::~AtomicDirectory() {
 }
 
 void AtomicDirectory::commit() {
-  const fs::path aside = staging_.string() + ".old";
+  // In one step where the file system can; elsewhere recover_directories mends what a kill in between leaves.
+  if (old_ == OldOutput::refused ||
+      renameat2(AT_FDCWD, staging_.c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) != 0)
+    rename_into_place();
   std::error_code ignored;
-  const bool has_old = fs::exists(target_, ignored) && !fs::is_empty(target_, ignored);
+  fs::remove_all(staging_, ignored);
+  staging_.clear();
+}
+
+/// What was replaced, if anything, is then what staging_ names.
+void AtomicDirectory::rename_into_place() {
+  const fs::path aside = staging_.string() + std::string(kAside);
+  std::error_code ignored;
+  const bool has_old = old_ == OldOutput::replaced && fs::exists(target_, ignored);
   const bool is_free = !has_old || rename(target_.c_str(), aside.c_str()) == 0;
   if (!is_free || rename(staging_.c_str(), target_.c_str()) != 0) {
     const int reason = errno;
     if (has_old && is_free) fs::rename(aside, target_, ignored);
     fail(ErrorCode::io, "output directory {}: cannot rename into place: {}", target_.string(), std::strerror(reason));
   }
-  staging_.clear();
-  if (has_old) fs::remove_all(aside, ignored);
+  if (has_old) staging_ = aside;
+}
+
+void AtomicDirectory::commit_synced() {
+  sync_tree(staging_);
+  commit();
+  sync_path(parent_of(target_));
+}
+
+void recover_directories(const fs::path& parent, std::string_view prefix) {
+  std::error_code ignored;
+  std::vector<fs::path> left;
+  for (const auto& entry : fs::directory_iterator(parent, ignored)) left.push_back(entry.path());
+  for (const fs::path& path : left) {
+    const std::string name = path.filename().string();
+    const size_t end = name.find(kPartial);
+    if (!name.starts_with("." + std::string(prefix)) || end == std::string::npos) continue;
+    const fs::path target = parent / name.substr(1, end - 1);
+    if (name.ends_with(kAside) && !fs::exists(target, ignored))
+      fs::rename(path, target, ignored);
+    else
+      fs::remove_all(path, ignored);
+  }
+}
+
+void sync_path(const fs::path& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const bool is_synced = fd >= 0 && (::fsync(fd) == 0 || errno == EINVAL);  // EINVAL: nothing here that can be synced
+  const int reason = errno;
+  if (fd >= 0) ::close(fd);
+  if (!is_synced) fail(ErrorCode::io, "{}: cannot be written to the disk: {}", path.string(), std::strerror(reason));
+}
+
+void sync_tree(const fs::path& directory) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(directory, error))
+    entry.is_directory(error) ? sync_tree(entry.path()) : sync_path(entry.path());
+  sync_path(directory);
 }
 
 OutputFile::OutputFile(fs::path path) : path_(std::move(path)) {

@@ -27,11 +27,25 @@ class AtomicDirectory {
   const std::filesystem::path& path() const { return staging_; }
   /// Renames into place; what is replaced goes afterwards, or comes back if that fails. Errors: io.
   void commit();
+  /// The same, and a loss of power leaves the old directory or the new one, whole. Errors: io.
+  void commit_synced();
 
  private:
+  void rename_into_place();
+
   std::filesystem::path target_;
+  OldOutput old_;
   std::filesystem::path staging_;
 };
+
+/// Removes what AtomicDirectories of killed processes left in `parent` for names that begin with `prefix`. A directory
+/// that had been moved aside for one that never came is put back.
+void recover_directories(const std::filesystem::path& parent, std::string_view prefix);
+
+/// Waits until a file, or a directory's entries, would survive a loss of power. Errors: io.
+void sync_path(const std::filesystem::path& path);
+/// The same for a directory and everything in it.
+void sync_tree(const std::filesystem::path& directory);
 
 /// A file opened for writing with every error reported (no space, no permission) as Error{io}.
 class OutputFile {

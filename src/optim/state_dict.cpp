@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/output.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/safetensors_writer.h"
 #include "optim/optimizer_state.h"
@@ -265,9 +266,12 @@ void Optimizer::save(const std::filesystem::path& path) const {
   SafetensorsWriter writer(directory, plan, INT64_MAX, stem);
   for (const auto& [name, tensor] : tensors) writer.write(name, tensor.bytes());
   writer.finish();
+  const std::filesystem::path partial = directory / (stem + ".safetensors");
+  sync_path(partial);
   std::error_code error;
-  std::filesystem::rename(directory / (stem + ".safetensors"), path, error);
+  std::filesystem::rename(partial, path, error);
   if (error) fail(ErrorCode::io, "optimizer state '{}': {}", path.string(), error.message());
+  sync_path(directory);
 }
 
 void Optimizer::load(const std::filesystem::path& path) {

@@ -42,16 +42,17 @@ bool is_decayed(const models::ModelSpec& spec, const std::string& name) {
   return !module || module->kind != models::ModuleKind::norm;
 }
 
+constexpr std::string_view kCheckpoint = "checkpoint-";  // and the step
+
 /// The steps and paths of output_dir's checkpoint-N, in no order.
 std::vector<std::pair<int64_t, fs::path>> checkpoints_in(const fs::path& output_dir) {
   std::vector<std::pair<int64_t, fs::path>> found;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(output_dir, error)) {
     const std::string name = entry.path().filename().string();
-    constexpr std::string_view kPrefix = "checkpoint-";
-    if (!name.starts_with(kPrefix) || name.find_first_not_of("0123456789", kPrefix.size()) != std::string::npos)
+    if (!name.starts_with(kCheckpoint) || name.find_first_not_of("0123456789", kCheckpoint.size()) != std::string::npos)
       continue;
-    const std::string number = name.substr(kPrefix.size());
+    const std::string number = name.substr(kCheckpoint.size());
     if (!number.empty() && number.size() <= 15) found.emplace_back(std::stoll(number), entry.path());
   }
   return found;
@@ -111,15 +112,12 @@ class Loop {
     if (arguments_.report_to == "tensorboard") events_.emplace(arguments_.output_dir / "runs");
     report_.trainable_parameters = trainable_parameters_text(adapter_, base_.summary().num_parameters);
     begin_ = since_report_ = Clock::now();
-    while (step_ < plan_.total_steps() && !early_stop_.is_over()) {
-      throw_if_cancelled();
-      run_step();
-      if (on_step_) on_step_(progress(report_.final_loss));
-      if (step_ % arguments_.logging_steps == 0 || step_ == plan_.total_steps()) report_progress();
-      if (evaluation_ && arguments_.eval_steps > 0 && step_ % arguments_.eval_steps == 0) evaluate();
-      if (arguments_.save_steps > 0 && step_ % arguments_.save_steps == 0) save_checkpoint();
+    try {
+      run_steps();
+    } catch (const Error& error) {
+      if (error.code() == ErrorCode::cancelled) end_interrupted();
+      throw;
     }
-    if (evaluation_ && evaluated_ != step_) evaluate();
     report_.stopped_early = early_stop_.is_over();
     if (early_stop_.has_best()) restore_best();
     finish();
@@ -137,11 +135,27 @@ class Loop {
             "output_dir: '{}' holds files already; expected a new directory, or resume_from_checkpoint", out.string());
     fs::create_directories(out, error);
     if (error) fail(ErrorCode::io, "{}: cannot be made: {}", out.string(), error.message());
-    // What a kill in the middle of a checkpoint left.
-    for (const auto& entry : fs::directory_iterator(out, error))
-      if (const std::string name = entry.path().filename().string();
-          name.starts_with(".checkpoint-") && name.find(".partial-") != std::string::npos)
-        fs::remove_all(entry.path(), error);
+    recover_directories(out, kCheckpoint);
+  }
+
+  void run_steps() {
+    evaluate_if_due();  // an interruption may have left that
+    while (step_ < plan_.total_steps() && !early_stop_.is_over()) {
+      throw_if_cancelled();
+      run_step();
+      if (on_step_) on_step_(progress(report_.final_loss));
+      if (step_ % arguments_.logging_steps == 0 || step_ == plan_.total_steps()) report_progress();
+      evaluate_if_due();
+      if (arguments_.save_steps > 0 && step_ % arguments_.save_steps == 0) save_checkpoint();
+    }
+    if (evaluation_ && evaluated_ != step_) evaluate();
+  }
+
+  /// Whatever save_steps says: the steps since the last checkpoint are not lost.
+  [[noreturn]] void end_interrupted() {
+    if (step_ > 0 && saved_ != step_) save_checkpoint();
+    fail(ErrorCode::cancelled, "interrupted after step {} of {}{}", step_, plan_.total_steps(),
+         step_ > 0 ? "; resume_from_checkpoint goes on from " + checkpoint_path().string() : "");
   }
 
   void run_step() {
@@ -259,6 +273,11 @@ class Loop {
     since_report_ = Clock::now();
   }
 
+  void evaluate_if_due() {
+    const bool is_due = evaluation_ && arguments_.eval_steps > 0 && step_ > 0 && step_ % arguments_.eval_steps == 0;
+    if (is_due && evaluated_ != step_) evaluate();
+  }
+
   void evaluate() {
     const auto begin = Clock::now();
     double loss = 0;
@@ -302,17 +321,22 @@ class Loop {
       write_adapter(adapters::onto_original(adapter_), base_.spec(), base_model_, directory);
   }
 
+  fs::path checkpoint_path() const {
+    return arguments_.output_dir / (std::string(kCheckpoint) + std::to_string(step_));
+  }
+
   /// checkpoint-N appears whole or not at all.
   void save_checkpoint() {
     const auto begin = Clock::now();
     fetch_parameters();
     // A run that goes on from an earlier checkpoint comes by those that it left.
-    AtomicDirectory directory(arguments_.output_dir / ("checkpoint-" + std::to_string(step_)), OldOutput::replaced);
+    AtomicDirectory directory(checkpoint_path(), OldOutput::replaced);
     write_trained(directory.path(), DType::f32);
     optimizer_.save(directory.path() / "optimizer.safetensors");
     if (early_stop_.has_best()) early_stop_.write_best(directory.path(), adapter_.variables());
     write_state(directory.path());
-    directory.commit();
+    directory.commit_synced();
+    saved_ = step_;
     if (arguments_.save_total_limit > 0) remove_old_checkpoints();
     since_report_ += Clock::now() - begin;
   }
@@ -400,11 +424,13 @@ class Loop {
     for (const auto& entry : fs::directory_iterator(staging)) names.push_back(entry.path().filename());
     write_state(staging);
     names.emplace_back("trainer_state.json");
+    sync_tree(staging);
     for (const fs::path& name : names) {
       fs::rename(staging / name, out / name, error);
       if (error) fail(ErrorCode::io, "{}: cannot be written: {}", (out / name).string(), error.message());
     }
     fs::remove_all(staging, error);
+    sync_path(out);
     const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
     report_.tokens_per_second = static_cast<double>(report_.trained_tokens) / std::max(seconds, 1e-9);
     report_.peak_memory_bytes = peak_bytes();
@@ -425,7 +451,7 @@ class Loop {
   LearningRateSchedule schedule_;
   TrainingReport report_;
   int64_t step_ = 0;
-  int64_t evaluated_ = -1;
+  int64_t evaluated_ = -1, saved_ = -1;
   double losses_ = 0;  // since the last report
   int64_t targets_ = 0, tokens_ = 0;
   double grad_norm_ = 0, learning_rate_ = 0;

@@ -3,6 +3,7 @@
 #include <functional>
 #include <optional>
 
+#include "base/cancel.h"
 #include "base/error.h"
 #include "device/cuda.h"
 #include "nibble/optim.h"
@@ -194,6 +195,44 @@ TEST(Finetune, NamesThatAreNoUtf8CostNoRun) {
   EXPECT_EQ(read_json(scratch.path / "out/adapter_config.json")["base_model_name_or_path"], "caf\uFFFD");
 }
 
+/// In a step, in an evaluation on the way, and in the one at the end.
+TEST(Finetune, AnInterruptionLosesNoStep) {
+  Scratch scratch;
+  const auto decoder = load();
+  const Dataset data = golden_dataset();
+  const auto run = [&](const fs::path& out, int64_t interrupted, bool resumes) {
+    TrainingArguments arguments = arguments_for(out, 5);
+    arguments.eval_steps = 2;
+    arguments.early_stopping_patience = 9;
+    if (resumes) arguments.resume_from_checkpoint = out;
+    adapters::Adapter adapter = fresh(*decoder);
+    train_adapter(*decoder, adapter, "base", arguments, data, &data, {}, [&](const TrainingProgress& now) {
+      if (now.step == interrupted) request_cancel();
+    });
+    return read_file(out / "adapter_model.safetensors") + read_file(out / "trainer_state.json");
+  };
+  const std::string whole = run(scratch.path / "whole", 0, false);
+  for (const int64_t step : {1, 2, 5}) {
+    const fs::path out = scratch.path / std::to_string(step);
+    try {
+      run(out, step, false);
+      FAIL() << step;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::cancelled);
+      EXPECT_EQ(error.what(), fmt::format("interrupted after step {0} of 5; resume_from_checkpoint goes on from "
+                                          "{1}/checkpoint-{0}",
+                                          step, out.string()));
+    }
+    reset_cancel();
+    EXPECT_FALSE(fs::exists(out / "adapter_model.safetensors"));
+    EXPECT_TRUE(whole == run(out, 0, true)) << step;
+  }
+  request_cancel();
+  EXPECT_THROW(run(scratch.path / "at-once", 0, false), Error);
+  reset_cancel();
+  EXPECT_TRUE(fs::is_empty(scratch.path / "at-once"));
+}
+
 TEST(Finetune, WhatAKillLeftGoesWhenTheRunGoesOn) {
   Scratch scratch;
   const auto decoder = load();
@@ -203,10 +242,12 @@ TEST(Finetune, WhatAKillLeftGoesWhenTheRunGoesOn) {
   adapters::Adapter first = fresh(*decoder), second = fresh(*decoder);
   train_adapter(*decoder, first, "base", arguments, golden_dataset(), nullptr, {});
   fs::create_directories(out / ".checkpoint-3.partial-x1y2z3");
+  fs::rename(out / "checkpoint-2", out / ".checkpoint-2.partial-a1b2c3.old");  // between the renames of a replacement
   fs::create_directories(out / "mine");
   fs::create_directories(out / ".checkpoint-notes");
-  arguments.resume_from_checkpoint = out;
+  arguments.resume_from_checkpoint = out / "checkpoint-2";
   train_adapter(*decoder, second, "base", arguments, golden_dataset(), nullptr, {});
+  EXPECT_TRUE(fs::exists(out / "checkpoint-2/trainer_state.json"));
   EXPECT_FALSE(fs::exists(out / ".checkpoint-3.partial-x1y2z3"));
   EXPECT_TRUE(fs::exists(out / "mine"));
   EXPECT_TRUE(fs::exists(out / ".checkpoint-notes"));

@@ -10,7 +10,7 @@ import unittest
 import tiny_model
 from nibble_case import NIBBLE, NibbleCase
 
-USAGE, UNSUPPORTED, OUT_OF_MEMORY = 2, 4, 5
+OTHER, USAGE, UNSUPPORTED, OUT_OF_MEMORY = 1, 2, 4, 5
 NF4 = ("--load-in-4bit", "--bnb-4bit-quant-type", "nf4", "--bnb-4bit-use-double-quant")
 SENTENCES = {"policy": "The quick brown fox jumps over the lazy dog.", "reward": "0123456789 9876543210 0123456789"}
 
@@ -57,16 +57,20 @@ class OnTheCpu(NibbleCase):
     def test_a_killed_run_goes_on_with_the_same_bits(self):
         quantized, length = (*NF4, *self.compute), {"steps": 300, "save": 10}
         self.finetune(self.root / "whole", *quantized, **length)
-        parts = self.root / "parts"
-        process = subprocess.Popen([NIBBLE, *map(str, self.command(parts, *quantized, **length))], stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (parts / "checkpoint-10").exists():
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        self.assertEqual(process.wait(), -signal.SIGKILL)
-        self.assertFalse((parts / "adapter_model.safetensors").exists())
-        self.finetune(parts, *quantized, "--resume-from-checkpoint", **length)
-        self.assertEqual(*((self.root / run / "adapter_model.safetensors").read_bytes() for run in ("whole", "parts")))
+        for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, OTHER)):
+            parts = self.root / number.name
+            process = subprocess.Popen([NIBBLE, *map(str, self.command(parts, *quantized, **length))], stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.PIPE, text=True)
+            while process.poll() is None and not (parts / "checkpoint-10").exists():
+                time.sleep(0.002)
+            process.send_signal(number)
+            last = process.communicate()[1].splitlines()[-1]
+            self.assertEqual(process.returncode, status)
+            self.assertFalse((parts / "adapter_model.safetensors").exists())
+            if number == signal.SIGINT:
+                self.assertRegex(last, r"^error: interrupted after step (\d+) of 300; resume_from_checkpoint .*/SIGINT/checkpoint-\1$")
+            self.finetune(parts, *quantized, "--resume-from-checkpoint", **length)
+            self.assertEqual(*((run / "adapter_model.safetensors").read_bytes() for run in (self.root / "whole", parts)))
 
     def test_dora_biases_and_a_whole_module(self):
         out = self.root / "dora"
