@@ -72,7 +72,7 @@ class Optimizer {
  public:
   /// `name`: {Adam, AdamW, AdEMAMix, Lion, SGD, LARS, LAMB, RMSprop, Adagrad}, then nothing, "8bit" or "32bit"; the
   /// first four also with "Paged" in front. `threads`: 0 means one per CPU. `device`: "cpu", "cuda" or "cuda:N".
-  /// Errors: not_found (name); invalid_argument (an option, a parameter's dtype, a name given twice, no parameters, no
+  /// Errors: invalid_argument (name, an option, a parameter's dtype, a name given twice, no parameters, no
   /// such GPU); device.
   Optimizer(std::string_view name, std::vector<ParameterGroup> groups, const OptimizerOptions& options = {},
             int threads = 0, std::string_view device = "cpu");
@@ -123,7 +123,7 @@ class Optimizer {
 
 /// An optimizer for one of transformers' --optim strings: adamw_8bit, paged_adamw_32bit, lion_8bit, ... (optim_names),
 /// with the options that its Trainer passes where they are not the class's: Lion's betas .9 .999, SGD's momentum 0.
-/// Errors: unsupported (a string of transformers that is not served), not_found, listing them; as the constructor.
+/// Errors: invalid_argument, listing them; as the constructor.
 Optimizer optimizer_for(std::string_view optim, std::vector<ParameterGroup> groups,
                         const OptimizerOptions& options = {}, int threads = 0, std::string_view device = "cpu");
 
@@ -138,6 +138,8 @@ struct LearningRateSchedule {
   int64_t total_steps = 0;  // linear, cosine
   double num_cycles = 0.5;  // cosine: half a wave down to 0
   /// Errors: invalid_argument (type, negative steps).
+  void validate() const;
+  /// Errors: as validate; invalid_argument (a negative step).
   double factor(int64_t step) const;
 };
 

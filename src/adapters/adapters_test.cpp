@@ -86,6 +86,11 @@ TEST(Adapter, PatternsAndLayersThatFitNothingAreNamed) {
   fails({.r = 4, .rank_pattern = {{"q_proj", 2}, {"w_proj", 2}}}, "rank_pattern: 'w_proj'");
   fails({.r = 4, .alpha_pattern = {{"up_proj", 2}}}, "alpha_pattern: 'up_proj'");  // q_proj and v_proj are the targets
   fails({.r = 4, .layers_to_transform = {0, 7}}, "layers_to_transform: layer 7");
+  fails({.r = 4, .exclude_modules = "mlp\\..*"}, "exclude_modules: 'mlp\\..*'");
+  using Names = std::vector<std::string>;
+  fails({.r = 4, .exclude_modules = Names{"q_proj", "mlp"}}, "exclude_modules: 'mlp'");  // holds layers, is none
+  EXPECT_EQ(create_adapter(spec_of("llama"), {.r = 4, .exclude_modules = Names{"lm_head", "k_proj"}}, 1).layers.size(),
+            4u);
   EXPECT_EQ(
       create_adapter(spec_of("llama"), {.r = 4, .rank_pattern = {{"0.*q_proj", 2}}, .layers_to_transform = {0}}, 1)
           .layers.size(),
@@ -131,6 +136,20 @@ TEST(PeftFiles, WhatIsWrittenReadsBackAndNamesThePeftTensors) {
       EXPECT_EQ(item.value().dump(), theirs_json[item.key()].dump()) << item.key();
     }
     EXPECT_EQ(targeted_modules(spec, read_adapter(spec, scratch.path).config), targeted_modules(spec, adapter.config));
+  }
+}
+
+/// Which PEFT refuses beside an expression or all-linear.
+TEST(PeftFiles, LayersStandBesideListsAlone) {
+  const models::ModelSpec spec = spec_of("llama");
+  LoraConfig config{.r = 4, .target_modules = std::vector<std::string>{"q_proj"}, .layers_to_transform = {1}};
+  EXPECT_EQ(lora_config_json(config, spec, "base")["layers_to_transform"], Json({1}));
+  for (const char* targets : {"all-linear", ".*[qv]_proj"}) {
+    config.target_modules = targets;
+    const Json json = lora_config_json(config, spec, "base");
+    EXPECT_TRUE(json["layers_to_transform"].is_null());
+    EXPECT_EQ(json["target_modules"], Json(targeted_modules(spec, config)));
+    EXPECT_EQ(targeted_modules(spec, parse_lora_config(json, "here")), targeted_modules(spec, config));
   }
 }
 

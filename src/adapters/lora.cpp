@@ -56,29 +56,30 @@ bool is_named(const std::string& module, const std::string& name) {
   return module == name || module.ends_with("." + name);
 }
 
-/// Matches whole names against a list or an expression; remembers which entries of the list matched.
+/// Matches whole names against a list or an expression; remembers which entries matched.
 class Matcher {
  public:
   Matcher(const Names& names, std::string_view field) : field_(field) {
-    if (const auto* pattern = std::get_if<std::string>(&names))
+    if (const auto* pattern = std::get_if<std::string>(&names)) {
       pattern_ = compile(*pattern, field);
-    else
+      names_ = {*pattern};
+    } else {
       names_ = std::get<std::vector<std::string>>(names);
+    }
     used_.resize(names_.size());
   }
 
-  bool is_empty() const { return !pattern_ && names_.empty(); }
+  bool is_empty() const { return names_.empty(); }
   bool matches(const std::string& module) {
-    if (pattern_) return std::regex_match(module, *pattern_);
     bool found = false;
     for (size_t i = 0; i < names_.size(); ++i)
-      if (is_named(module, names_[i])) found = used_[i] = true;
+      if (pattern_ ? std::regex_match(module, *pattern_) : is_named(module, names_[i])) found = used_[i] = true;
     return found;
   }
   /// Errors: invalid_argument naming the first entry that matched no module.
-  void require_all_used() const {
+  void require_all_used(std::string_view kind) const {
     for (size_t i = 0; i < names_.size(); ++i)
-      require(used_[i], "{}: '{}' matches no linear layer of the model", field_, names_[i]);
+      require(used_[i], "{}: '{}' matches no {} of the model", field_, names_[i], kind);
   }
 
  private:
@@ -124,6 +125,15 @@ void require_patterns_fit(const std::map<std::string, Value>& patterns, const st
     require(std::any_of(modules.begin(), modules.end(),
                         [&](const std::string& module) { return fits_pattern(module, entry.first, field); }),
             "{}: '{}' matches no target module", field, entry.first);
+}
+
+/// Layers that are no targets count: a list that names the head serves every model.
+void require_exclusions_fit(const Names& excluded, const models::ModelSpec& spec) {
+  Matcher matcher(excluded, "exclude_modules");
+  models::for_each_module(spec, [&](const std::string& path, const models::ModuleSpec& module) {
+    if (module.children.empty()) matcher.matches(path);
+  });
+  matcher.require_all_used("layer");
 }
 
 void require_layers_exist(const std::vector<int64_t>& layers, const std::vector<std::string>& modules) {
@@ -259,7 +269,7 @@ std::vector<std::string> targeted_modules(const models::ModelSpec& spec, const L
     if (!layers.empty() && (!number || std::find(layers.begin(), layers.end(), *number) == layers.end())) return;
     modules.push_back(path);
   });
-  if (!is_all) targets.require_all_used();
+  if (!is_all) targets.require_all_used("linear layer");
   require(!modules.empty(), "target_modules: no linear layer of the model is left");
   return modules;
 }
@@ -279,6 +289,7 @@ Adapter create_adapter(const models::ModelSpec& spec, const LoraConfig& config, 
   require_patterns_fit(config.rank_pattern, modules, "rank_pattern");
   require_patterns_fit(config.alpha_pattern, modules, "alpha_pattern");
   require_layers_exist(config.layers_to_transform, modules);
+  require_exclusions_fit(config.exclude_modules, spec);
   for (const std::string& module : modules) {
     const Shape shape = weight_shape(*find_module(spec, module));
     const auto [rank, scale] = rank_and_scale(config, module);

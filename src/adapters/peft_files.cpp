@@ -262,6 +262,10 @@ Json lora_config_json(const LoraConfig& config, const models::ModelSpec& spec, c
   json["task_type"] = spec.encoder ? "SEQ_2_SEQ_LM" : "CAUSAL_LM";
   json["use_dora"] = config.use_dora;
   json["use_rslora"] = config.use_rslora;
+  if (std::holds_alternative<std::string>(config.target_modules) && !config.layers_to_transform.empty()) {
+    json["target_modules"] = targeted_modules(spec, config);  // PEFT takes layers beside a list alone
+    json["layers_to_transform"] = nullptr;
+  }
   if (json["target_modules"].is_null()) {  // PEFT's defaults go by model type: say what was chosen
     std::set<std::string> last;
     for (const std::string& module : targeted_modules(spec, config)) last.insert(module.substr(module.rfind('.') + 1));

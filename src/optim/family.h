@@ -54,10 +54,10 @@ struct Choice {
   bool is_paged;
 };
 
-/// Errors: not_found, listing the names.
+/// Errors: invalid_argument, listing the names.
 Choice choose(std::string_view class_name);
 
-/// The class of one of transformers' --optim strings. Errors: not_found, listing them.
+/// The class of one of transformers' --optim strings. Errors: invalid_argument, listing them.
 std::string_view class_of_optim(std::string_view optim);
 
 /// `hyper` with what `options` gives; `where` begins error messages. Errors: invalid_argument (no such option).

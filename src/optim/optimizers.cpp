@@ -82,7 +82,7 @@ Choice choose(std::string_view class_name) {
   for (const Family* family : families())
     if (family->name == rest && (family->is_paged_too || !choice.is_paged)) choice.family = family;
   if (!choice.family)
-    fail(ErrorCode::not_found,
+    fail(ErrorCode::invalid_argument,
          "optimizer '{}': expected one of {}, then nothing, 8bit or 32bit; Adam, AdamW, AdEMAMix and Lion also with "
          "Paged in front",
          class_name, fmt::join(family_names(), ", "));
@@ -94,10 +94,10 @@ std::string_view class_of_optim(std::string_view optim) {
     if (name == optim) return class_name;
   for (const auto& [name, source] : kForeignOptims)
     if (name == optim || (name.ends_with('_') && optim.starts_with(name)))
-      fail(ErrorCode::unsupported,
+      fail(ErrorCode::invalid_argument,
            "optim '{}': transformers takes it from {}, it is not served here; expected one of {}", optim, source,
            fmt::join(optim_names(), ", "));
-  fail(ErrorCode::not_found, "optim '{}': expected one of {}", optim, fmt::join(optim_names(), ", "));
+  fail(ErrorCode::invalid_argument, "optim '{}': expected one of {}", optim, fmt::join(optim_names(), ", "));
 }
 
 }  // namespace nibble::optim

@@ -2,7 +2,9 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "nibble/optim.h"
 #include "nibble/train.h"
+#include "optim/family.h"
 
 namespace nibble {
 
@@ -21,6 +23,8 @@ void TrainingArguments::validate() const {
       per_device_train_batch_size, gradient_accumulation_steps, kMostRows);
   require(std::isfinite(learning_rate) && learning_rate > 0, "learning_rate: found {}, expected a positive number",
           learning_rate);
+  optim::class_of_optim(optim);
+  LearningRateSchedule{.type = lr_scheduler_type}.validate();
   require(max_grad_norm >= 0, "max_grad_norm: found {}, expected 0 or more", max_grad_norm);
   require(weight_decay >= 0, "weight_decay: found {}, expected 0 or more", weight_decay);
   require(warmup_ratio >= 0 && warmup_ratio <= 1, "warmup_ratio: found {}, expected a number from 0 to 1",

@@ -33,8 +33,8 @@ class OnTheCpu(NibbleCase):
 
     def command(self, out, *more, name="policy", steps=6, save=0):
         return ("finetune", self.model, *self.device, "--data", self.data(name), "--output", out, "--max-steps", steps,
-                "--per-device-train-batch-size", "4", "--learning-rate", "1e-2", "--optim", "adamw_8bit",
-                "--logging-steps", "1", "--save-steps", save, *(() if "--full" in more else ("--r", "4")), *more)
+                "--per-device-train-batch-size", "4", "--learning-rate", "1e-2", "--logging-steps", "1",
+                "--save-steps", save, *(() if "--optim" in more else ("--optim", "adamw_8bit")), *(() if "--full" in more else ("--r", "4")), *more)
 
     def finetune(self, out, *more, **options):
         keys = {"steps", "final_loss", "tokens_per_second", "peak_memory_bytes"}
@@ -93,6 +93,9 @@ class OnTheCpu(NibbleCase):
         out = self.root / "never"
         for names, options in ((["--adapter"], ("--adapter", out)), (["--kv-cache-dtype"], ("--kv-cache-dtype", "auto")),
                                (["--layers-to-transform", "0,x"], ("--layers-to-transform", "0,x")),
+                               (["sparkle", "paged_adamw_8bit"], ("--optim", "sparkle")), (["torchao"], ("--optim", "adamw_torch_4bit")),
+                               (["lr_scheduler_type", "cosine"], ("--lr-scheduler-type", "poly")),
+                               (["exclude_modules", "w_proj"], ("--exclude-modules", "q_proj,w_proj")),
                                (["--full", "--use-dora"], ("--full", "--use-dora")), (["--eval-data"], ("--eval-steps", "2")),
                                (["eval_steps"], ("--early-stopping-patience", "2", "--eval-data", self.data("policy"))),
                                (["samples a step"], ("--gradient-accumulation-steps", 10**12))):

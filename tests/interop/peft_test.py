@@ -21,6 +21,8 @@ CONFIGS = {
     "regex": (["--target-modules", r".*\.(0|2)\.mlp\.(up|down)_proj"], {"target_modules": r".*\.(0|2)\.mlp\.(up|down)_proj"}),
     "layers": (["--target-modules", "k_proj,up_proj", "--layers-to-transform", "0,2"],
                {"target_modules": ["k_proj", "up_proj"], "layers_to_transform": [0, 2]}),
+    "layers of all-linear": (["--layers-to-transform", "1"],
+                             {"target_modules": r".*\.1\..*_proj"}),
     "exclude": (["--exclude-modules", "q_proj,down_proj"], {"target_modules": "all-linear", "exclude_modules": ["q_proj", "down_proj"]}),
     "rslora": (["--use-rslora"], {"target_modules": "all-linear", "use_rslora": True}),
     "patterns": (["--rank-pattern", "q_proj=2", "--rank-pattern", r"layers\.1\.mlp\.up_proj=7", "--alpha-pattern", "v_proj=3.5"],
