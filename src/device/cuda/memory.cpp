@@ -133,7 +133,7 @@ void* CudaMemory::take_new(int64_t size_bytes) {
   return block;
 }
 
-/// cudaFree waits for the work that may still use a block.
+/// cudaFree waits for the work that may still use a block, and fails only where that failed: as every later call will.
 void CudaMemory::release_cached() {
   for (const auto& [size, block] : cached_) {
     cudaFree(block);
