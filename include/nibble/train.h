@@ -40,8 +40,9 @@ class Dataset {
   };
 
   /// One JSON object a line: {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [{"role", "content"},
-  /// ...]} (the tokenizer's chat template). Texts and completions end in the end-of-text token. Errors: not_found;
-  /// corrupt_file naming the line; invalid_argument if no sample is left.
+  /// ...]} (the tokenizer's chat template); prompt and completion may be such lists, too. Texts and completions that
+  /// are texts end in the end-of-text token. Errors: not_found; corrupt_file naming the line; invalid_argument if no
+  /// sample is left.
   static Dataset from_jsonl(const std::filesystem::path& path, const AutoTokenizer& tokenizer,
                             const DatasetOptions& options = {});
 

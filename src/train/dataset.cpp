@@ -59,31 +59,54 @@ Sample pair_sample(const Json& line, std::string_view source, const TextEncoder&
   return sample;
 }
 
-std::vector<ChatMessage> read_messages(const Json& line, std::string_view source) {
-  const Json& list = line["messages"];
-  if (!list.is_array() || list.empty())
-    fail(ErrorCode::corrupt_file, "{}: key 'messages': expected a list of objects with role and content", source);
+std::vector<ChatMessage> read_messages(const Json& line, const char* key, std::string_view source) {
+  const auto list = line.find(key);
+  if (list == line.end() || !list->is_array() || list->empty())
+    fail(ErrorCode::corrupt_file, "{}: key '{}': expected a list of objects with role and content", source, key);
   std::vector<ChatMessage> messages;
-  for (const Json& message : list) {
+  for (const Json& message : *list) {
     if (!message.is_object())
-      fail(ErrorCode::corrupt_file, "{}: key 'messages': expected objects with role and content", source);
+      fail(ErrorCode::corrupt_file, "{}: key '{}': expected objects with role and content", source, key);
     messages.push_back(
         {get_value<std::string>(message, "role", source), get_value<std::string>(message, "content", source)});
   }
   return messages;
 }
 
+std::string render(const TextEncoder& encoder, std::span<const ChatMessage> messages, bool add_generation_prompt,
+                   std::string_view source) {
+  try {
+    return encoder.render(messages, add_generation_prompt);
+  } catch (const Error& error) {  // such as a template that raises, because of these messages
+    fail(error.code(), "{}: {}", source, error.what());
+  }
+}
+
+[[noreturn]] void fail_not_by_turns(std::string_view source) {
+  fail(ErrorCode::unsupported,
+       "{}: the chat template does not write a conversation turn by turn: completion_only_loss cannot tell the "
+       "assistant's tokens",
+       source);
+}
+
+/// A conversation whose end is the completion: all that follows the prompt for it.
+Sample chat_completion_sample(const Json& line, std::string_view source, const TextEncoder& encoder,
+                              bool is_completion_only) {
+  std::vector<ChatMessage> messages = read_messages(line, "prompt", source);
+  const std::string prompt = render(encoder, messages, true, source);
+  for (ChatMessage& message : read_messages(line, "completion", source)) messages.push_back(std::move(message));
+  const std::string text = render(encoder, messages, false, source);
+  if (!text.starts_with(prompt)) fail_not_by_turns(source);
+  Sample sample;
+  append(sample, encoder.encode(prompt, false), !is_completion_only);
+  append(sample, encoder.encode(std::string_view(text).substr(prompt.size()), false), true);
+  return sample;
+}
+
 /// The tokens of a conversation; an assistant's turn is what its prefix grows by beyond the prompt for it.
 Sample chat_sample(const Json& line, std::string_view source, const TextEncoder& encoder, bool is_completion_only) {
-  const std::vector<ChatMessage> messages = read_messages(line, source);
-  const auto render = [&](std::span<const ChatMessage> some, bool add_generation_prompt) {
-    try {
-      return encoder.render(some, add_generation_prompt);
-    } catch (const Error& error) {  // such as a template that raises, because of these messages
-      fail(error.code(), "{}: {}", source, error.what());
-    }
-  };
-  const std::string text = render(messages, false);
+  const std::vector<ChatMessage> messages = read_messages(line, "messages", source);
+  const std::string text = render(encoder, messages, false, source);
   Sample sample;
   if (!is_completion_only) {
     append(sample, encoder.encode(text, false), true);
@@ -96,13 +119,9 @@ Sample chat_sample(const Json& line, std::string_view source, const TextEncoder&
   };
   for (size_t i = 0; i < messages.size(); ++i) {
     if (messages[i].role != "assistant") continue;
-    const std::string before = render(std::span(messages).first(i), true),
-                      after = render(std::span(messages).first(i + 1), false);
-    if (!text.starts_with(before) || !text.starts_with(after))
-      fail(ErrorCode::unsupported,
-           "{}: the chat template does not write a conversation turn by turn: completion_only_loss cannot tell the "
-           "assistant's tokens",
-           source);
+    const std::string before = render(encoder, std::span(messages).first(i), true, source),
+                      after = render(encoder, std::span(messages).first(i + 1), false, source);
+    if (!text.starts_with(before) || !text.starts_with(after)) fail_not_by_turns(source);
     append_up_to(before.size(), false);
     append_up_to(after.size(), true);
   }
@@ -117,8 +136,11 @@ Sample parse_sample(const Json& line, std::string_view source, const TextEncoder
   if (options.decoder_start_token_id) return pair_sample(line, source, encoder, *options.decoder_start_token_id);
   if (line.contains("messages"))
     return chat_sample(line, source, encoder, options.completion_only_loss.value_or(false));
+  const bool is_completion_only = options.completion_only_loss.value_or(true);
+  if (const auto prompt = line.find("prompt"); prompt != line.end() && prompt->is_array())
+    return chat_completion_sample(line, source, encoder, is_completion_only);
   if (line.contains("prompt") || line.contains("completion"))
-    return completion_sample(line, source, encoder, options.completion_only_loss.value_or(true));
+    return completion_sample(line, source, encoder, is_completion_only);
   if (line.contains("text")) return text_sample(line, source, encoder);
   fail(ErrorCode::corrupt_file, "{}: expected the key 'text', 'messages', or 'prompt' and 'completion'", source);
 }

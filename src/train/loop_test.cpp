@@ -313,16 +313,21 @@ TEST(Jsonl, KindsOfLines) {
       "\n\n"
       R"({"prompt": "Q:", "completion": "A"})"
       "\n"
-      R"({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]})";
+      R"({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]})"
+      "\n"
+      R"({"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "yo"}]})";
   const Dataset dataset = read_lines(text);
-  ASSERT_EQ(dataset.samples.size(), 3u);
+  ASSERT_EQ(dataset.samples.size(), 4u);
   EXPECT_EQ(targets_of(dataset.samples[0]), "bc$");
   EXPECT_EQ(targets_of(dataset.samples[1]), "A$");
   EXPECT_EQ(targets_of(dataset.samples[2]), "user>hi;<assistant>yo;");
   const Dataset only = read_lines(text, {.completion_only_loss = true});
   EXPECT_EQ(targets_of(only.samples[2]), "yo;");
+  EXPECT_EQ(targets_of(dataset.samples[3]), "yo;");
+  EXPECT_EQ(dataset.samples[3].ids, dataset.samples[2].ids);
   const Dataset all = read_lines(text, {.completion_only_loss = false});
   EXPECT_EQ(targets_of(all.samples[1]), ":A$");
+  EXPECT_EQ(targets_of(all.samples[3]), "user>hi;<assistant>yo;");
 }
 
 TEST(Jsonl, LongSamplesAreCutOrDroppedAndCounted) {
@@ -340,7 +345,9 @@ TEST(Jsonl, LongSamplesAreCutOrDroppedAndCounted) {
 TEST(Jsonl, ErrorsNameTheLine) {
   for (const char* line : {"{\"text\": 1}", "[1]", "{\"tekst\": \"a\"}", "{\"text\": \"a\"", "{\"prompt\": \"a\"}",
                            "{\"messages\": [{\"role\": \"nobody\", \"content\": \"a\"}]}", "{\"messages\": []}",
-                           "{\"messages\": [1]}", "{\"messages\": [{\"role\": \"user\"}]}"}) {
+                           "{\"messages\": [1]}", "{\"prompt\": [{\"role\": \"user\", \"content\": \"a\"}]}",
+                           "{\"prompt\": [{\"role\": \"user\", \"content\": \"a\"}], \"completion\": \"b\"}",
+                           "{\"messages\": [{\"role\": \"user\"}]}"}) {
     try {
       read_lines(std::string("{\"text\": \"fine\"}\n") + line);
       FAIL() << line;
