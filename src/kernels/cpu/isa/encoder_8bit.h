@@ -1,6 +1,7 @@
 // The tables that find codes in one map of 256 values, and the loop over a run of elements.
 #pragma once
 
+#include "kernels/cpu/isa/quantize_8bit_eight_lines.h"
 #include "kernels/cpu/isa/quantize_8bit_lanes.h"
 #include "kernels/cpu/isa/quantize_8bit_linear.h"
 #include "kernels/cpu/isa/quantize_8bit_mirrored.h"
@@ -15,6 +16,9 @@ struct Encoder {
 #if defined(__AVX512F__)
   MirroredLanes mirrored;
   LinearLanes linear;
+  bool is_mirrored, is_linear;
+#elif defined(__AVX2__)
+  EightLines lines;
   bool is_mirrored, is_linear;
 #endif
 };
@@ -37,6 +41,13 @@ struct Encoder {
 #if defined(__AVX512F__)
   encoder.is_mirrored = make_mirrored_lanes(code_book, encoder.mirrored);
   encoder.is_linear = make_linear_lanes(encoder.search, encoder.linear);
+#elif defined(__AVX2__)
+  // Ties go to the even code, which lies farther from zero for even steps from it, on both sides.
+  encoder.is_mirrored = is_mirrored_book(code_book);
+  const int zero = encoder.is_mirrored ? kZeroCode : 0;
+  const bool has_lines = make_eight_lines(encoder.search.threshold + zero, 255 - zero, encoder.lines);
+  encoder.is_linear = has_lines && !encoder.is_mirrored;
+  encoder.is_mirrored = has_lines && encoder.is_mirrored;
 #endif
   return encoder;
 }
@@ -49,6 +60,9 @@ NIBBLE_SIMD int64_t encode_run(const Encoder& encoder, const T* x, int64_t count
   if (encoder.is_mirrored) return encode_run(encoder.mirrored, x, count, inverse, codes, streamed);
   if constexpr (sizeof(T) == sizeof(float))
     if (encoder.is_linear) return encode_run(encoder.linear, encoder.search, x, count, inverse, codes);
+#elif defined(__AVX2__)
+  if (encoder.is_mirrored) return encode_run<true>(encoder.lines, encoder.search, x, count, inverse, codes);
+  if (encoder.is_linear) return encode_run<false>(encoder.lines, encoder.search, x, count, inverse, codes);
 #endif
   const int64_t ahead = prefetch_distance(count * int64_t{sizeof(T)});
   int64_t i = 0;

@@ -1,6 +1,4 @@
 // optimizer_step_8bit: a block's states are decoded, stepped and encoded while they lie in the first cache.
-#include "kernels/cpu/isa/dequantize_8bit_lanes.h"
-#include "kernels/cpu/isa/encoder_8bit.h"
 #include "kernels/cpu/isa/optimizer_lanes.h"
 #include "kernels/cpu/isa/optimizer_trust.h"
 
@@ -31,8 +29,8 @@ struct StateCodes {
 
 struct Maps {
   Map first, second;
-#if defined(__AVX512F__)
-  MirroredTable mirrored = load_mirrored_table(first.book);
+#if defined(__AVX2__)
+  SignedTable signed_table = load_signed_table(first.book);
 #endif
   StateCodes state(const OptimizerJob8Bit& job, int k) const {
     return k == 0   ? StateCodes{job.codes1, job.absmax1, &first}
@@ -120,7 +118,7 @@ void encode_states(const Maps& maps, const OptimizerJob8Bit& job, int64_t begin,
   }
 }
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 /// The whole blocks of a chunk.
 template <typename Rule, typename T>
 void step_whole_blocks(const Maps& maps, const OptimizerJob8Bit& job, float rate, int64_t begin, int64_t end) {
@@ -138,12 +136,12 @@ void step_whole_blocks(const Maps& maps, const OptimizerJob8Bit& job, float rate
       groups[k].codes = state.codes + at;
       for (int64_t b = 0; b < blocks; ++b) groups[k].absmax[b] = state.absmax[at / kStateBlock + b];
     }
-    start_group<Rule>(job.of.scalars, maps.mirrored, maps.second.values.table, blocks, states, p + at, g + at, ratios,
-                      kept);
-    if (Rule::kStates > 1) encode_squares<Rule>(*maps.second.encoder, blocks, groups[1], ratios);
-    finish_group<Rule>(job.of.scalars, rate, maps.first.encoder->mirrored, blocks, groups[0], ratios, p + at);
+    start_group<Rule>(job.of.scalars, maps.signed_table, maps.second.values.table, blocks, states, p + at, g + at,
+                      ratios, kept);
+    if (Rule::kStates > 1) encode_group_squares<Rule>(*maps.second.encoder, blocks, groups[1], ratios);
+    finish_group<Rule>(job.of.scalars, rate, *maps.first.encoder, blocks, groups[0], ratios, p + at);
     if (kept.has_any) put_back(kept, blocks * kStateBlock, p + at);
-    if (Rule::kStates > 2) encode_group(maps.first.encoder->mirrored, blocks, groups[2]);
+    if (Rule::kStates > 2) encode_group(*maps.first.encoder, blocks, groups[2]);
     for (int k = 0; k < Rule::kStates; ++k) {
       const StateCodes state = maps.state(job, k);
       for (int64_t b = 0; b < blocks; ++b) state.absmax[at / kStateBlock + b] = groups[k].absmax[b];
@@ -167,7 +165,7 @@ int64_t step_whole_blocks(const Maps& maps, const OptimizerJob8Bit& job, float r
 template <typename Rule>
 void step_chunk(const Maps& maps, const OptimizerJob8Bit& job, float rate, int64_t chunk) {
   int64_t first = 0;
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
   first = chunk * kOptimizerChunk + step_whole_blocks<Rule>(maps, job, rate, chunk);
 #endif
   for_blocks(job.of, chunk, [&](int64_t begin, int64_t count) {

@@ -2,14 +2,13 @@
 // the unsigned dynamic map do: a line gives the code, and what lies close to a threshold is left to the exact search.
 #pragma once
 
-#include "kernels/cpu/isa/code_search.h"
+#include "kernels/cpu/isa/code_lines.h"
 
 #if defined(__AVX512F__)
 
 namespace nibble::kernels::cpu::NIBBLE_ISA {
 
-/// A line gives min(y * slope + intercept, cap), which is 256 plus the code: the code stands in the upper bits of the
-/// mantissa. Two octaves of y have one or two lines; adding `shift` to the bits of y moves the border between them to
+/// Two octaves of y have one or two lines; adding `shift` to the bits of y moves the border between them to
 /// the border between the octaves.
 struct LinearLanes {
   __m512i shift;                  // by pair of octaves: exponent / 2 mod 16
@@ -19,56 +18,12 @@ struct LinearLanes {
   __m512i near;                   // words
 };
 
-inline constexpr int kCodeShift = 16;  // of a code, in twice the bits of 256 + code
-inline constexpr int kNearWidth = 16;  // below it: a threshold is at most eight units off, either way
-inline constexpr float kCodeOrigin = 256, kUnit = 0x1p-16f, kNear = 8 * kUnit;
-
-/// Holds past threshold `start`, whose code is start + 1, up to threshold `end`.
-struct Line {
-  int start, end;
-  float slope, intercept;
-};
-
-NIBBLE_SIMD float at_line(const Line& line, float y) { return __builtin_fmaf(y, line.slope, line.intercept); }
-
-/// The line of the thresholds between `start` and `end`.
-NIBBLE_SIMD Line make_line(const CodeSearch& search, int start, int end) {
-  const int first = start + 1, last = end - 1;
-  if (last < first) return {start, end, 0, kCodeOrigin + static_cast<float>(start + 1) + 0.5f};
-  const auto at = [&](int i) { return i < 0 ? 0.0 : static_cast<double>(search.threshold[i]); };
-  // Through both ends; through the only one and half a code above the start.
-  const double rise = last > first ? last - first : 0.5;
-  const double slope = rise / (last > first ? at(last) - at(first) : at(first) - at(start));
-  const double origin = first + 1 - slope * at(first);
-  return {start, end, static_cast<float>(slope), static_cast<float>(origin + double{kNear} + double{kCodeOrigin})};
-}
-
-/// True if the line is past its first code at its start, and each threshold where it crosses to the next, to six
-/// units.
-NIBBLE_SIMD bool fits(const CodeSearch& search, const Line& line) {
-  const auto unit = [](int code) { return kCodeOrigin + static_cast<float>(code); };
-  if (line.start >= 0 && at_line(line, search.threshold[line.start]) < unit(line.start + 1)) return false;
-  for (int i = line.start + 1; i < line.end; ++i) {
-    const float off = at_line(line, search.threshold[i]) - unit(i + 1) - kNear;
-    if (!(off >= -6 * kUnit && off <= 6 * kUnit)) return false;
-  }
-  return true;
-}
-
-NIBBLE_SIMD int bits_of(float y) { return __builtin_bit_cast(int, y); }
-
 /// False if the map does not suit.
 NIBBLE_SIMD bool make_linear_lanes(const CodeSearch& search, LinearLanes& lanes) {
   if (!(search.threshold[0] > 0x1p-29f) || search.threshold[254] > 1) return false;
   Line lines[16];
-  int count = 0;
-  for (int start = -1; start < 255;) {
-    int end = start == -1 ? 0 : start + 1;
-    while (start >= 0 && end < 254 && fits(search, make_line(search, start, end + 1))) ++end;
-    if (count == 16) return false;
-    lines[count++] = make_line(search, start, end);
-    start = end;
-  }
+  const int count = make_lines(search.threshold, 255, lines);
+  if (count == 0) return false;
   alignas(64) float slope[32], intercept[32], cap[32];
   alignas(64) int32_t shift[16];
   const int least = bits_of(search.threshold[0]) >> 24;  // pairs of octaves: up to the one of 1
@@ -79,7 +34,7 @@ NIBBLE_SIMD bool make_linear_lanes(const CodeSearch& search, LinearLanes& lanes)
       const int at = (2 * pair + half) & 31;
       slope[at] = lines[current].slope;
       intercept[at] = lines[current].intercept;
-      cap[at] = kCodeOrigin + static_cast<float>(lines[current].end) + 0.5f;
+      cap[at] = cap_of(lines[current]);
       if (current + 1 == count) continue;
       const int border = bits_of(search.threshold[lines[current + 1].start]) + 1;
       if (border >> 24 != pair) continue;
