@@ -267,11 +267,10 @@ void Optimizer::save(const std::filesystem::path& path) const {
   for (const auto& [name, tensor] : tensors) writer.write(name, tensor.bytes());
   writer.finish();
   const std::filesystem::path partial = directory / (stem + ".safetensors");
-  sync_path(partial);
+  sync_path(partial);  // else a loss of power may leave the new name to an empty file
   std::error_code error;
   std::filesystem::rename(partial, path, error);
   if (error) fail(ErrorCode::io, "optimizer state '{}': {}", path.string(), error.message());
-  sync_path(directory);
 }
 
 void Optimizer::load(const std::filesystem::path& path) {
