@@ -91,13 +91,15 @@ struct Values {
 
 NIBBLE_SIMD Values make_values(const float* code_book) { return {code_book}; }
 
-/// Eight loads beat a gather, and taking codes apart eight loads of them.
+/// Eight loads to all lanes, blended, beat a gather, and eight to one lane each, which shuffles would join; taking
+/// codes apart beats loading them one by one.
 NIBBLE_SIMD F32 gather(const float* t, const uint8_t* codes) {
   uint32_t c[2];
   __builtin_memcpy(c, codes, sizeof c);
-  const auto at = [&](uint32_t four, int i) { return t[four >> 8 * i & 0xff]; };
-  return _mm256_setr_ps(at(c[0], 0), at(c[0], 1), at(c[0], 2), at(c[0], 3), at(c[1], 0), at(c[1], 1), at(c[1], 2),
-                        at(c[1], 3));
+  const auto at = [&](int i) { return _mm256_broadcast_ss(t + (c[i / 4] >> (8 * (i % 4)) & 0xff)); };
+  const F32 pairs[4] = {_mm256_blend_ps(at(0), at(1), 0xaa), _mm256_blend_ps(at(2), at(3), 0xaa),
+                        _mm256_blend_ps(at(4), at(5), 0xaa), _mm256_blend_ps(at(6), at(7), 0xaa)};
+  return _mm256_blend_ps(_mm256_blend_ps(pairs[0], pairs[1], 0xcc), _mm256_blend_ps(pairs[2], pairs[3], 0xcc), 0xf0);
 }
 
 template <typename T>
