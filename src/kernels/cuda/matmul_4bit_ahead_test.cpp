@@ -51,6 +51,10 @@ TEST_F(MatmulAheadGpuTest, JobsAreExactWhereverTilesAreCut) { expect_exact({5000
 /// The smaller tiles at which warp groups take turns, more of them than are kept decoded, and an odd number of rounds.
 TEST_F(MatmulAheadGpuTest, PanelsOfTurnsThatTakeEachOthersPlaceAreExact) { expect_exact({11080}, 3648, {1700}); }
 
+/// Four tiles for each pair of an H100's blocks in turns, three whole ones without: for tools that watch every access.
+TEST_F(MatmulAheadGpuTest, SmallTilesInTurnsAreExact) { expect_exact({7392}, 192, {1536}); }
+TEST_F(MatmulAheadGpuTest, SmallTilesAheadAreExact) { expect_exact({8200}, 192, {1536}); }
+
 /// More decoded weights than are kept at a time, up to where tiles are cut.
 TEST_F(MatmulAheadGpuTest, PanelsThatTakeEachOthersPlaceAreExact) { expect_exact({14856}, 2688, {1540}); }
 

@@ -204,29 +204,25 @@ TEST_F(MatmulGpuTest, JobsOfOneCallAreExactWhereverTheyMeet) {
   }
 }
 
-/// Tiles of 64, 128, 192 and 256 rows of x in 8 and 4 pieces of equal depth, and whole ones.
-TEST_F(MatmulGpuTest, CutTilesAreExact) {
-  Random random(13);
-  const quant::CodeBook4Bit book = exact_book();
-  struct Cut {
-    int64_t rows, cols;
-    std::vector<int64_t> ms;
-  };
-  for (const Cut& cut : {Cut{200, 1088, {50, 100, 190, 250, 400}}, Cut{3900, 704, {64, 128, 192, 256, 500}},
-                         Cut{16300, 192, {64, 100, 170, 256}}}) {
-    Weight4Bit w(random, Shape{1, cut.rows, cut.cols, 64}, true, book, 0);
+class CutTilesGpuTest : public MatmulGpuTest {
+ protected:
+  /// One product for each of `ms` into bf16 and f32, against the kernel for few rows.
+  void expect_exact(int64_t rows, int64_t cols, const std::vector<int64_t>& ms) {
+    Random random(13);
+    const quant::CodeBook4Bit book = exact_book();
+    Weight4Bit w(random, Shape{1, rows, cols, 64}, true, book, 0);
     w.make_exact(random);
-    for (const int64_t m : cut.ms) {
-      Array x = exact_activations(random, m * cut.cols, stream());
+    for (const int64_t m : ms) {
+      Array x = exact_activations(random, m * cols, stream());
       for (const DType y_dtype : {DType::bf16, DType::f32}) {
         const bool accumulate = m % 3 == 1;
-        const std::string label = "m " + std::to_string(m) + " rows " + std::to_string(cut.rows);
+        const std::string label = "m " + std::to_string(m) + " rows " + std::to_string(rows);
         Array y[2];
         for (const bool invariant : {true, false}) {
-          y[invariant] = outputs({m, cut.rows, cut.cols, 64}, cut.rows + 4, accumulate, 0, y_dtype);
+          y[invariant] = outputs({m, rows, cols, 64}, rows + 4, accumulate, 0, y_dtype);
           const Matmul4BitJob job =
-              w.job(stream(), y[invariant].device(stream()), cut.rows + 4, m % 2, accumulate, y_dtype);
-          cuda().matmul_4bit(context, {x.device(stream()), m, cut.cols, DType::bf16, invariant, DType::bf16}, &job, 1);
+              w.job(stream(), y[invariant].device(stream()), rows + 4, m % 2, accumulate, y_dtype);
+          cuda().matmul_4bit(context, {x.device(stream()), m, cols, DType::bf16, invariant, DType::bf16}, &job, 1);
           finish(label);
           y[invariant].download(stream(), label);
         }
@@ -234,6 +230,19 @@ TEST_F(MatmulGpuTest, CutTilesAreExact) {
       }
     }
   }
+};
+
+/// Tiles of 64, 128, 192 and 256 rows of x in 8 and 4 pieces of equal depth, and whole ones.
+TEST_F(CutTilesGpuTest, CutTilesAreExact) {
+  expect_exact(200, 1088, {50, 100, 190, 250, 400});
+  expect_exact(3900, 704, {64, 128, 192, 256, 500});
+  expect_exact(16300, 192, {64, 100, 170, 256});
+}
+
+/// 8 and 4 pieces of up to 128 rows of x, small enough for tools that watch every access.
+TEST_F(CutTilesGpuTest, SmallCutTilesAreExact) {
+  expect_exact(130, 1024, {50, 100});
+  expect_exact(2170, 512, {50, 100});
 }
 
 TEST_F(MatmulGpuTest, DenseAgreesForAnyShape) {
