@@ -66,7 +66,7 @@ void bench_quantize(Gpu& gpu) {
   const auto packed = gpu.stream->allocate(count / 2), absmax = gpu.stream->allocate(blocks * 4);
   const auto out = gpu.stream->allocate(count * 2);
   const auto row = [&](const char* what, double seconds, int64_t bytes) {
-    std::printf("%-24s %9.1f us  %6.0f GB/s  limit %.1f us\n", what, seconds * 1e6,
+    std::printf("%-28s %9.1f us  %6.0f GB/s  limit %.1f us\n", what, seconds * 1e6,
                 static_cast<double>(bytes) / seconds / kGigabytes, static_cast<double>(bytes) / gpu.bandwidth * 1e6);
   };
   const auto& table = *kernels::cuda::table();
@@ -85,17 +85,20 @@ void bench_quantize(Gpu& gpu) {
     row((std::string("dequantize ") + name + " bf16").c_str(), back, 2 * count + count / 2 + 4 * blocks);
   }
   const auto codes = gpu.stream->allocate(count);
-  const double seconds = gpu.time([&] {
-    table.quantize_8bit(gpu.context, {x.get(), DType::bf16, count, 256, quant::kDynamicSigned.data(),
-                                      static_cast<uint8_t*>(codes.get()), static_cast<float*>(absmax.get())});
-  });
-  row("quantize 8-bit bf16", seconds, 3 * count + count / 64);
-  const double back = gpu.time([&] {
-    table.dequantize_8bit(
-        gpu.context, {static_cast<const uint8_t*>(codes.get()), static_cast<const float*>(absmax.get()), count, 256,
-                      quant::kDynamicSigned.data(), out.get(), DType::bf16});
-  });
-  row("dequantize 8-bit bf16", back, 3 * count + count / 64);
+  for (const int64_t block : {256, 4096}) {
+    const double seconds = gpu.time([&] {
+      table.quantize_8bit(gpu.context, {x.get(), DType::bf16, count, block, quant::kDynamicSigned.data(),
+                                        static_cast<uint8_t*>(codes.get()), static_cast<float*>(absmax.get())});
+    });
+    const int64_t bytes = 3 * count + 4 * count / block;
+    row(("quantize 8-bit bf16, " + std::to_string(block)).c_str(), seconds, bytes);
+    const double back = gpu.time([&] {
+      table.dequantize_8bit(
+          gpu.context, {static_cast<const uint8_t*>(codes.get()), static_cast<const float*>(absmax.get()), count, block,
+                        quant::kDynamicSigned.data(), out.get(), DType::bf16});
+    });
+    row(("dequantize 8-bit bf16, " + std::to_string(block)).c_str(), back, bytes);
+  }
 }
 
 void bench_int8(Gpu& gpu) {

@@ -5,47 +5,49 @@
 #include <limits>
 
 #include "kernels/cuda/device/absmax.cuh"
+#include "kernels/cuda/device/blockwise.cuh"
 #include "kernels/cuda/device/vector.cuh"
 #include "kernels/cuda/entries.h"
 
 namespace nibble::kernels::cuda {
 namespace {
 
-constexpr int kCells = 64;  // of the search below; 33 are used
-constexpr int kThreads = 256;
+constexpr int kCells = 64;  // of the search below, 32 of them from -1 to 1; the last is that of NaN
+constexpr int kThreads = 256, kQuantizeThreads = 512;
 constexpr int kVectors = 4;  // of eight values that a thread has in flight
+constexpr int64_t kMostBlock = 8 * kQuantizeThreads;
 
-/// [-1, 1] in 33 cells around the multiples of 1/16, each with at most one threshold: what a code is found by in one
-/// comparison. NF4 allows it; other books search all 15 thresholds.
+/// [-1, 1] in cells of 1/16 with at most one threshold each: what a code is found by in one comparison.
 struct Search {
   float threshold[kCells];
-  uint8_t rank[kCells];  // thresholds below the cell
+  uint8_t codes[kCells];  // below and, in the high half, above the threshold
   float thresholds[15];
   uint64_t code_of_rank;  // 16 nibbles
   uint32_t nan_code;
-  bool has_cells;
+  bool has_cells;  // no cell holds two thresholds; otherwise all 15 are searched
 };
 
 Search make_search(const quant::CodeBook4Bit& book) {
   Search search{};
-  search.has_cells = book.nan_code == book.code_of_rank[0];
+  search.has_cells = true;
   for (int c = 0; c < kCells; ++c) {
-    const int center = c < kCells / 2 ? c : c - kCells;
-    const float low = (static_cast<float>(center) - 0.5f) / 16, high = (static_cast<float>(center) + 0.5f) / 16;
-    int inside = 0;
+    const float begin = static_cast<float>(c - kCells / 2) / 16, end = begin + 1.0f / 16;
+    const float last = std::nextafter(end, -2.0f);
+    size_t below = 0, inside = 0;
     search.threshold[c] = std::numeric_limits<float>::infinity();
     for (const float t : book.thresholds) {
-      if (t < low) ++search.rank[c];
-      if (t < low || t > high) continue;
+      if (t < begin) ++below;  // every number of the cell is past it
+      if (t < begin || t >= last) continue;
       ++inside;
       search.threshold[c] = t;
     }
     if (inside > 1) search.has_cells = false;
+    search.codes[c] =
+        static_cast<uint8_t>(book.code_of_rank[below] | book.code_of_rank[std::min<size_t>(below + inside, 15)] << 4);
   }
-  for (int r = 0; r < 16; ++r) {
-    search.code_of_rank |= uint64_t{book.code_of_rank[static_cast<size_t>(r)]} << (4 * r);
-    if (book.code_of_rank[static_cast<size_t>(r)] != r) search.has_cells = false;
-  }
+  search.threshold[kCells - 1] = std::numeric_limits<float>::infinity();
+  search.codes[kCells - 1] = book.nan_code;
+  for (size_t r = 0; r < 16; ++r) search.code_of_rank |= uint64_t{book.code_of_rank[r]} << (4 * r);
   std::copy(book.thresholds.begin(), book.thresholds.end(), search.thresholds);
   search.nan_code = book.nan_code;
   return search;
@@ -65,7 +67,7 @@ __device__ __forceinline__ uint32_t encode_by_tree(const Search& s, float y) {
 
 struct Cell {
   float threshold;
-  uint32_t rank;
+  uint32_t codes;
 };
 
 /// Sixteen copies of the cells, one for each lane of a half warp: no two lanes meet in a bank.
@@ -74,57 +76,50 @@ struct CellTable {
 
   __device__ void fill(const Search& s) {
     for (int i = threadIdx.x; i < kCells * 16; i += blockDim.x)
-      cells[i / 16][i % 16] = {s.threshold[i / 16], s.rank[i / 16]};
+      cells[i / 16][i % 16] = {s.threshold[i / 16], s.codes[i / 16]};
     __syncthreads();
   }
+  /// The code in the low four bits.
   __device__ __forceinline__ uint32_t encode(float y) const {
-    y = fmaxf(y, -1.0f);  // NaN takes rank 0, as nan_code says
-    const uint32_t cell = __float_as_uint(fmaf(y, 16.0f, 12582912.0f)) & (kCells - 1);  // rint(16 y) in the low bits
+    // floor(16 y) + kCells / 2 in the low bits; of NaN, all bits are set.
+    const uint32_t cell = __float_as_uint(__fmaf_rd(y, 16.0f, 12582912.0f + kCells / 2)) & (kCells - 1);
     const Cell found = cells[cell][threadIdx.x % 16];
-    return found.rank + (y > found.threshold ? 1u : 0u);
+    return y > found.threshold ? found.codes >> 4 : found.codes;
   }
 };
 
-__device__ __forceinline__ float inverse_of(float absmax) {
-  return absmax == 0 ? __int_as_float(0x7fc00000) : __frcp_rn(absmax);
-}
-
-__device__ __forceinline__ float flush_denormal(float absmax) { return absmax < 1.17549435e-38f ? 0.0f : absmax; }
-
-/// Blocks of 32 to 256 values that fill whole vectors: 8 values a thread, block / 8 lanes a block.
-template <typename T, bool kHasCells>
-__global__ void __launch_bounds__(kThreads)
+/// Blocks of 8 to kMostBlock values, a power of two; 8 values a thread.
+template <typename T>
+__global__ void __launch_bounds__(kQuantizeThreads, 2)
     quantize_vectors(const T* x, int64_t vectors, int log_lanes, const __grid_constant__ Search search,
                      uint32_t* packed, float* absmax) {
   __shared__ CellTable table;
-  if constexpr (kHasCells) table.fill(search);
-  const int64_t stride = int64_t{gridDim.x} * kThreads * kVectors;
-  for (int64_t base = int64_t{blockIdx.x} * kThreads * kVectors + threadIdx.x; base - threadIdx.x < vectors;
+  __shared__ float largest[kVectors][kQuantizeThreads / 32];
+  table.fill(search);
+  const int64_t stride = int64_t{gridDim.x} * kQuantizeThreads * kVectors;
+  for (int64_t base = int64_t{blockIdx.x} * kQuantizeThreads * kVectors + threadIdx.x; base - threadIdx.x < vectors;
        base += stride) {
     Vector8<T> raw[kVectors];
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = base + v * kThreads;
+      const int64_t at = base + v * kQuantizeThreads;
       raw[v] = at < vectors ? Vector8<T>::load(x + 8 * at) : Vector8<T>{};
     }
+    float maxima[kVectors];
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) maxima[v] = raw[v].largest();
+    largest_of_lanes(maxima, log_lanes, largest);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = base + v * kThreads;
+      const int64_t at = base + v * kQuantizeThreads;
+      const float maximum = flush_denormal(maxima[v]), inverse = inverse_of(maximum);
       float values[8];
       raw[v].unpack(values);
-      float maximum = 0;
-#pragma unroll
-      for (float value : values) maximum = fmaxf(maximum, fabsf(value));
-      for (int offset = 1; offset < (1 << log_lanes); offset *= 2)
-        maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, offset));
-      maximum = flush_denormal(maximum);
-      const float inverse = inverse_of(maximum);
       uint32_t word = 0;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const float y = __fmul_rn(values[i], inverse);
-        const uint32_t code = kHasCells ? table.encode(y) : encode_by_tree(search, y);
-        word |= code << (8 * (i / 2) + (i % 2 == 0 ? 4 : 0));
+        const int shift = 8 * (i / 2) + (i % 2 == 0 ? 4 : 0);
+        word |= table.encode(__fmul_rn(values[i], inverse)) << shift & 15u << shift;
       }
       if (at >= vectors) continue;
       packed[at] = word;
@@ -221,9 +216,9 @@ __global__ void dequantize_any(const uint8_t* packed, const __grid_constant__ Ab
 void quantize_4bit(const Context& context, const Quantize4BitArgs& args) {
   if (args.count == 0) return;
   const Search search = make_search(*args.code_book);
-  const bool has_vectors = std::has_single_bit(static_cast<uint64_t>(args.block)) && args.block >= 8 &&
-                           args.block <= 256 && args.count % args.block == 0 && is_aligned(args.x, 16) &&
-                           is_aligned(args.packed, 4);
+  const bool has_vectors = search.has_cells && std::has_single_bit(static_cast<uint64_t>(args.block)) &&
+                           args.block >= 8 && args.block <= kMostBlock && args.count % 8 == 0 &&
+                           is_aligned(args.x, 16) && is_aligned(args.packed, 4);
   const cudaStream_t stream = stream_of(context.stream);
   with_float_type(args.dtype, [&](auto element) {
     using T = decltype(element);
@@ -235,10 +230,9 @@ void quantize_4bit(const Context& context, const Quantize4BitArgs& args) {
     }
     const int64_t vectors = args.count / 8;
     const int log_lanes = std::countr_zero(static_cast<uint64_t>(args.block / 8));
-    const unsigned blocks = blocks_for(vectors, kThreads * kVectors, int64_t{context.multiprocessors} * 8);
-    const auto kernel = search.has_cells ? quantize_vectors<T, true> : quantize_vectors<T, false>;
-    kernel<<<blocks, kThreads, 0, stream>>>(x, vectors, log_lanes, search, reinterpret_cast<uint32_t*>(args.packed),
-                                            args.absmax);
+    const unsigned blocks = blocks_for(vectors, kQuantizeThreads * kVectors, int64_t{context.multiprocessors} * 4);
+    quantize_vectors<T><<<blocks, kQuantizeThreads, 0, stream>>>(x, vectors, log_lanes, search,
+                                                                 reinterpret_cast<uint32_t*>(args.packed), args.absmax);
   });
 }
 

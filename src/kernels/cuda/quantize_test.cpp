@@ -1,5 +1,7 @@
 // Quantize and dequantize entries on the GPU: the reference's bytes for every format, block, type and alignment.
+#include <array>
 #include <limits>
+#include <utility>
 
 #include "kernels/cuda/device_case.h"
 
@@ -56,6 +58,27 @@ class QuantizeGpuTest : public GpuTest {
       expect_close(expected, out, 0, label + " decoded");
     }
   }
+
+  void check_8bit(const float* book, Array& x, int64_t block, int64_t offset, const std::string& label) {
+    const int64_t count = x.count(), blocks = quant::block_count(count, block);
+    const DType dtype = x.dtype();
+    Array codes(DType::u8, count, offset), absmax(DType::f32, blocks, offset), out(dtype, count, offset);
+    x.upload(stream());
+    cuda().quantize_8bit(context, {x.device(stream()), dtype, count, block, book, codes.device<uint8_t>(stream()),
+                                   absmax.device<float>(stream())});
+    cuda().dequantize_8bit(context, {codes.device<uint8_t>(stream()), absmax.device<float>(stream()), count, block,
+                                     book, out.device(stream()), dtype});
+    finish(label);
+    Array expected_codes = codes, expected_absmax = absmax, expected_out = out;
+    reference().quantize_8bit(
+        cpu, {x.host(), dtype, count, block, book, expected_codes.host<uint8_t>(), expected_absmax.host<float>()});
+    reference().dequantize_8bit(cpu, {expected_codes.host<uint8_t>(), expected_absmax.host<float>(), count, block, book,
+                                      expected_out.host(), dtype});
+    for (Array* array : {&codes, &absmax, &out}) array->download(stream(), label);
+    expect_close(expected_absmax, absmax, 0, label + " absmax");
+    expect_close(expected_codes, codes, 0, label + " codes");
+    expect_close(expected_out, out, 0, label + " decoded");
+  }
 };
 
 TEST_F(QuantizeGpuTest, FourBitGivesTheReferencesBytes) {
@@ -63,7 +86,8 @@ TEST_F(QuantizeGpuTest, FourBitGivesTheReferencesBytes) {
   for (const auto* book : {&quant::kNf4, &quant::kFp4})
     for (const DType dtype : kFloatTypes)
       for (const int64_t block : {32, 64, 256, 512, 4096, 10})
-        for (const int64_t count : {int64_t{1}, int64_t{101}, int64_t{4096 * 9}, int64_t{4096 * 9 + 33}})
+        for (const int64_t count :
+             {int64_t{1}, int64_t{101}, int64_t{4096 * 9}, int64_t{4096 * 9 + 33}, int64_t{4096 * 9 + 40}})
           for (const int64_t offset : {0, 1}) {
             Array x = awkward_array(random, dtype, count, offset);
             check_4bit(
@@ -119,28 +143,35 @@ TEST_F(QuantizeGpuTest, EightBitGivesTheReferencesBytes) {
   Random random(3);
   for (const float* book : {quant::kDynamicSigned.data(), quant::kDynamicUnsigned.data()})
     for (const DType dtype : kFloatTypes)
-      for (const int64_t block : {1, 7, 256, 2048})
-        for (const int64_t count : {1, 300, 10007}) {
-          const std::string label = std::string(name_of(dtype)) + " block " + std::to_string(block);
-          const int64_t blocks = quant::block_count(count, block);
-          Array x = awkward_array(random, dtype, count, 1), codes(DType::u8, count), absmax(DType::f32, blocks);
-          x.upload(stream());
-          cuda().quantize_8bit(context, {x.device(stream()), dtype, count, block, book, codes.device<uint8_t>(stream()),
-                                         absmax.device<float>(stream())});
-          Array out(dtype, count);
-          cuda().dequantize_8bit(context, {codes.device<uint8_t>(stream()), absmax.device<float>(stream()), count,
-                                           block, book, out.device(stream()), dtype});
-          finish(label);
-          Array expected_codes = codes, expected_absmax = absmax, expected_out = out;
-          reference().quantize_8bit(cpu, {x.host(), dtype, count, block, book, expected_codes.host<uint8_t>(),
-                                          expected_absmax.host<float>()});
-          reference().dequantize_8bit(cpu, {expected_codes.host<uint8_t>(), expected_absmax.host<float>(), count, block,
-                                            book, expected_out.host(), dtype});
-          for (Array* array : {&codes, &absmax, &out}) array->download(stream(), label);
-          expect_close(expected_absmax, absmax, 0, label + " absmax");
-          expect_close(expected_codes, codes, 0, label + " codes");
-          expect_close(expected_out, out, 0, label + " decoded");
-        }
+      for (const int64_t block : {1, 7, 8, 16, 256, 512, 2048, 4096, 8192})
+        for (const int64_t count : {1, 300, 10007, 3 * 8192, 70000})
+          for (const int64_t offset : {0, 1}) {
+            Array x = awkward_array(random, dtype, count, offset);
+            check_8bit(book, x, block, offset,
+                       std::string(name_of(dtype)) + " block " + std::to_string(block) + " count " +
+                           std::to_string(count) + (offset ? " misaligned" : ""));
+          }
+}
+
+/// As well of a book whose values lie too close for one comparison.
+TEST_F(QuantizeGpuTest, EveryFloatNearAnEightBitThresholdGetsTheReferencesCode) {
+  std::array<float, 256> close;
+  for (int i = 0; i < 256; ++i) close[static_cast<size_t>(i)] = i < 128 ? -0.5f + 0x1p-13f * i : 0x1p-26f * (i - 128);
+  close[255] = 1;
+  for (const float* book :
+       {quant::kDynamicSigned.data(), quant::kDynamicUnsigned.data(), std::as_const(close).data()}) {
+    std::vector<float> values{0.0f, -0.0f, 1e-45f, -1e-45f, 1e-30f, -1e-30f, 1, -1};
+    for (int i = 0; i < 255; ++i)
+      for (const float value : {(book[i] + book[i + 1]) * 0.5f, book[i]})
+        for (int step = -8; step <= 8; ++step) values.push_back(value * (1 + static_cast<float>(step) * 0x1p-23f));
+    Array x(DType::f32, static_cast<int64_t>((values.size() + 254) / 255 * 256), 0);
+    for (int64_t i = 0, next = 0; i < x.count(); ++i) {
+      const float value = next < static_cast<int64_t>(values.size()) ? values[static_cast<size_t>(next)] : 0.5f;
+      x.set(i, i % 256 == 0 ? 1.0f : std::clamp(value, -1.0f, 1.0f));
+      if (i % 256 != 0) ++next;
+    }
+    for (const int64_t block : {x.count(), int64_t{256}}) check_8bit(book, x, block, 0, "thresholds");
+  }
 }
 
 TEST_F(QuantizeGpuTest, Int8RowsGiveTheReferencesBytes) {

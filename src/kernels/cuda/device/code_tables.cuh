@@ -16,6 +16,19 @@ inline constexpr int kLowestCell = (127 - 23) << 7, kHighestCell = 127 << 7;
 inline constexpr int kCells = 3072;
 static_assert(kHighestCell - kLowestCell < kCells);
 
+/// y is past it from the midpoint of code i and the next on; ties go to the even one.
+__host__ __device__ inline float threshold_after(const float* book, int i) {
+  const float midpoint = (book[i] + book[i + 1]) * 0.5f;
+  if (i % 2 == 0 || midpoint <= book[i]) return midpoint;
+  return nextafterf(midpoint, -INFINITY);
+}
+
+/// Of y's magnitude.
+__host__ __device__ inline int cell_of(float y) {
+  const int key = static_cast<int>(__builtin_bit_cast(uint32_t, fabsf(y) + kCellShift) >> 16) - kLowestCell;
+  return key < kCells - 1 ? key : kCells - 1;
+}
+
 /// One code book, ready for both directions. Code of y: how many thresholds lie below it.
 struct CodeTables {
   float values[256];
@@ -40,16 +53,6 @@ class CodeTableMaker {
   const CodeTables& tables() const { return tables_; }
 
  private:
-  /// y is past it from the midpoint of code i and the next on; ties go to the even one.
-  static float threshold_after(const float* book, int i) {
-    const float midpoint = (book[i] + book[i + 1]) * 0.5f;
-    if (i % 2 == 0 || midpoint <= book[i]) return midpoint;
-    return std::nextafter(midpoint, -INFINITY);
-  }
-  static int cell_of(float y) {
-    const int key = static_cast<int>(__builtin_bit_cast(uint32_t, std::fabs(y) + kCellShift) >> 16) - kLowestCell;
-    return key < kCells - 1 ? key : kCells - 1;
-  }
   /// Ascending in y: negative cells from the largest magnitude, then what divides the signs, then positive cells.
   int position_of(int threshold) const {
     const float y = tables_.thresholds[threshold];

@@ -47,6 +47,14 @@ struct Vector8 {
       }
     }
   }
+  /// Magnitude, of what is not NaN.
+  __device__ __forceinline__ float largest() const {
+    float values[8], result = 0;
+    unpack(values);
+#pragma unroll
+    for (const float value : values) result = fmaxf(result, fabsf(value));
+    return result;
+  }
   __device__ static __forceinline__ Vector8 pack(const float (&values)[8]) {
     Vector8 v;
     uint32_t* w = reinterpret_cast<uint32_t*>(v.words);
