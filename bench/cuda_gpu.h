@@ -21,6 +21,35 @@ inline void require(cudaError_t status) {
   std::exit(1);
 }
 
+inline double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+/// A moment of the stream.
+class Event {
+ public:
+  Event() { require(cudaEventCreate(&event_)); }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  void record(const device::CudaStream& stream) {
+    require(cudaEventRecord(event_, static_cast<cudaStream_t>(stream.handle())));
+  }
+  /// Waits for it.
+  double seconds_since(const Event& begin) const {
+    require(cudaEventSynchronize(event_));
+    float milliseconds = 0;
+    require(cudaEventElapsedTime(&milliseconds, begin.event_, event_));
+    return milliseconds * 1e-3;
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 class BenchScratch final : public kernels::Scratch {
  public:
   BenchScratch(device::CudaStream& stream, int64_t size_bytes)
@@ -58,23 +87,16 @@ struct Gpu {
     work();
     stream->synchronize();
     const auto graph = stream->capture(work);
-    auto* handle = static_cast<cudaStream_t>(stream->handle());
-    cudaEvent_t begin, end;
-    require(cudaEventCreate(&begin));
-    require(cudaEventCreate(&end));
     for (int i = 0; i < 3; ++i) graph->launch();
-    std::vector<float> times;
+    Event begin, end;
+    std::vector<double> times;
     for (int i = 0; i < 15; ++i) {
-      require(cudaEventRecord(begin, handle));
+      begin.record(*stream);
       graph->launch();
-      require(cudaEventRecord(end, handle));
-      require(cudaEventSynchronize(end));
-      float milliseconds = 0;
-      require(cudaEventElapsedTime(&milliseconds, begin, end));
-      times.push_back(milliseconds);
+      end.record(*stream);
+      times.push_back(end.seconds_since(begin));
     }
-    std::nth_element(times.begin(), times.begin() + 7, times.end());
-    return times[7] * 1e-3;
+    return median(times);
   }
 
   void measure_copy() {

@@ -16,30 +16,6 @@ using kernels::MatmulInput;
 constexpr double kWarmUpSeconds = 0.08, kSeconds = 0.3;
 constexpr int kLeastRounds = 21, kMostRounds = 201;
 
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
-class Event {
- public:
-  Event() { require(cudaEventCreate(&event_)); }
-  ~Event() { cudaEventDestroy(event_); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-
-  void record(Gpu& gpu) { require(cudaEventRecord(event_, static_cast<cudaStream_t>(gpu.stream->handle()))); }
-  double seconds_since(const Event& begin) const {
-    float milliseconds = 0;
-    require(cudaEventElapsedTime(&milliseconds, begin.event_, event_));
-    return milliseconds * 1e-3;
-  }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
-
 /// Of two graphs: replays in turn, all of them asked for at once unless there are pauses.
 struct Round {
   Event begin[2], end[2];
@@ -50,9 +26,9 @@ struct Round {
         gpu.stream->synchronize();
         std::this_thread::sleep_for(std::chrono::milliseconds(pause_ms));
       }
-      begin[i].record(gpu);
+      begin[i].record(*gpu.stream);
       graphs[i]->launch();
-      end[i].record(gpu);
+      end[i].record(*gpu.stream);
     }
   }
   double seconds(int i) const { return end[i].seconds_since(begin[i]); }
@@ -66,7 +42,6 @@ struct Comparison {
 Comparison race_graphs(Gpu& gpu, device::CudaGraph* const (&graphs)[2], int pause_ms) {
   Round warm_up;
   for (int i = 0; i < 2; ++i) warm_up.replay(gpu, graphs, 0);
-  gpu.stream->synchronize();
   const double estimate = warm_up.seconds(0) + warm_up.seconds(1);
   const int before = pause_ms > 0 ? 0 : static_cast<int>(kWarmUpSeconds / estimate);
   const int rounds =
@@ -74,7 +49,6 @@ Comparison race_graphs(Gpu& gpu, device::CudaGraph* const (&graphs)[2], int paus
   for (int i = 0; i < before; ++i) warm_up.replay(gpu, graphs, 0);
   std::vector<Round> all(static_cast<size_t>(rounds));
   for (Round& round : all) round.replay(gpu, graphs, pause_ms);
-  gpu.stream->synchronize();
   std::vector<double> seconds[2], ratios;
   for (const Round& round : all) {
     for (int i = 0; i < 2; ++i) seconds[i].push_back(round.seconds(i));
@@ -93,14 +67,8 @@ std::vector<Comparison> compare_shape(Gpu& gpu, int64_t rows, int64_t cols, int 
   std::vector<Comparison> all;
   for (const int64_t m : ms) {
     const MatmulInput input{x.get(), m, cols, DType::bf16, false, DType::bf16};
-    const auto capture = [&](const auto& weights) {
-      weights.multiply(gpu, 0, input, y.get());  // what a first call sets up
-      gpu.stream->synchronize();
-      return gpu.stream->capture([&] {
-        for (int64_t i = 0; i < calls; ++i) weights.multiply(gpu, i, input, y.get());
-      });
-    };
-    const auto first = capture(packed), second = capture(dense);
+    const auto first = capture_products(gpu, packed, calls, input, y.get());
+    const auto second = capture_products(gpu, dense, calls, input, y.get());
     Comparison c = race_graphs(gpu, {first.get(), second.get()}, pause_ms);
     gpu.stream->check();
     for (double& seconds : c.seconds) seconds /= static_cast<double>(calls);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bench/cuda_matmul/against_dense.h"
+#include "bench/cuda_matmul/energy.h"
 #include "bench/cuda_matmul/weights.h"
 
 namespace nibble {
@@ -120,6 +121,10 @@ int run(int count, char** arguments) {
     std::vector<int64_t> ms;
     for (int i = 3; i < count; ++i) ms.push_back(std::atoll(arguments[i]));
     bench_against_dense(gpu, count > 2 ? std::atoi(arguments[2]) : 0, ms);
+    return 0;
+  }
+  if (count == 2 && std::string(arguments[1]) == "energy") {
+    bench_energy(gpu);
     return 0;
   }
   if (count == 4) {  // one shape, for a profiler: rows, cols, m

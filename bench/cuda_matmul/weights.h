@@ -135,4 +135,15 @@ class PlainWeights {
   std::vector<std::shared_ptr<void>> weights_;
 };
 
+/// `calls` products, each with another copy of the weights, to be replayed.
+template <typename Weights>
+std::unique_ptr<device::CudaGraph> capture_products(Gpu& gpu, const Weights& weights, int64_t calls,
+                                                    const kernels::MatmulInput& input, void* y) {
+  weights.multiply(gpu, 0, input, y);  // what a first call sets up
+  gpu.stream->synchronize();
+  return gpu.stream->capture([&] {
+    for (int64_t i = 0; i < calls; ++i) weights.multiply(gpu, i, input, y);
+  });
+}
+
 }  // namespace nibble::bench
