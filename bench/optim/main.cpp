@@ -69,7 +69,8 @@ void add(std::vector<Entry>& entries, const std::string& what, const Sizes& size
                                            {"Lion8bit", 8, 1},
                                            {"RMSprop8bit", 8, 1},
                                            {"AdEMAMix8bit", 8, 3}}) {
-    const std::string label = std::string(name) + " " + what + (sizeof(T) == 2 ? " bf16" : " fp32");
+    const std::string type = dtype == DType::f32 ? "fp32" : dtype == DType::bf16 ? "bf16" : "fp16";
+    const std::string label = std::string(name) + " " + what + " " + type;
     if (label.find(only) == std::string::npos) continue;
     if (!arrays) arrays = std::make_shared<Arrays<T>>(sizes, dtype);
     const auto optimizer = std::make_shared<Optimizer>(name, std::vector<ParameterGroup>{arrays->group},
@@ -95,6 +96,7 @@ int main(int argc, char** argv) {
   const Sizes one{std::stoll(option(argc, argv, "count", "100000000"))};
   add<float>(entries, "one tensor", one, DType::f32, threads, only);
   add<bf16_t>(entries, "one tensor", one, DType::bf16, threads, only);
+  add<f16_t>(entries, "one tensor", one, DType::f16, threads, only);
   add<float>(entries, "448 tensors", lora_sizes(), DType::f32, threads, only);
   add<bf16_t>(entries, "448 tensors", lora_sizes(), DType::bf16, threads, only);
 
@@ -109,7 +111,7 @@ int main(int argc, char** argv) {
   for (size_t i = 0; i < entries.size(); ++i) {
     const auto& t = timings[i];
     const double bandwidth = entries[i].bytes / t.min_us / 1e3;
-    std::printf("%-32s %10.2f %10.2f %6.1f%% %7.2f %7.1f%%\n", t.name.c_str(), t.min_us / 1e3, t.median_us / 1e3,
+    std::printf("%-32s %10.3f %10.3f %6.1f%% %7.2f %7.1f%%\n", t.name.c_str(), t.min_us / 1e3, t.median_us / 1e3,
                 t.spread * 100, bandwidth, bandwidth / copy * 100);
     Json row = to_json(t);
     row["gb_per_s"] = bandwidth;

@@ -142,6 +142,12 @@ TEST(OptimizerStep, AgreesForAnySize) {
       check_both(make_problem(random, rule, dtype, gradient, kManyCounts), "any size");
 }
 
+/// So many chunks that a thread takes several in a row, across parameters.
+TEST(OptimizerStep, AgreesForManyChunks) {
+  Random random(10);
+  check_both(make_problem(random, OptimizerRule::adam, DType::bf16, DType::bf16, {1700000, 5, 1 << 20, 777}), "many");
+}
+
 TEST(OptimizerStep, AgreesOnSpecialGradients) {
   Random random(2);
   constexpr std::array specials{0.0f, -0.0f, NAN, INFINITY, -INFINITY, 1e-45f, -1e-30f, 1e30f, 65504.0f};

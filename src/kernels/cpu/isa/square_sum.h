@@ -43,7 +43,11 @@ NIBBLE_SIMD void for_chunks(const Context& context, const Job* jobs, int64_t job
     }
     body(jobs[low], index - before_of(jobs[low]));
   };
-  for_ranges(context, before_of(last) + chunks_of(count_of(last)), 1, [&](int64_t begin, int64_t end) {
+  // In runs: where one begins, nothing was asked of the memory ahead.
+  const int64_t chunks = before_of(last) + chunks_of(count_of(last)),
+                threads = context.pool ? context.pool->threads() : 1;
+  const int64_t run_length = max_of(1, min_of(32, chunks / (16 * threads)));
+  for_ranges(context, chunks, run_length, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) run(i);
   });
 }
