@@ -63,10 +63,11 @@ NIBBLE_SIMD void store_vectors(bf16_t* x, const F32 (&values)[4]) {
 /// what is in use.
 inline constexpr int64_t kAhead = 3 * kStateBlock;
 
-/// Blocks that go through each loop together. One in fp32: more would ask the memory for too much at once.
-inline constexpr int64_t kGroup = 2;
+/// Blocks that go through each loop together: at the end of each, the processor waits for what it began. As many bytes
+/// in fp32 as in 16 bits: more would ask the memory for too much at once.
+inline constexpr int64_t kGroup = 4;
 template <typename T>
-inline constexpr int64_t kGroupOf = sizeof(T) == 2 ? kGroup : 1;
+inline constexpr int64_t kGroupOf = sizeof(T) == 2 ? kGroup : 2;
 
 /// A state of a group of blocks.
 struct GroupState {
