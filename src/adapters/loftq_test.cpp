@@ -72,8 +72,10 @@ TEST(Factorize, SettlesWhereValuesAreClose) {
 TEST(Factorize, AMatrixOfLowRankIsItsProduct) {
   const ops::Backend backend(1);
   Tensor m(DType::f32, {20, 50});
-  for (int64_t i = 0; i < m.count(); ++i)
-    m.as<float>()[i] = std::sin(float(i / 50)) * std::cos(float(i % 50)) + 0.1f * float(i / 50);
+  for (int64_t i = 0; i < m.count(); ++i) {
+    const int64_t row = i / 50;
+    m.as<float>()[i] = std::sin(float(row)) * std::cos(float(i % 50)) + 0.1f * float(row);
+  }
   EXPECT_LT(distance(m, factorize(backend, m, 4, 1)), 1e-4);
 }
 

@@ -309,6 +309,7 @@ void write_adapter(const Adapter& adapter, const models::ModelSpec& spec, const 
                    const std::filesystem::path& directory) {
   const auto tensors = file_tensors(adapter, spec);
   std::vector<PlannedTensor> planned;
+  planned.reserve(tensors.size());
   for (const auto& [name, tensor] : tensors) planned.push_back({name, DType::f32, tensor.shape()});
   SafetensorsWriter writer(directory, planned, INT64_MAX, "adapter_model");
   for (const auto& [name, tensor] : tensors) writer.write(name, tensor.bytes());

@@ -90,15 +90,15 @@ TrainingReport Trainer::train(const std::function<void(const TrainingProgress&)>
                               const std::function<void(const TrainingProgress&)>& on_step) {
   api::LoadedModel& implementation = model_;
   models::Decoder& decoder = *implementation.decoder;
-  require(train_.samples.size() > 0, "train: found no samples");
+  require(!train_.samples.empty(), "train: found no samples");
   require(!adapter_name_.empty(), "adapter_name: found an empty name");
   check_lengths(train_, decoder.spec().max_position_embeddings);
   if (evaluation_) check_lengths(*evaluation_, decoder.spec().max_position_embeddings);
   adapters::Adapter adapter = start(decoder, *implementation.source.checkpoint, lora_, arguments_.seed);
   const bool has_new_base = !adapter.layers.empty() && adapter.layers[0].residual && !adapter.layers[0].start_a;
   const std::filesystem::path base = has_new_base ? arguments_.output_dir / kResidual : implementation.source.path;
-  const TrainingReport report = train::train_adapter(decoder, adapter, base.string(), arguments_, train_,
-                                                     evaluation_ ? &*evaluation_ : nullptr, on_progress, on_step);
+  TrainingReport report = train::train_adapter(decoder, adapter, base.string(), arguments_, train_,
+                                               evaluation_ ? &*evaluation_ : nullptr, on_progress, on_step);
   if (has_new_base && !std::filesystem::exists(base)) save_residual(implementation, adapter, base);
   if (!lora_) api::copy_companions(implementation.source, arguments_.output_dir);
   implementation.adapters[adapter_name_] = adapters::updates_of(adapter, decoder);

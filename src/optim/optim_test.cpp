@@ -29,8 +29,8 @@ OptimizerOptions options_of(const std::string& family) {
 /// Arrays with their gradients, and an optimizer over them.
 class Training {
  public:
-  Training(const std::string& name, std::vector<int64_t> counts, OptimizerOptions options = {}, int threads = 1,
-           uint64_t seed = 1) {
+  Training(const std::string& name, const std::vector<int64_t>& counts, const OptimizerOptions& options = {},
+           int threads = 1, uint64_t seed = 1) {
     Random random(seed);
     ParameterGroup group;
     for (size_t i = 0; i < counts.size(); ++i) {

@@ -131,7 +131,7 @@ class Reader {
 
  private:
   Tensor get(const std::string& name) {
-    const Tensor tensor = find_(name);
+    Tensor tensor = find_(name);
     if (!tensor) fail(ErrorCode::corrupt_file, "{}: tensor '{}' is missing", source_, name);
     return tensor;
   }
@@ -260,6 +260,7 @@ void Optimizer::save(const std::filesystem::path& path) const {
   check_path(path);
   const std::vector<optim::NamedTensor> tensors = optim::state_dict(*this);
   std::vector<PlannedTensor> plan;
+  plan.reserve(tensors.size());
   for (const auto& [name, tensor] : tensors) plan.push_back({name, tensor.dtype(), tensor.shape()});
   const std::string stem = "." + path.stem().string() + ".partial";
   const std::filesystem::path directory = path.has_parent_path() ? path.parent_path() : ".";

@@ -35,6 +35,7 @@ void EarlyStop::restore(const std::vector<adapters::NamedVariable>& variables) c
 void EarlyStop::write_best(const std::filesystem::path& directory,
                            const std::vector<adapters::NamedVariable>& variables) const {
   std::vector<PlannedTensor> planned;
+  planned.reserve(variables.size());
   for (const auto& [name, variable] : variables) planned.push_back({name, DType::f32, variable->value.shape()});
   SafetensorsWriter writer(directory, planned, INT64_MAX, "best");
   for (size_t i = 0; i < best_.size(); ++i) writer.write(variables[i].name, std::as_bytes(std::span(best_[i])));

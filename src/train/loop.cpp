@@ -88,7 +88,6 @@ class Loop {
         adapter_(adapter),
         base_model_(std::move(base_model)),
         arguments_(arguments),
-        train_(train),
         evaluation_(evaluation),
         on_progress_(on_progress),
         on_step_(on_step),
@@ -440,7 +439,6 @@ class Loop {
   adapters::Adapter& adapter_;
   std::string base_model_;
   const TrainingArguments& arguments_;
-  const Dataset& train_;
   const Dataset* evaluation_;
   const std::function<void(const TrainingProgress&)>& on_progress_;
   const std::function<void(const TrainingProgress&)>& on_step_;

@@ -106,7 +106,7 @@ TEST(Finetune, AnEarlyStopIsTheSameAfterResuming) {
   std::string written;
   const auto run = [&] {
     adapters::Adapter adapter = fresh(*decoder);
-    const TrainingReport report = train_adapter(*decoder, adapter, "base", arguments, train, &other, {});
+    TrainingReport report = train_adapter(*decoder, adapter, "base", arguments, train, &other, {});
     EXPECT_TRUE(report.stopped_early);
     written = read_file(out / "adapter_model.safetensors") + read_file(out / "trainer_state.json");
     return report;
