@@ -24,8 +24,10 @@ void LoadedModel::load_adapter(const std::filesystem::path& path, const std::str
            path.string(), adapter.config.init_lora_weights);
     return held.backend().to_host(nn::plain_weight(held.backend(), linear));
   });
-  this->adapters[name] = adapters::updates_of(adapter, held);
-  set_adapter(name);
+  const auto updates = adapters::updates_of(adapter, held);
+  decoder->set_updates(updates);  // where that fails, the name stays free
+  this->adapters[name] = updates;
+  active_adapter = name;
 }
 
 void LoadedModel::set_adapter(const std::string& name) {

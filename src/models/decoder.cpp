@@ -21,7 +21,7 @@ Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> back
   for (const RelativeBiasSpec& bias : spec_.relative_biases)
     relative_biases_.emplace_back(backend_->to_host(weights_->dense(bias.embed + ".weight")), bias.max_distance,
                                   bias.is_bidirectional);
-  bind();
+  bind(nullptr);
   Tensor scale(DType::f32, {1});
   *scale.as<float>() = spec_.embed_scale;
   spec_.embed_scale = *scale.to(weights_->dtype()).to(DType::f32).as<float>();
@@ -33,29 +33,38 @@ Decoder::Decoder(ModelSpec spec, Json config, std::shared_ptr<ops::Backend> back
 
 Decoder::~Decoder() = default;
 
-void Decoder::bind() {
+void Decoder::bind(const Updates* updates) {
   const auto bind_layers = [&](const std::vector<LayerSpec>& layers, const std::string& prefix) {
     std::vector<Layer> result;
     for (size_t i = 0; i < layers.size(); ++i)
-      result.push_back(
-          bind_layer(*backend_, spec_, layers[i], prefix + std::to_string(i) + ".", *weights_, updates_.get()));
+      result.push_back(bind_layer(*backend_, spec_, layers[i], prefix + std::to_string(i) + ".", *weights_, updates));
     return result;
   };
-  layers_ = bind_layers(spec_.layers, spec_.layers_prefix);
-  if (spec_.encoder) encoder_layers_ = bind_layers(spec_.encoder->layers, spec_.encoder->layers_prefix);
   const auto linear = [&](const std::string& path) {
-    return path.empty() ? nn::Linear{} : bind_linear(*backend_, spec_, *weights_, path, updates_.get());
+    return path.empty() ? nn::Linear{} : bind_linear(*backend_, spec_, *weights_, path, updates);
   };
-  project_in_ = linear(spec_.project_in);
-  project_out_ = linear(spec_.project_out);
-  head_ = linear(spec_.head);
-  const auto norm = [&](const NormSpec& spec) { return bind_norm(*backend_, *weights_, "", spec, updates_.get()); };
-  if (spec_.encoder) encoder_norm_ = norm(spec_.encoder->final_norm);
-  embed_norm_ = norm(spec_.embed_norm);
-  final_norm_ = norm(spec_.final_norm);
-  embed_ = parameter_of(*weights_, updates_.get(), spec_.embed + ".weight");
-  if (!spec_.positions.embed.empty())
-    positions_ = parameter_of(*weights_, updates_.get(), spec_.positions.embed + ".weight");
+  const auto norm = [&](const NormSpec& spec) { return bind_norm(*backend_, *weights_, "", spec, updates); };
+  const auto embedding = [&](const std::string& path) {
+    return path.empty() ? Tensor{} : parameter_of(*weights_, updates, path + ".weight");
+  };
+  auto layers = bind_layers(spec_.layers, spec_.layers_prefix);
+  auto encoder_layers =
+      spec_.encoder ? bind_layers(spec_.encoder->layers, spec_.encoder->layers_prefix) : std::vector<Layer>{};
+  auto project_in = linear(spec_.project_in), project_out = linear(spec_.project_out), head = linear(spec_.head);
+  auto encoder_norm = spec_.encoder ? norm(spec_.encoder->final_norm) : std::nullopt;
+  auto embed_norm = norm(spec_.embed_norm), final_norm = norm(spec_.final_norm);
+  auto embed = embedding(spec_.embed), positions = embedding(spec_.positions.embed);
+  // Nothing fails from here on.
+  layers_ = std::move(layers);
+  encoder_layers_ = std::move(encoder_layers);
+  project_in_ = std::move(project_in);
+  project_out_ = std::move(project_out);
+  head_ = std::move(head);
+  encoder_norm_ = std::move(encoder_norm);
+  embed_norm_ = std::move(embed_norm);
+  final_norm_ = std::move(final_norm);
+  embed_ = std::move(embed);
+  positions_ = std::move(positions);
 }
 
 void Decoder::set_updates(std::shared_ptr<const Updates> updates) {
@@ -72,8 +81,8 @@ void Decoder::set_updates(std::shared_ptr<const Updates> updates) {
     there->weights = updates->weights;
     updates = std::move(there);
   }
-  updates_ = std::move(updates);
-  bind();
+  bind(updates.get());
+  updates_ = std::move(updates);  // layers no longer point into those before
 }
 
 DType Decoder::activations() const {

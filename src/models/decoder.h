@@ -63,7 +63,8 @@ class Decoder {
   void set_cache_dtype(DType dtype) { cache_dtype_ = dtype; }
   nn::KvCache make_cache() const;
 
-  /// From the next pass on, the model has these updates and no others; null: none. Not during a pass.
+  /// From the next pass on, the model has these updates and no others; null: none. Not during a pass. After an error it
+  /// has those it had. Errors: out_of_memory.
   void set_updates(std::shared_ptr<const Updates> updates);
 
   /// Encoder-decoder: runs the encoder on one source and returns SequenceTokens::source. `encoded`, unless it is null,
@@ -87,7 +88,8 @@ class Decoder {
   void run(Pass& pass, float* logits, bool all_logits) const;
 
  private:
-  void bind();
+  /// All modules anew, or an exception and those there were.
+  void bind(const Updates* updates);
   void embed(Pass& pass) const;
   void run_head(Pass& pass, float* logits, bool all_logits) const;
 

@@ -185,6 +185,32 @@ std::vector<float> logits_of(const Decoder& decoder, std::vector<int32_t> ids) {
   return logits;
 }
 
+TEST(Updates, ThoseThatFailLeaveThoseBefore) {
+  const auto decoder = load_decoder(kModels / "llama", {.dtype = DType::f32, .threads = 2});
+  const std::string module = "model.layers.0.self_attn.q_proj";
+  const Shape shape = decoder->weights().dense(module + ".weight").shape();
+  const auto updates_of = [&](float value) {
+    auto updates = std::make_shared<Updates>();
+    nn::LowRank update{.a = Tensor(DType::f32, {1, shape[1]}), .b = Tensor(DType::f32, {shape[0], 1})};
+    std::fill_n(update.a.as<float>(), shape[1], value);
+    std::fill_n(update.b.as<float>(), shape[0], 1.0f);
+    updates->layers[module] = update;
+    return updates;
+  };
+  const std::vector<int32_t> ids{5, 17, 100, 31};
+  const auto plain = logits_of(*decoder, ids);
+  decoder->set_updates(updates_of(0.1f));  // the decoder alone holds them
+  const auto updated = logits_of(*decoder, ids);
+  EXPECT_NE(updated, plain);
+  auto broken = updates_of(0.3f);
+  broken->parameters["model.norm.weight"] = Tensor(DType::u8, {1});
+  EXPECT_THROW(decoder->set_updates(broken), Error);
+  broken.reset();
+  EXPECT_EQ(logits_of(*decoder, ids), updated);
+  decoder->set_updates(nullptr);
+  EXPECT_EQ(logits_of(*decoder, ids), plain);
+}
+
 /// Quantizes a tiny model into `out`; returns the plan it used.
 QuantizationPlan quantize_into(const fs::path& out, const std::string& model, const BitsAndBytesConfig& config,
                                DType dtype) {
