@@ -17,8 +17,8 @@ void make_room(const ops::Backend& backend, int64_t words, Tensor& device, std::
   if (device && device.count() >= words) return;
   const auto room = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(words, 1024))));
   backend.cuda()->synchronize();
-  device = backend.empty(DType::i32, {room});
   host = backend.cuda()->allocate_pinned(room * kWord);
+  device = backend.empty(DType::i32, {room});  // last: it is what says how much room there is
 }
 
 }  // namespace

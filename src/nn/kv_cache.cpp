@@ -22,18 +22,19 @@ int64_t KvCache::size_bytes() const {
 
 void KvCache::reserve(int64_t tokens) {
   if (tokens <= capacity_) return;
-  KvCache old = *this;  // shares the storage
-  capacity_ = std::max(tokens, capacity_ + std::min<int64_t>(capacity_, 4096));
-  for (Layer& layer : layers_) {
-    layer.keys = backend_->empty(dtype_, {kv_heads_, capacity_, head_dim_});
-    layer.values = backend_->empty(dtype_, {kv_heads_, capacity_, head_dim_});
+  KvCache grown = *this;  // what follows may fail
+  grown.capacity_ = std::max(tokens, capacity_ + std::min<int64_t>(capacity_, 4096));
+  for (Layer& layer : grown.layers_) {
+    layer.keys = backend_->empty(dtype_, {kv_heads_, grown.capacity_, head_dim_});
+    layer.values = backend_->empty(dtype_, {kv_heads_, grown.capacity_, head_dim_});
     if (dtype_ != DType::i8) continue;
-    layer.key_scales = backend_->empty(DType::f32, {kv_heads_, capacity_});
-    layer.value_scales = backend_->empty(DType::f32, {kv_heads_, capacity_});
+    layer.key_scales = backend_->empty(DType::f32, {kv_heads_, grown.capacity_});
+    layer.value_scales = backend_->empty(DType::f32, {kv_heads_, grown.capacity_});
   }
   static std::atomic<int64_t> storages{0};
-  storage_id_ = ++storages;
-  copy_tokens(old);
+  grown.storage_id_ = ++storages;
+  grown.copy_tokens(*this);
+  *this = std::move(grown);
 }
 
 void KvCache::assign(const KvCache& other) {

@@ -23,7 +23,7 @@ class KvCache {
   int64_t storage_id() const { return storage_id_; }
   DType dtype() const { return dtype_; }
 
-  /// Makes room for `tokens` in all. Errors: out_of_memory.
+  /// Makes room for `tokens` in all. Errors: out_of_memory, which leaves it as it was.
   void reserve(int64_t tokens);
   /// After all layers have appended; or, to a smaller length, forgets the newest.
   void set_length(int64_t length) { length_ = length; }
