@@ -23,7 +23,8 @@ __device__ Best warp_best(Best best) {
   return best;
 }
 
-/// A warp a token; each round takes the best logit that comes after the last one taken.
+/// A warp a token; each round takes the best logit that comes after the last one taken. What is no number comes first,
+/// and makes the token's weights no numbers.
 __global__ void route_experts_kernel(RouteExpertsArgs args) {
   const int64_t token = blockIdx.x;
   const int lane = threadIdx.x, experts = static_cast<int>(args.experts), top_k = static_cast<int>(args.top_k);
@@ -35,7 +36,7 @@ __global__ void route_experts_kernel(RouteExpertsArgs args) {
   for (int k = 0; k < top_k; ++k) {
     Best best{-INFINITY, 0x7fffffff};
     for (int e = lane; e < experts; e += 32) {
-      const float value = logits[e];
+      const float value = isnan(logits[e]) ? INFINITY : logits[e];
       const bool is_left = value < last.value || (value == last.value && e > last.index);
       if (is_left || k == 0) best = better(best, {value, e});
     }

@@ -254,6 +254,29 @@ TEST_F(LayerTest, ExpertsAgree) {
   }
 }
 
+/// The host sorts tokens by the experts that the kernel names: there have to be such.
+TEST_F(LayerTest, LogitsThatAreNoNumbersLeadToExpertsThatAreThere) {
+  constexpr int64_t kTokens = 3, kExperts = 8, kTopK = 2;
+  for (const bool normalize : {false, true}) {
+    Array logits(DType::f32, kTokens * kExperts), ids(DType::i32, kTokens * kTopK),
+        weights(DType::f32, kTokens * kTopK);
+    for (int64_t e = 0; e < kExperts; ++e) {
+      logits.set(e, NAN);
+      logits.set(kExperts + e, e == 3 ? NAN : 1.0f);
+      logits.set(2 * kExperts + e, e == 5 ? INFINITY : -INFINITY);
+    }
+    for (Array* array : {&logits, &ids, &weights}) array->upload(stream());
+    cuda().route_experts(context, {f(logits.device(stream())), kTokens, kExperts, kTopK, normalize,
+                                   n(ids.device(stream())), f(weights.device(stream()))});
+    finish("route_experts");
+    ids.download(stream(), "ids");
+    weights.download(stream(), "weights");
+    const std::vector<int32_t> expected{0, 1, 3, 0, 5, 0};
+    EXPECT_EQ(std::vector<int32_t>(ids.host<int32_t>(), ids.host<int32_t>() + kTokens * kTopK), expected);
+    for (int64_t i = 0; i < kTokens * kTopK; ++i) EXPECT_TRUE(std::isnan(weights.host<float>()[i])) << i;
+  }
+}
+
 TEST_F(LayerTest, RotateAppendAgrees) {
   Random random(11);
   for (const DType dtype : kFloatTypes)
