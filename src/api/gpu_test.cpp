@@ -255,6 +255,32 @@ TEST_F(GpuModel, AFailureOfTheGpuIsAnErrorAndTheProcessGoesOn) {
   EXPECT_EXIT(survive_a_failing_gpu(), ::testing::ExitedWithCode(0), "illegal memory access");
 }
 
+/// In 16 bits, norms take memory of their own whenever layers are bound anew.
+TEST_F(GpuModel, AnAdapterWithoutRoomLeavesTheOneBefore) {
+  const auto adapter = std::filesystem::path(NIBBLE_TEST_DATA) / "training" / "llama";
+  AutoModelForCausalLM model = load("llama", "cuda", DType::bf16);
+  model.load_adapter(adapter, "first");
+  const std::vector<float> before = model.logits(prompt_of(20, 1));
+  device::CudaStream& cuda = *model.implementation().decoder->backend().cuda();
+  const auto expect_no_room = [&](const auto& change) {
+    cuda.release_unused();
+    cuda.limit_memory(1);
+    try {
+      change();
+      ADD_FAILURE() << "found room";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::out_of_memory) << error.what();
+    }
+    cuda.limit_memory(0);
+    EXPECT_EQ(model.active_adapter(), "first");
+    EXPECT_EQ(model.logits(prompt_of(20, 1)), before);
+  };
+  expect_no_room([&] { model.disable_adapter(); });
+  expect_no_room([&] { model.load_adapter(adapter, "second"); });
+  model.load_adapter(adapter, "second");  // the name is free
+  EXPECT_EQ(model.logits(prompt_of(20, 1)), before);
+}
+
 TEST_F(GpuModel, SavedFilesEqualThoseOfTheCpu) {
   const BitsAndBytesConfig config{
       .load_in_4bit = true, .bnb_4bit_quant_type = "nf4", .bnb_4bit_use_double_quant = true};
