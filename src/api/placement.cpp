@@ -21,7 +21,7 @@ int64_t ask_free_bytes(const device::CudaSupport& support, int index) {
 }  // namespace
 
 Placement choose_device(const device::CudaSupport& support, int64_t needed_bytes,
-                        const std::function<int64_t(int index)>& free_bytes) {
+                        const std::function<int64_t(int index)>& free_bytes, int64_t max_memory) {
   if (!support.missing.empty()) return {"cpu", support.missing};
   std::string found;
   for (const device::CudaDescription& gpu : support.devices) {
@@ -32,10 +32,11 @@ Placement choose_device(const device::CudaSupport& support, int64_t needed_bytes
       continue;
     }
     const int64_t free = free_bytes(gpu.index);
-    if (free >= needed_bytes)
+    if (free >= needed_bytes && (max_memory == 0 || max_memory >= needed_bytes))
       return {name, fmt::format("the model needs about {}, {} are free", gigabytes(needed_bytes), gigabytes(free))};
     found += fmt::format("{} has {} free", name, gigabytes(free));
   }
+  if (max_memory > 0) found += fmt::format(", max_memory is {}", gigabytes(max_memory));
   return {"cpu", fmt::format("the model needs about {} on a GPU, {}", gigabytes(needed_bytes), found), true};
 }
 
@@ -46,12 +47,11 @@ LoadOptions with_device(const ModelSource& source, const LoadOptions& options) {
   if (environment().backend.empty()) {
     const device::CudaSupport support = device::describe_cuda();
     const int64_t needed = support.missing.empty() ? needed_device_bytes(source, options) : 0;
-    placement = choose_device(support, needed, [&](int index) {
-      const int64_t free = ask_free_bytes(support, index);
-      return options.max_memory > 0 ? std::min(free, options.max_memory) : free;
-    });
+    placement = choose_device(
+        support, needed, [&](int index) { return ask_free_bytes(support, index); }, options.max_memory);
   }
   result.device_map = placement.device;
+  if (placement.device == "cpu") result.max_memory = 0;  // of a GPU's
   const std::string text = fmt::format("device auto: {}: {}", placement.device, placement.reason);
   if (placement.is_refused && options.warning)
     options.warning(text);

@@ -49,6 +49,16 @@ TEST(Placement, FallsBackToTheCpuAndSaysWhy) {
     EXPECT_NE(full.reason.find(part), std::string::npos) << full.reason;
 }
 
+TEST(Placement, KeepsToTheMemoryThatItMayTake) {
+  const auto memory = [](int) { return 80 * kGigabyte; };
+  EXPECT_EQ(choose_device(gpus({90}), 5 * kGigabyte, memory, 5 * kGigabyte).device, "cuda:0");
+  const Placement refused = choose_device(gpus({90}), 5 * kGigabyte, memory, 4 * kGigabyte);
+  EXPECT_EQ(refused.device, "cpu");
+  EXPECT_TRUE(refused.is_refused);
+  for (const char* part : {"5.00 GB", "cuda:0 has 80.00 GB free", "max_memory is 4.00 GB"})
+    EXPECT_NE(refused.reason.find(part), std::string::npos) << refused.reason;
+}
+
 TEST(Placement, NeedsMoreThanTheWeightsAndLessWhenQuantized) {
   const auto models = std::filesystem::path(NIBBLE_TEST_DATA) / "models";
   const ModelSource source = open_config(models / "llama");
@@ -69,6 +79,11 @@ TEST(Placement, ADeviceThatIsNamedStays) {
   EXPECT_EQ(with_device(source, options).device_map, "cuda:3");
   EXPECT_TRUE(heard.empty());
   options.device_map = "auto";
+  options.max_memory = 1;  // no GPU has room
+  const LoadOptions placed = with_device(source, options);
+  EXPECT_EQ(placed.device_map, "cpu");
+  EXPECT_EQ(placed.max_memory, 0) << "the CPU has no such limit";
+  options.max_memory = 0;
   const std::string device = with_device(source, options).device_map;
   EXPECT_NE(heard.find("device auto: " + device + ": "), std::string::npos) << heard;
 }

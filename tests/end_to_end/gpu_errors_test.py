@@ -35,6 +35,15 @@ class GpuErrors(NibbleCase):
     def has_gpu(self):
         return "cuda:0: " in self.succeed("info")
 
+    def test_memory_that_auto_counts(self):
+        """A limit is on what a GPU gives: where none has room, the CPU takes the model all the same, unless it was named."""
+        result = self.run_nibble(*self.bench("auto"), "--max-memory", "4KB")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        if self.has_gpu():
+            self.assertIn("warning: device auto: cpu: the model needs about", result.stderr)
+            self.assertIn("max_memory", result.stderr)
+        self.fail_with(USAGE, *self.bench("cpu"), "--max-memory", "4KB", names=["max_memory", "CPU"])
+
     def test_an_index_that_is_not_there(self):
         self.fail_with(USAGE if self.has_gpu() else DEVICE, *self.bench("cuda:77"), names=["cuda:77"])
 
