@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "base/environment.h"
 #include "models/layer.h"
 
 namespace nibble::models {
@@ -23,8 +24,8 @@ int64_t bucket_of(std::span<const SequenceTokens> sequences) {
 StepGraph::StepGraph(const Decoder& decoder, Workspace& workspace)
     : decoder_(decoder), workspace_(workspace), cuda_(*decoder.backend().cuda()), candidates_(decoder.backend()) {
   const auto& layers = decoder.spec().layers;
-  // Experts are sorted on the host; what cross-attention reads is not part of the key.
-  is_recordable_ = std::none_of(layers.begin(), layers.end(), [](const LayerSpec& layer) {
+  // Experts are sorted on the host; what cross-attention reads is not part of the key; a profile waits for each entry.
+  is_recordable_ = !environment().profile && std::none_of(layers.begin(), layers.end(), [](const LayerSpec& layer) {
     return layer.mlp.experts.count > 0 || layer.has_cross();
   });
 }

@@ -118,6 +118,8 @@ kernels::Kernels wrapped(const kernels::Kernels& base) {
   NIBBLE_WRAP(add_scaled);
   NIBBLE_WRAP(low_rank_update);
   NIBBLE_WRAP(low_rank_gradient);
+  NIBBLE_WRAP(scale_columns);
+  NIBBLE_WRAP(sum_columns);
   NIBBLE_WRAP(optimizer_step_32bit);
   NIBBLE_WRAP(optimizer_step_8bit);
   NIBBLE_WRAP(sum_squares);

@@ -53,6 +53,14 @@ class GpuErrors(NibbleCase):
         self.fail_with(OUT_OF_MEMORY, *self.bench("cuda"), "--max-memory", "4KB", names=["cuda:0", "out of memory", "max_memory"])
         self.succeed(*self.bench("cuda"), "--max-memory", "1GB")
 
+    def test_a_profile_of_many_steps(self):
+        if not self.has_gpu():
+            self.skipTest("no GPU")
+        result = self.run_nibble("bench", self.model, "--prompt-lengths", "4", "--new-tokens", "8", "--repeats", "1", "--device", "cuda",
+                                 env={**os.environ, "NIBBLE_PROFILE": "1"})
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stderr, r"\d calls  rms_norm")
+
     @unittest.skipUnless(NO_CUBLAS_LT, "the program was built without CUDA")
     def test_without_cublas_lt(self):
         if not self.has_gpu():
