@@ -29,6 +29,7 @@ void fill(std::byte* to, const std::byte* from, int64_t size_bytes, ThreadPool* 
 
 StagingRing::~StagingRing() {
   for (const Slot& slot : slots_) {
+    if (slot.copied) cudaEventSynchronize(slot.copied);  // an error elsewhere may have left copies under way
     if (slot.copied) cudaEventDestroy(slot.copied);
     if (slot.data) cudaFreeHost(slot.data);
   }
@@ -37,12 +38,10 @@ StagingRing::~StagingRing() {
 StagingRing::Slot& StagingRing::next_slot() {
   Slot& slot = slots_[next_];
   next_ = (next_ + 1) % slots_.size();
-  if (!slot.data) {
-    check_cuda(cudaMallocHost(&slot.data, static_cast<size_t>(kSlotBytes)), "allocating pinned memory");
-    check_cuda(cudaEventCreateWithFlags(&slot.copied, cudaEventDisableTiming), "creating an event");
-  } else {
-    check_cuda(cudaEventSynchronize(slot.copied), "waiting for a copy to the GPU");
-  }
+  if (!slot.copied) check_cuda(cudaEventCreateWithFlags(&slot.copied, cudaEventDisableTiming), "creating an event");
+  if (!slot.data)
+    check_cuda(cudaMallocHost(&slot.data, static_cast<size_t>(kSlotBytes)), "allocating 16 MiB of pinned memory");
+  check_cuda(cudaEventSynchronize(slot.copied), "waiting for a copy to the GPU");  // at once, before the first
   return slot;
 }
 
