@@ -39,7 +39,7 @@ void KvCache::reserve(int64_t tokens) {
 
 void KvCache::assign(const KvCache& other) {
   length_ = 0;
-  reserve(other.length_);
+  reserve(other.capacity_);  // the next token must not copy it again
   length_ = other.length_;
   copy_tokens(other);
 }

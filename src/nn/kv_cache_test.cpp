@@ -32,5 +32,20 @@ TEST(KvCache, KeepsItsTokensWhereItGrowsAndWhereItCannot) {
   expect_tokens(10);
 }
 
+TEST(KvCache, ACopyHasTheTokensAndTheRoom) {
+  const ops::Backend backend(1);
+  KvCache cache(backend, 1, 2, 4, DType::f32), copy(backend, 1, 2, 4, DType::f32);
+  cache.reserve(9);
+  std::fill_n(static_cast<float*>(cache.values(0)), 2 * 9 * 4, 3.0f);
+  cache.set_length(5);
+  copy.assign(cache);
+  EXPECT_EQ(copy.length(), 5);
+  for (int64_t i = 0; i < 5 * 4; ++i) EXPECT_EQ(static_cast<float*>(copy.values(0))[i], 3.0f);
+  const int64_t storage = copy.storage_id();
+  EXPECT_NE(storage, cache.storage_id());
+  copy.reserve(9);
+  EXPECT_EQ(copy.storage_id(), storage) << "the next token copied it all again";
+}
+
 }  // namespace
 }  // namespace nibble::nn
