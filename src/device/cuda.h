@@ -62,7 +62,8 @@ class CudaStream {
   virtual std::shared_ptr<void> allocate(int64_t size_bytes) = 0;
   /// Main memory that the GPU copies from and to by itself. Errors: out_of_memory.
   virtual std::shared_ptr<void> allocate_pinned(int64_t size_bytes) = 0;
-  /// What all streams of this process may take from the GPU; 0: as much as there is. Beyond it allocate() fails.
+  /// What all streams of this process may take from the GPU, until another says something else or this one is gone and
+  /// its memory, too; 0: as much as there is. Beyond it allocate() fails.
   virtual void limit_memory(int64_t most_bytes) = 0;
   /// Memory that its owners let go returns to the GPU.
   virtual void release_unused() = 0;

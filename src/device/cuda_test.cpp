@@ -89,6 +89,16 @@ TEST_F(CudaStreamTest, OutOfMemoryNamesTheNumbersAndTheStreamGoesOn) {
   EXPECT_EQ(found, 7);
 }
 
+TEST_F(CudaStreamTest, ALimitEndsWithTheStreamThatSetIt) {
+  open_cuda(0)->limit_memory(1);
+  EXPECT_NE(stream->allocate(1 << 20), nullptr);
+  const auto limited = open_cuda(0);
+  limited->limit_memory(1);
+  EXPECT_THROW(stream->allocate(2 << 20), Error);
+  open_cuda(0);  // another that sets none
+  EXPECT_THROW(stream->allocate(2 << 20), Error);
+}
+
 TEST_F(CudaStreamTest, StreamsWaitForEachOther) {
   const auto second = open_cuda(0);
   constexpr int64_t kBytes = 64 << 20;

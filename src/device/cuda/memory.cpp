@@ -26,6 +26,7 @@ int64_t rounded(int64_t size_bytes) {
 /// without.
 struct DeviceTotal {
   std::atomic<int64_t> reserved_bytes = 0, limit_bytes = 0;
+  std::atomic<const CudaMemory*> limited_by = nullptr;
   std::recursive_mutex mutex;  // held while offers are used: none goes away meanwhile
   std::vector<std::shared_ptr<std::function<bool()>>> offers;
 };
@@ -56,7 +57,10 @@ std::shared_ptr<void> offer_memory(int index, std::function<bool()> release) {
           }};
 }
 
-void CudaMemory::limit(int64_t most_bytes) { total_of(index_).limit_bytes = most_bytes; }
+void CudaMemory::limit(int64_t most_bytes) {
+  total_of(index_).limit_bytes = most_bytes;
+  total_of(index_).limited_by = this;
+}
 
 bool CudaMemory::is_within_limit(int64_t size_bytes) const {
   const DeviceTotal& total = total_of(index_);
@@ -69,6 +73,7 @@ void CudaMemory::count(int64_t size_bytes) {
 }
 
 CudaMemory::~CudaMemory() {
+  if (total_of(index_).limited_by == this) limit(0);
   if (cudaSetDevice(index_) == cudaSuccess) release_cached();
 }
 
