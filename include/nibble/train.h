@@ -83,7 +83,8 @@ struct TrainingArguments {
   uint64_t seed = 42;
   std::optional<std::filesystem::path> resume_from_checkpoint{};  // a checkpoint, or output_dir: its newest
 
-  /// Errors: invalid_argument naming the field, what was found and what was expected.
+  /// Errors: invalid_argument naming the field, what was found and what was expected; such as an output_dir that holds
+  /// files already, without resume_from_checkpoint.
   void validate() const;
 };
 

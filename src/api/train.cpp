@@ -90,6 +90,7 @@ TrainingReport Trainer::train(const std::function<void(const TrainingProgress&)>
                               const std::function<void(const TrainingProgress&)>& on_step) {
   api::LoadedModel& implementation = model_;
   models::Decoder& decoder = *implementation.decoder;
+  arguments_.validate();  // before what may take long
   require(!train_.samples.empty(), "train: found no samples");
   require(!adapter_name_.empty(), "adapter_name: found an empty name");
   check_lengths(train_, decoder.spec().max_position_embeddings);

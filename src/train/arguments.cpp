@@ -10,6 +10,13 @@ namespace nibble {
 
 void TrainingArguments::validate() const {
   require(!output_dir.empty(), "output_dir: found nothing, expected a directory");
+  std::error_code error;
+  const bool is_there = std::filesystem::exists(output_dir, error);
+  require(!is_there || std::filesystem::is_directory(output_dir, error), "output_dir: '{}' is no directory",
+          output_dir.string());
+  require(!is_there || resume_from_checkpoint || std::filesystem::is_empty(output_dir, error),
+          "output_dir: '{}' holds files already; expected a new directory, or resume_from_checkpoint",
+          output_dir.string());
   require(max_steps > 0 || (std::isfinite(num_train_epochs) && num_train_epochs > 0),
           "num_train_epochs: found {}, expected a positive number", num_train_epochs);
   require(per_device_train_batch_size >= 1, "per_device_train_batch_size: found {}, expected at least 1",

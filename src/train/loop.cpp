@@ -129,9 +129,6 @@ class Loop {
   void open_output() {
     const fs::path& out = arguments_.output_dir;
     std::error_code error;
-    const bool is_used = fs::exists(out, error) && !(fs::is_directory(out, error) && fs::is_empty(out, error));
-    require(!is_used || arguments_.resume_from_checkpoint,
-            "output_dir: '{}' holds files already; expected a new directory, or resume_from_checkpoint", out.string());
     fs::create_directories(out, error);
     if (error) fail(ErrorCode::io, "{}: cannot be made: {}", out.string(), error.message());
     recover_directories(out, kCheckpoint);

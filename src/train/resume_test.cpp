@@ -348,7 +348,10 @@ TEST(Finetune, RefusesWhatWouldMixRuns) {
       EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
     }
   };
-  fails("output_dir");
+  fails("holds files already");
+  arguments.output_dir = scratch.path / "out/trainer_state.json";
+  fails("is no directory");
+  arguments.output_dir = scratch.path / "out";
   arguments.resume_from_checkpoint = scratch.path / "nowhere";
   fails("no checkpoint");
   arguments.resume_from_checkpoint = scratch.path / "out";
