@@ -64,4 +64,13 @@ static void make_code_search(const float* book, CodeSearch& search) {
   }
 }
 
+inline constexpr int kZeroCode = 127;
+
+/// The same on both sides of zero, which has code 127.
+NIBBLE_SIMD bool is_mirrored_book(const float* book) {
+  bool is_mirrored = book[kZeroCode] == 0;
+  for (int i = 1; i <= kZeroCode; ++i) is_mirrored = is_mirrored && book[kZeroCode + i] == -book[kZeroCode - i];
+  return is_mirrored;
+}
+
 }  // namespace nibble::kernels::cpu::NIBBLE_ISA

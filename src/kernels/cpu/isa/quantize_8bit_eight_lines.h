@@ -73,15 +73,6 @@ NIBBLE_SIMD __m256i fixed_codes(const EightLines& lanes, __m256 y) {
   return _mm256_add_epi32(capped, capped);
 }
 
-inline constexpr int kZeroCode = 127;
-
-/// The same on both sides of zero.
-NIBBLE_SIMD bool is_mirrored_book(const float* book) {
-  bool is_mirrored = book[kZeroCode] == 0;
-  for (int i = 1; i <= kZeroCode; ++i) is_mirrored = is_mirrored && book[kZeroCode + i] == -book[kZeroCode - i];
-  return is_mirrored;
-}
-
 /// Searches the codes among 32 that lie close to a threshold. All in registers: references would have them stored even
 /// where there are none.
 template <bool kKeepsSigns>
@@ -131,6 +122,7 @@ NIBBLE_SIMD void encode_32(const EightLines& lanes, const CodeSearch& search, co
   if (__builtin_expect(_mm256_testz_si256(near, near) == 0, 0))
     search_near<kKeepsSigns>(search, fixed[0], fixed[1], fixed[2], fixed[3], y[0], y[1], y[2], y[3], codes);
 }
+
 /// Codes of `count` finite values, a multiple of 32: values(i, y) are those from i on; beside(i) is done on the way.
 /// Mirrored: the lines count steps from zero.
 template <bool kIsMirrored, bool kKeepsSigns, typename Values, typename Beside>

@@ -19,8 +19,6 @@ struct MirroredLanes {
   __m512i bit6, one, zero;      // constants: g++ makes them again for each use
 };
 
-inline constexpr int kZeroCode = 127;
-
 /// Key of a magnitude, as in search_cell.
 NIBBLE_SIMD int magnitude_key(float size) {
   return static_cast<int>(__builtin_bit_cast(uint32_t, size) >> 16) - kLowestKey;
@@ -57,9 +55,7 @@ NIBBLE_SIMD int cell_base(int number, int depth) {
 /// False if the map does not suit.
 NIBBLE_SIMD bool make_mirrored_lanes(const float* book, MirroredLanes& lanes) {
   float thresholds[128];
-  if (book[kZeroCode] != 0) return false;
-  for (int i = 1; i <= kZeroCode; ++i)
-    if (book[kZeroCode + i] != -book[kZeroCode - i]) return false;
+  if (!is_mirrored_book(book)) return false;
   // Ties go to the even code, which lies farther from zero for even i, on both sides.
   for (int i = 0; i < 128; ++i) thresholds[i] = threshold_after(book, kZeroCode + i);
   // Values below the lowest octave take its first cell.
