@@ -2,12 +2,23 @@
 #include <cstring>
 #include <functional>
 #include <optional>
+#include <set>
 
 #include "base/cancel.h"
 #include "base/error.h"
 #include "device/cuda.h"
 #include "nibble/optim.h"
 #include "train/loop_case.h"
+
+namespace {
+std::multiset<std::string> synced;  // names of files and folders
+}
+
+/// In the place of the C library's: the tests need not wait for the disk.
+extern "C" int fsync(int fd) {
+  synced.insert(std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd)).filename());
+  return 0;
+}
 
 namespace nibble::train {
 namespace {
@@ -193,6 +204,19 @@ TEST(Finetune, NamesThatAreNoUtf8CostNoRun) {
   arguments.resume_from_checkpoint = scratch.path / "out";
   run();
   EXPECT_EQ(read_json(scratch.path / "out/adapter_config.json")["base_model_name_or_path"], "caf\uFFFD");
+}
+
+TEST(Finetune, CheckpointsAndAdaptersSurviveALossOfPower) {
+  Scratch scratch;
+  const auto decoder = load();
+  TrainingArguments arguments = arguments_for(scratch.path / "out", 1);
+  arguments.save_steps = 1;
+  adapters::Adapter adapter = fresh(*decoder);
+  synced.clear();
+  train_adapter(*decoder, adapter, "base", arguments, golden_dataset(), nullptr, {});
+  for (const char* name : {"adapter_model.safetensors", "adapter_config.json", "trainer_state.json", "out"})
+    EXPECT_EQ(synced.count(name), 2u) << name;  // of the checkpoint, and at the end
+  EXPECT_GE(synced.count("optimizer.safetensors"), 1u);
 }
 
 /// In a step, in an evaluation on the way, and in the one at the end.
