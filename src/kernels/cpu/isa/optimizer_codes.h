@@ -25,10 +25,10 @@ NIBBLE_SIMD SignedTable load_signed_table(const float* book) { return load_mirro
 
 /// Values of 64 codes, in order.
 template <typename Table>
-NIBBLE_SIMD void decode(const Table& table, const uint8_t* codes, float absmax, F32 (&out)[4]) {
+NIBBLE_SIMD void decode(const Table& table, const uint8_t* codes, F32 absmax, F32 (&out)[4]) {
   look_up(table, in_look_up_order(_mm512_loadu_si512(codes)), out);
   NIBBLE_UNROLL
-  for (int q = 0; q < 4; ++q) out[q] = out[q] * set1(absmax);
+  for (int q = 0; q < 4; ++q) out[q] = out[q] * absmax;
 }
 
 /// Codes of a mirrored map for `count` values: those from i on are values(i, y). Negative ones take no code of zero but
@@ -61,9 +61,9 @@ NIBBLE_SIMD uint32_t lane_bits(Mask mask) { return mask; }
 using SignedTable = const float*;
 NIBBLE_SIMD SignedTable load_signed_table(const float* book) { return book; }
 
-NIBBLE_SIMD void decode(const float* table, const uint8_t* codes, float absmax, F32 (&out)[2]) {
+NIBBLE_SIMD void decode(const float* table, const uint8_t* codes, F32 absmax, F32 (&out)[2]) {
   NIBBLE_UNROLL
-  for (int q = 0; q < 2; ++q) out[q] = gather(table, codes + 8 * q) * set1(absmax);
+  for (int q = 0; q < 2; ++q) out[q] = gather(table, codes + 8 * q) * absmax;
 }
 
 template <typename Values, typename Beside>

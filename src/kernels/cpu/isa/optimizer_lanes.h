@@ -163,18 +163,24 @@ NIBBLE_SIMD void start_block(const OptimizerScalars& c, const SignedTable& signe
                              const T* g, Ratios& ratios, KeptElements<T>& kept) {
   constexpr int kVectors = kDecodeStep / kLanes;
   F32 largest[3] = {set1(0), set1(0), set1(0)};  // by bits, which order finite sizes below all others
+  const uint8_t* codes[3];                       // stores cannot change these
+  float* values[3];
+  F32 absmax[3];
+  for (int k = 0; k < Rule::kStates; ++k) {
+    codes[k] = states[k]->codes;
+    values[k] = states[k]->values;
+    absmax[k] = set1(states[k]->absmax[begin / kStateBlock]);
+  }
   for (int64_t i = begin; i < begin + kStateBlock; i += kDecodeStep) {
     F32 old[kVectors], gradient[kVectors], s[3][kVectors];
     prefetch_ahead(g + i, kDecodeStep * int64_t{sizeof(T)}, kAhead * int64_t{sizeof(T)});
     NIBBLE_UNROLL
     for (int k = 0; k < Rule::kStates; ++k) {
-      const uint8_t* codes = states[k]->codes + i;
-      const float absmax = states[k]->absmax[begin / kStateBlock];
-      prefetch_ahead(codes, kDecodeStep, kAhead);
+      prefetch_ahead(codes[k] + i, kDecodeStep, kAhead);
       if (k == 1)
-        decode(square_table, codes, absmax, s[k]);
+        decode(square_table, codes[k] + i, absmax[k], s[k]);
       else
-        decode(signed_table, codes, absmax, s[k]);
+        decode(signed_table, codes[k] + i, absmax[k], s[k]);
     }
     if constexpr (Rule::kCouplesDecay) load_vectors(p + i, old);
     load_vectors(g + i, gradient);
@@ -187,7 +193,7 @@ NIBBLE_SIMD void start_block(const OptimizerScalars& c, const SignedTable& signe
       NIBBLE_UNROLL
       for (int k = 0; k < Rule::kStates; ++k) {
         largest[k] = max_bits(largest[k], k == 1 ? t[k] : abs(t[k]));  // squares: no sign
-        store(states[k]->values + at, t[k]);
+        store(values[k] + at, t[k]);
       }
     }
   }
@@ -200,10 +206,10 @@ NIBBLE_SIMD void start_block(const OptimizerScalars& c, const SignedTable& signe
   }
   NIBBLE_UNROLL
   for (int k = 0; k < Rule::kStates; ++k) {
-    const float absmax = reduce_max(largest[k]);
-    const bool is_zero = absmax < 0x1p-126f;
-    states[k]->absmax[begin / kStateBlock] = is_zero ? 0 : absmax;
-    states[k]->inverse[begin / kStateBlock] = is_zero ? 0 : 1.0f / absmax;
+    const float found = reduce_max(largest[k]);
+    const bool is_zero = found < 0x1p-126f;
+    states[k]->absmax[begin / kStateBlock] = is_zero ? 0 : found;
+    states[k]->inverse[begin / kStateBlock] = is_zero ? 0 : 1.0f / found;
   }
 }
 
