@@ -11,8 +11,8 @@
 namespace nibble {
 
 struct GenerationConfig {
-  int64_t max_new_tokens = 20;
-  bool do_sample = false;  // false: the most likely token (or beams); the lower id wins a tie
+  int64_t max_new_tokens = 20;  // of a row; fewer where it fills the model's context
+  bool do_sample = false;       // false: the most likely token (or beams); the lower id wins a tie
   float temperature = 1.0f;
   int64_t top_k = 50;  // 0: off
   float top_p = 1.0f;  // (0, 1]

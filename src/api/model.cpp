@@ -65,9 +65,9 @@ GenerationOutput AutoModelForCausalLM::generate(const std::vector<std::vector<in
   const int64_t context = max_position_embeddings();
   require(static_cast<int64_t>(longest) < context,
           "generate: the prompt has {} tokens, expected fewer than the model's context of {}", longest, context);
-  effective.max_new_tokens = std::min(effective.max_new_tokens, context - static_cast<int64_t>(longest));
+  const auto most = static_cast<int64_t>(longest);
   Session session(*model_->decoder, sequences_needed(prompts.size(), effective),
-                  static_cast<int64_t>(longest) + effective.max_new_tokens, effective.batch_invariant);
+                  most + std::min(effective.max_new_tokens, context - most), effective.batch_invariant);
   return nibble::generate(session, tokenizer ? &tokenizer->implementation() : nullptr, prompts, effective, on_token);
 }
 

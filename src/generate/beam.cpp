@@ -18,7 +18,8 @@ class BeamSearch {
   BeamSearch(TokenModel& model, const Tokenizer* tokenizer, const std::vector<std::vector<int32_t>>& prompts,
              const GenerationConfig& config)
       : model_(model), prompts_(prompts), beams_(static_cast<size_t>(config.num_beams)) {
-    for (const auto& prompt : prompts) rows_.emplace_back(config, tokenizer, prompt, model.vocab_size());
+    for (const auto& prompt : prompts)
+      rows_.emplace_back(config, tokenizer, prompt, model.vocab_size(), most_new_tokens(model, config, prompt.size()));
   }
 
   /// The prompts run once, in the first sequence of each row.

@@ -23,8 +23,12 @@ void keep_best(std::vector<Beam>& beams, size_t count) {
 }  // namespace
 
 BeamRow::BeamRow(const GenerationConfig& config, const Tokenizer* tokenizer, const std::vector<int32_t>& prompt,
-                 int64_t vocab_size)
-    : config_(config), tokenizer_(tokenizer), prompt_(prompt), vocab_size_(vocab_size) {
+                 int64_t vocab_size, int64_t most_new_tokens)
+    : config_(config),
+      tokenizer_(tokenizer),
+      prompt_(prompt),
+      vocab_size_(vocab_size),
+      most_new_tokens_(most_new_tokens) {
   running_.resize(static_cast<size_t>(config.num_beams));
   running_[0].score = 0;  // the beams are equal at first: only one counts
   finished_.resize(running_.size());
@@ -89,7 +93,7 @@ bool BeamRow::is_full() const {
 }
 
 bool BeamRow::is_complete(const Beam& beam) const {
-  if (length_ >= config_.max_new_tokens) return true;
+  if (length_ >= most_new_tokens_) return true;
   const auto& eos = config_.eos_token_id;
   if (std::find(eos.begin(), eos.end(), beam.tokens.back()) != eos.end()) return true;
   if (config_.stop.empty()) return false;

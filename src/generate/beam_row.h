@@ -19,9 +19,9 @@ struct Beam {
 
 class BeamRow {
  public:
-  /// All references must outlive the row.
+  /// All references must outlive the row. `most_new_tokens` counts instead of the config's.
   BeamRow(const GenerationConfig& config, const Tokenizer* tokenizer, const std::vector<int32_t>& prompt,
-          int64_t vocab_size);
+          int64_t vocab_size, int64_t most_new_tokens);
 
   /// One round: logits[b] (vocab) follow running beam b.
   void advance(std::span<const std::span<const float>> logits);
@@ -40,7 +40,7 @@ class BeamRow {
   const GenerationConfig& config_;
   const Tokenizer* tokenizer_;
   const std::vector<int32_t>& prompt_;
-  int64_t vocab_size_;
+  int64_t vocab_size_, most_new_tokens_;
   std::vector<Beam> running_, finished_;  // num_beams each, best first
   int64_t length_ = 0;                    // of the running beams
   bool can_improve_ = true;

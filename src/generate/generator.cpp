@@ -57,6 +57,7 @@ struct Row {
   Sampler sampler;
   TextStream text;
   std::vector<int32_t> tokens;  // prompt and new
+  int64_t most_new_tokens;
   int64_t new_tokens = 0;
   StopReason reason = StopReason::length;
   bool is_done = false;
@@ -69,7 +70,7 @@ class Generator {
       : model_(model), config_(config), on_token_(on_token) {
     for (const auto& prompt : prompts) {
       rows_.push_back({Sampler(config, model.vocab_size(), static_cast<int64_t>(rows_.size())),
-                       TextStream(tokenizer, config.stop), prompt});
+                       TextStream(tokenizer, config.stop), prompt, most_new_tokens(model, config, prompt.size())});
       rows_.back().sampler.observe(prompt);
     }
   }
@@ -154,7 +155,7 @@ class Generator {
         std::find(config_.eos_token_id.begin(), config_.eos_token_id.end(), token) != config_.eos_token_id.end();
     if (row.text.is_stopped()) {
       end(row, StopReason::stop_string);
-    } else if (is_eos || row.new_tokens >= config_.max_new_tokens) {
+    } else if (is_eos || row.new_tokens >= row.most_new_tokens) {
       text += row.text.finish();
       end(row, row.text.is_stopped() ? StopReason::stop_string : is_eos ? StopReason::eos : StopReason::length);
     }

@@ -1,9 +1,11 @@
 // What generation needs of a running model: a Session in production, a script in tests.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
+#include "nibble/generate.h"
 #include "runtime/session.h"
 
 namespace nibble {
@@ -31,7 +33,14 @@ class TokenModel {
   /// Sequence i becomes a copy of what sequence source[i] was; one source for every sequence.
   virtual void reorder(std::span<const int64_t> source) = 0;
   virtual int64_t vocab_size() const = 0;
+  /// The most tokens of a sequence.
+  virtual int64_t context() const { return INT64_MAX; }
 };
+
+/// New tokens that follow a prompt: as many as `config` wants, fewer where the model's context ends.
+inline int64_t most_new_tokens(const TokenModel& model, const GenerationConfig& config, size_t prompt_tokens) {
+  return std::min(config.max_new_tokens, model.context() - static_cast<int64_t>(prompt_tokens));
+}
 
 class SessionModel final : public TokenModel {
  public:
@@ -54,6 +63,7 @@ class SessionModel final : public TokenModel {
   std::span<const float> searched_row(size_t index) override { return session_.searched_row(index); }
   void reorder(std::span<const int64_t> source) override { session_.reorder(source); }
   int64_t vocab_size() const override { return session_.vocab_size(); }
+  int64_t context() const override { return session_.context(); }
 
  private:
   Session& session_;

@@ -227,6 +227,7 @@ void Session::reorder(std::span<const int64_t> source) {
 }
 
 int64_t Session::vocab_size() const { return state_->decoder.vocab_size(); }
+int64_t Session::context() const { return state_->decoder.spec().max_position_embeddings; }
 
 int64_t Session::cache_bytes() const {
   int64_t bytes = 0;

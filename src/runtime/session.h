@@ -48,6 +48,8 @@ class Session {
   /// Sequence i becomes a copy of what sequence source[i] was (beam search).
   void reorder(std::span<const int64_t> source);
   int64_t vocab_size() const;
+  /// The most tokens of a sequence.
+  int64_t context() const;
   int64_t cache_bytes() const;
 
  private:
