@@ -130,5 +130,28 @@ TEST_F(CudaStreamTest, GraphsRepeatTheirWork) {
   }
 }
 
+TEST_F(CudaStreamTest, ARecordingThatFailsLeavesTheStreamInUse) {
+  const auto device = stream->allocate(4), pinned = stream->allocate_pinned(4);
+  try {
+    stream->capture([&] {
+      stream->copy(device.get(), pinned.get(), 4);
+      stream->synchronize();  // nothing runs yet
+    });
+    FAIL() << "waited for what is only recorded";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::device);
+    EXPECT_EQ(std::string(error.what()).find("any more"), std::string::npos) << error.what();
+  }
+  EXPECT_THROW(stream->capture([] { fail(ErrorCode::cancelled, "by the work itself"); }), Error);
+  auto& value = *static_cast<volatile int*>(pinned.get());
+  value = 7;
+  stream->capture([&] { stream->copy(device.get(), pinned.get(), 4); })->launch();
+  stream->synchronize();
+  int found = 0;
+  stream->download(&found, device.get(), 4);
+  EXPECT_EQ(found, 7);
+  stream->check();
+}
+
 }  // namespace
 }  // namespace nibble::device

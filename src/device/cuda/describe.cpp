@@ -38,8 +38,10 @@ void check_cuda(cudaError_t status, std::string_view what) {
   const auto code = status == cudaErrorMemoryAllocation ? ErrorCode::out_of_memory : ErrorCode::device;
   int index = 0;
   cudaGetDevice(&index);
-  // What has broken the context stays: the next call that does nothing finds it again.
-  const bool is_lost = code == ErrorCode::device && cudaFree(nullptr) == status;
+  // What has broken the context stays: the next call that does nothing finds it again. So it does while a stream is
+  // being recorded, which ends.
+  const bool is_recording = status >= cudaErrorStreamCaptureUnsupported && status <= cudaErrorStreamCaptureWrongThread;
+  const bool is_lost = code == ErrorCode::device && !is_recording && cudaFree(nullptr) == status;
   cudaGetLastError();
   fail(code, "cuda:{}: {} failed: {} ({}){}", index, what, cudaGetErrorString(status), cudaGetErrorName(status),
        is_lost ? "; this process cannot use the GPU any more" : "");
