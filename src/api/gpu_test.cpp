@@ -1,6 +1,7 @@
 // Models on a GPU against the same on the CPU, and against themselves in other batches.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -11,6 +12,7 @@
 #include "api/implementation.h"
 #include "device/cuda.h"
 #include "generate/generator.h"
+#include "models/tiny_models.h"
 #include "nibble/model.h"
 #include "nibble/seq2seq.h"
 #include "runtime/session.h"
@@ -45,7 +47,8 @@ class GpuModel : public ::testing::Test {
     AutoModelForCausalLM cpu = load(name, "cpu", dtype, config), gpu = load(name, "cuda", dtype, config);
     EXPECT_EQ(gpu.hf_device_map().at(""), "cuda:0");
     EXPECT_GT(gpu.peak_device_bytes(), 0);
-    return distance(cpu.logits(prompt_of(60, 1)), gpu.logits(prompt_of(60, 1)));
+    const auto prompt = prompt_of(std::min<int64_t>(60, cpu.max_position_embeddings()), 1);
+    return distance(cpu.logits(prompt), gpu.logits(prompt));
   }
   static double distance(const std::vector<float>& expected, const std::vector<float>& found) {
     double difference = 0, size = 0;
@@ -57,31 +60,27 @@ class GpuModel : public ::testing::Test {
   }
 };
 
-constexpr const char* kArchitectures[] = {
-    "llama",     "llama-odd",  "qwen2",        "qwen3",      "mistral-window", "gpt2",        "gpt-neox",
-    "bloom",     "opt",        "opt-350m",     "mixtral",    "gemma",          "gemma2",      "gemma3",
-    "falcon-7b", "falcon-40b", "mpt",          "phi",        "phi3",           "gpt-bigcode", "gptj",
-    "gpt-neo",   "olmo2",      "stablelm-12b", "starcoder2", "smollm3",        "llama-yarn"};
+const std::vector<std::string> kArchitectures = models::testing::causal_models();
 
 TEST_F(GpuModel, LogitsAgreeInFloat32) {
-  for (const char* name : kArchitectures) EXPECT_LT(logit_error(name, DType::f32, {}), 2e-4) << name;
+  for (const std::string& name : kArchitectures) EXPECT_LT(logit_error(name, DType::f32, {}), 2e-4) << name;
 }
 
 // The CPU keeps fp32 between kernels, a GPU bf16; where experts are chosen, a choice may flip.
 TEST_F(GpuModel, LogitsAgreeInBfloat16) {
-  for (const std::string name : kArchitectures)
+  for (const std::string& name : kArchitectures)
     EXPECT_LT(logit_error(name, DType::bf16, {}), name == "mixtral" ? 8e-2 : 3e-2) << name;
 }
 
 TEST_F(GpuModel, QuantizedLogitsAgree) {
-  for (const char* name : kArchitectures)
+  for (const std::string& name : kArchitectures)
     for (const char* type : {"nf4", "fp4"})
       for (const bool nested : {false, true}) {
         const BitsAndBytesConfig config{
             .load_in_4bit = true, .bnb_4bit_quant_type = type, .bnb_4bit_use_double_quant = nested};
         EXPECT_LT(logit_error(name, DType::f32, config), 2e-3) << name << " " << type << " " << nested;
       }
-  for (const char* name : kArchitectures)
+  for (const std::string& name : kArchitectures)
     EXPECT_LT(logit_error(name, DType::f32, {.load_in_8bit = true}), 2e-2) << name;
 }
 
@@ -135,6 +134,17 @@ TEST_F(GpuModel, GreedyTextIsThatOfTheCpu) {
     AutoModelForCausalLM cpu = load(name, "cpu", DType::f32), gpu = load(name, "cuda", DType::f32);
     const GenerationConfig config{.max_new_tokens = 50, .eos_token_id = {-1}};
     EXPECT_EQ(cpu.generate(prompt_of(9, 2), config)[0], gpu.generate(prompt_of(9, 2), config)[0]) << name;
+  }
+}
+
+/// Prompts of several lengths in windows; and where all that was computed is computed anew once texts are long.
+TEST_F(GpuModel, TextOfBatchesIsThatOfTheCpu) {
+  for (const char* name : {"mistral-window", "qwen2-window", "gemma3", "phi3-longrope", "llama-dynamic"}) {
+    AutoModelForCausalLM cpu = load(name, "cpu", DType::f32), gpu = load(name, "cuda", DType::f32);
+    const GenerationConfig config{.max_new_tokens = 50, .eos_token_id = {-1}};
+    const std::vector<std::vector<int32_t>> prompts{prompt_of(9, 2), prompt_of(1, 3), prompt_of(20, 4),
+                                                    prompt_of(cpu.max_position_embeddings() - 3, 5)};
+    EXPECT_EQ(cpu.generate(prompts, config).sequences, gpu.generate(prompts, config).sequences) << name;
   }
 }
 
