@@ -13,15 +13,17 @@ void QuantizationArguments::add_to(CLI::App& app) {
   const char* group = "Quantization (as BitsAndBytesConfig)";
   app.add_flag("--load-in-4bit", config.load_in_4bit, "Linear weights in 4 bits")->group(group);
   app.add_flag("--load-in-8bit", config.load_in_8bit, "Linear weights in 8 bits: LLM.int8()")->group(group);
-  app.add_option("--bnb-4bit-quant-type", config.bnb_4bit_quant_type, "fp4 (default) or nf4")->group(group);
-  app.add_flag("--bnb-4bit-use-double-quant", config.bnb_4bit_use_double_quant, "Quantize the statistics too")
-      ->group(group);
-  app.add_option("--bnb-4bit-compute-dtype", compute_dtype, "float32 (default), bfloat16 or float16")->group(group);
-  app.add_option("--bnb-4bit-quant-storage", quant_storage, "Type that holds the packed codes in files")->group(group);
-  app.add_option("--bnb-4bit-blocksize", config.bnb_4bit_blocksize, "Values that share one scale: 32 to 4096 (64)")
-      ->group(group);
-  app.add_option("--llm-int8-threshold", threshold, "Activations from here on stay in 16 bits (6.0; 0: none)")
-      ->group(group);
+  of_4bit = {
+      app.add_option("--bnb-4bit-quant-type", config.bnb_4bit_quant_type, "fp4 (default) or nf4"),
+      app.add_flag("--bnb-4bit-use-double-quant", config.bnb_4bit_use_double_quant, "Quantize the statistics too"),
+      app.add_option("--bnb-4bit-compute-dtype", compute_dtype, "float32 (default), bfloat16 or float16"),
+      app.add_option("--bnb-4bit-quant-storage", quant_storage, "Type that holds the packed codes in files"),
+      app.add_option("--bnb-4bit-blocksize", config.bnb_4bit_blocksize, "Values that share one scale: 32 to 4096 (64)"),
+  };
+  of_8bit = {
+      app.add_option("--llm-int8-threshold", threshold, "Activations from here on stay in 16 bits (6.0; 0: none)")};
+  for (const auto& options : {of_4bit, of_8bit})
+    for (CLI::Option* option : options) option->group(group);
   skip_option = app.add_option("--llm-int8-skip-modules", skip_modules,
                                "Modules that stay unquantized, comma-separated; replaces the default (the output head)")
                     ->group(group);
@@ -39,6 +41,11 @@ DType parse_dtype(const std::string& text, const char* option) {
   }
 }
 
+void warn_if_given(const std::vector<CLI::Option*>& options, const char* level) {
+  for (const CLI::Option* option : options)
+    if (option->count() > 0) print_warning(fmt::format("{} has no effect without {}", option->get_name(), level));
+}
+
 }  // namespace
 
 BitsAndBytesConfig QuantizationArguments::parsed() const {
@@ -51,6 +58,8 @@ BitsAndBytesConfig QuantizationArguments::parsed() const {
     fail(ErrorCode::invalid_argument, "--llm-int8-threshold: found '{}', expected a number of 0 or more", threshold);
   if (skip_option && skip_option->count() > 0) result.llm_int8_skip_modules = split_list(skip_modules);
   result.validate();
+  if (!result.load_in_4bit) warn_if_given(of_4bit, "--load-in-4bit");
+  if (!result.load_in_8bit) warn_if_given(of_8bit, "--load-in-8bit");
   return result;
 }
 

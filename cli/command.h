@@ -45,9 +45,10 @@ struct QuantizationArguments {
   std::string skip_modules;
   std::string dtype = "auto";
   CLI::Option* skip_option = nullptr;
+  std::vector<CLI::Option*> of_4bit, of_8bit;  // without effect unless that level is chosen
 
   void add_to(CLI::App& app);
-  /// Checks and converts. Errors: invalid_argument naming the option.
+  /// Checks and converts; warns of options that have no effect. Errors: invalid_argument naming the option.
   BitsAndBytesConfig parsed() const;
   std::optional<DType> parsed_dtype() const;
 };

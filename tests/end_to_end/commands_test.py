@@ -105,6 +105,14 @@ class Commands(NibbleCase):
                 self.assertEqual(saved["token_ids"], loaded["token_ids"])
                 self.assertEqual(saved["memory_footprint_bytes"], loaded["memory_footprint_bytes"])
 
+    def test_options_without_effect_are_named(self):
+        for option, level in ((("--bnb-4bit-compute-dtype", "bfloat16"), "--load-in-4bit"), (("--bnb-4bit-use-double-quant",), "--load-in-4bit"),
+                              (("--llm-int8-threshold", "3"), "--load-in-8bit")):
+            with self.subTest(option):
+                inspect = ("inspect", self.model, *option)
+                self.assertEqual(self.run_nibble(*inspect).stderr, f"warning: {option[0]} has no effect without {level}\n")
+                self.assertEqual(self.run_nibble(*inspect, level).stderr, "")
+
     def test_dequantize_gives_a_plain_checkpoint(self):
         small, plain = self.root / "small", self.root / "plain"
         self.succeed("quantize", self.model, small, *NF4)
