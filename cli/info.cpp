@@ -66,7 +66,7 @@ void print(const SystemInfo& info) {
   list("architectures", info.architectures);
   std::cout << "\nkernels\n";
   for (const auto& row : info.kernels) {
-    std::cout << fmt::format("  {:<22}", row.entry);
+    std::cout << fmt::format("  {:<22}", row.entry) << (row.backends.empty() ? " none of this binary" : "");
     for (const auto& backend : row.backends) std::cout << ' ' << backend;
     std::cout << '\n';
   }

@@ -1,7 +1,9 @@
-// What a decode step reads, from the config of a tiny model.
+// What a decode step reads, from the config of a tiny model; what info lists.
 #include <gtest/gtest.h>
 
+#include "kernels/kernels.h"
 #include "nibble/model.h"
+#include "nibble/system.h"
 
 namespace nibble {
 namespace {
@@ -38,6 +40,11 @@ TEST(Inspect, QuantizedWeightsAreHalfAByte) {
     if (module.is_quantized) saved += module.parameters * 2 - module.parameters / 2;
   EXPECT_EQ(dense.memory_footprint_bytes - quantized.memory_footprint_bytes, saved);
   EXPECT_NE(quantized.tree.find("Linear4bit(in_features="), std::string::npos);
+}
+
+TEST(Inspect, InfoListsEveryKernelEntry) {
+  const SystemInfo info = system_info();
+  EXPECT_EQ(info.kernels.size(), (sizeof(kernels::Kernels) - sizeof(kernels::Kernels::name)) / sizeof(void*));
 }
 
 }  // namespace
