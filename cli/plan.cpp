@@ -55,7 +55,7 @@ void print_training(const TrainingPlan& plan, const TrainingPlanOptions& options
                   : options.gradient_checkpointing ? ", checkpointing"
                                                    : ""));
   row("working set", plan.working_bytes);
-  if (plan.workspace_bytes > 0) row("GPU workspace", plan.workspace_bytes);
+  row(options.is_gpu ? "GPU workspace" : "program", plan.workspace_bytes);
   std::cout << fmt::format("{:<18} {:>10}  {} into {}\n", "total", human_size(plan.total_bytes),
                            plan.fits ? "fits" : "does not fit", human_size(plan.available_bytes));
   if (plan.host_bytes > 0) row("main memory", plan.host_bytes);

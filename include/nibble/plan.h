@@ -74,7 +74,7 @@ struct TrainingPlan {
   int64_t host_bytes = 0;       // in main memory beside a GPU: a paged optimizer's states, offloaded activations
   int64_t kept_bytes = 0;       // activations that wait for the way back
   int64_t working_bytes = 0;    // at the worst moment: one layer with its gradients, or a chunk of logits
-  int64_t workspace_bytes = 0;  // of kernels, and of the GPU's runtime
+  int64_t workspace_bytes = 0;  // of kernels and the GPU's runtime; on a CPU, of the program itself
   int64_t total_bytes = 0;
   int64_t available_bytes = 0;
   bool fits = false;

@@ -25,6 +25,8 @@ constexpr int64_t kMlpRows = 8192;
 /// matmul_gradient.cu); the driver's context; an optimizer's pages.
 constexpr int64_t kGpuLibrary = 33 * kMiB, kGpuPanel = 128 * kMiB, kGpuContext = 400 * kMiB,
                   kOptimizerPages = 48 * kMiB;
+/// On a CPU: the program, its tokenizer and threads, and what the heap keeps; of small models it is a good part.
+constexpr int64_t kProcess = 28 * kMiB;
 
 /// What the adapter of a model adds: its parameters, and the states of its optimizer.
 struct AdapterSizes {
@@ -125,6 +127,7 @@ void add_activations(const PlannedModel& model, const TrainingPlanOptions& optio
   const int64_t capped = spec.logit_softcap > 0 ? rows * spec.vocab_size * (element == 4 ? 4 : 8) : 0;  // in fp32
   const int64_t logits = rows * (spec.hidden_size + spec.vocab_size) * element + capped;
   plan.working_bytes = std::max(worst, bytes(2 * spec.hidden_size) + logits);
+  plan.workspace_bytes = kProcess;
   if (!options.is_gpu) return;
   plan.working_bytes = worst + logits;  // blocks of so different sizes do not serve for each other
   plan.workspace_bytes = kGpuContext + product_scratch(model, tokens, element);
