@@ -53,6 +53,7 @@ int run(const BenchArguments& arguments) {
   positive(arguments.prompt_lengths, "--prompt-lengths");
   positive({arguments.new_tokens}, "--new-tokens");
   positive({arguments.repeats}, "--repeats");
+  arguments.sampling.merged({}).validate();
   AutoModelForCausalLM model = arguments.model.load(arguments.random_weights);
   const int64_t loading_bytes = model.peak_device_bytes();
   Json rows = Json::array();

@@ -33,6 +33,7 @@ int run(const ChatArguments& arguments) {
     fail(ErrorCode::not_found,
          "{}: no chat template in tokenizer_config.json or chat_template.jinja; use 'nibble generate'",
          arguments.model.model);
+  arguments.sampling.merged({}).validate();  // before what may take long
   AutoModelForCausalLM model = arguments.model.load();
   const GenerationConfig config = arguments.sampling.merged(model.generation_config());
   const bool is_terminal = isatty(STDIN_FILENO) != 0;

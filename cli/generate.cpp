@@ -78,6 +78,7 @@ int run_with(const GenerateArguments& arguments, const Load& load, bool has_prom
 
 int run(const GenerateArguments& arguments) {
   const ModelArguments& model = arguments.model;
+  arguments.sampling.merged({}).validate();  // before what may take long
   if (!is_encoder_decoder(model.model))
     return run_with(
         arguments, [&] { return model.load(); }, true);

@@ -27,6 +27,9 @@ struct GenerationConfig {
   uint64_t seed = 0;
   /// A prompt row's tokens do not depend on how many rows run beside it.
   bool batch_invariant = false;
+
+  /// Every option by itself. Errors: invalid_argument naming it; unsupported for sampling with beams.
+  void validate() const;
 };
 
 /// Called after each new token of row `row` with the text that became certain (may be empty while a character is

@@ -61,7 +61,7 @@ GenerationOutput AutoModelForCausalLM::generate(const std::vector<std::vector<in
   GenerationConfig effective = config;
   if (effective.eos_token_id.empty()) effective.eos_token_id = model_->generation_config.eos_token_id;
   if (!effective.pad_token_id) effective.pad_token_id = model_->generation_config.pad_token_id;
-  validate(effective);
+  effective.validate();
   const int64_t context = max_position_embeddings();
   require(static_cast<int64_t>(longest) < context,
           "generate: the prompt has {} tokens, expected fewer than the model's context of {}", longest, context);

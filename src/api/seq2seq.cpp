@@ -74,7 +74,7 @@ GenerationOutput AutoModelForSeq2SeqLM::generate(const std::vector<std::vector<i
   GenerationConfig effective = config;
   if (effective.eos_token_id.empty()) effective.eos_token_id = model_->generation_config.eos_token_id;
   if (!effective.pad_token_id) effective.pad_token_id = model_->generation_config.pad_token_id;
-  validate(effective);
+  effective.validate();
   Session session(*model_->decoder, sequences_needed(sources.size(), effective),
                   1 + std::min(effective.max_new_tokens, kRoom), effective.batch_invariant);
   const auto begin = std::chrono::steady_clock::now();

@@ -17,21 +17,21 @@ int64_t sequences_needed(size_t prompts, const GenerationConfig& config) {
   return static_cast<int64_t>(prompts) * std::max<int64_t>(1, config.num_beams);
 }
 
-void validate(const GenerationConfig& config) {
-  require(config.max_new_tokens >= 0, "max_new_tokens: found {}, expected 0 or more", config.max_new_tokens);
-  require(config.temperature > 0 && std::isfinite(config.temperature),
-          "temperature: found {}, expected a positive number; for the most likely token set do_sample to false",
-          config.temperature);
-  require(config.top_k >= 0, "top_k: found {}, expected 0 or more", config.top_k);
-  require(config.top_p > 0 && config.top_p <= 1, "top_p: found {}, expected above 0 and at most 1", config.top_p);
-  require(config.min_p >= 0 && config.min_p < 1, "min_p: found {}, expected at least 0 and below 1", config.min_p);
-  require(config.repetition_penalty > 0 && std::isfinite(config.repetition_penalty),
-          "repetition_penalty: found {}, expected a positive number", config.repetition_penalty);
-  require(config.num_beams >= 1 && config.num_beams <= 1024, "num_beams: found {}, expected 1 to 1024",
-          config.num_beams);
-  require(std::isfinite(config.length_penalty), "length_penalty: found {}, expected a number", config.length_penalty);
-  for (const std::string& end : config.stop) require(!end.empty(), "stop: found an empty text");
-  if (config.num_beams > 1 && config.do_sample) fail(ErrorCode::unsupported, "num_beams: beams cannot be sampled");
+void GenerationConfig::validate() const {
+  require(max_new_tokens >= 0, "max_new_tokens: found {}, expected 0 or more", max_new_tokens);
+  constexpr float kLeastTemperature = 1e-20f;  // by which logits can be divided
+  require(temperature >= kLeastTemperature && std::isfinite(temperature),
+          "temperature: found {}, expected {} or more; for the most likely token set do_sample to false", temperature,
+          kLeastTemperature);
+  require(top_k >= 0, "top_k: found {}, expected 0 or more", top_k);
+  require(top_p > 0 && top_p <= 1, "top_p: found {}, expected above 0 and at most 1", top_p);
+  require(min_p >= 0 && min_p < 1, "min_p: found {}, expected at least 0 and below 1", min_p);
+  require(repetition_penalty > 0 && std::isfinite(repetition_penalty),
+          "repetition_penalty: found {}, expected a positive number", repetition_penalty);
+  require(num_beams >= 1 && num_beams <= 1024, "num_beams: found {}, expected 1 to 1024", num_beams);
+  require(std::isfinite(length_penalty), "length_penalty: found {}, expected a number", length_penalty);
+  for (const std::string& end : stop) require(!end.empty(), "stop: found an empty text");
+  if (num_beams > 1 && do_sample) fail(ErrorCode::unsupported, "num_beams: beams cannot be sampled");
 }
 
 namespace {
@@ -42,7 +42,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 void check_prompts(const TokenModel& model, const Tokenizer* tokenizer,
                    const std::vector<std::vector<int32_t>>& prompts, const GenerationConfig& config) {
-  validate(config);
+  config.validate();
   require(tokenizer != nullptr || config.stop.empty(), "stop: stop strings need a tokenizer");
   for (size_t row = 0; row < prompts.size(); ++row) {
     require(!prompts[row].empty(), "prompt {}: it is empty", row);

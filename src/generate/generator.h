@@ -13,9 +13,6 @@ namespace nibble {
 /// Sequences that the session for generate() must have, all empty: one a prompt, or one a beam of each prompt.
 int64_t sequences_needed(size_t prompts, const GenerationConfig& config);
 
-/// Checks every option. Errors: invalid_argument naming it; unsupported for sampling with beams.
-void validate(const GenerationConfig& config);
-
 /// Continues each prompt; rows end one by one. `tokenizer` may be null: then there is no text and `stop` must be empty.
 /// `config.eos_token_id` must hold the model's if they are to count. A row's tokens do not depend on the other rows as
 /// far as the model's logits do not. With beams, `on_token` hears the tokens when the search has ended.

@@ -191,6 +191,7 @@ TEST(Generator, RefusesBadOptions) {
   };
   const auto none = [](GenerationConfig&) {};
   EXPECT_EQ(code([](auto& c) { c.temperature = 0; }), ErrorCode::invalid_argument);
+  EXPECT_EQ(code([](auto& c) { c.temperature = 1e-40f; }), ErrorCode::invalid_argument);  // logits would overflow
   EXPECT_EQ(code([](auto& c) { c.top_k = -1; }), ErrorCode::invalid_argument);
   EXPECT_EQ(code([](auto& c) { c.top_p = 0; }), ErrorCode::invalid_argument);
   EXPECT_EQ(code([](auto& c) { c.min_p = 1; }), ErrorCode::invalid_argument);

@@ -48,6 +48,13 @@ class Errors(NibbleCase):
                 last = self.fail_with(USAGE, *self.generate(self.model), *options)
                 self.assertIn(name, last.replace("-", "_"))
 
+    def test_options_of_generation_are_read_before_the_weights(self):
+        model = self.copy("options-first")
+        (model / "model.safetensors").unlink()
+        for command in (self.generate(model), ("chat", model), ("bench", model)):
+            with self.subTest(command[0]):
+                self.fail_with(USAGE, *command, "--do-sample", "--temperature", "0", names=["temperature"])
+
     def test_gpus_that_are_not_there(self):
         missing = self.succeed_json({"cuda"}, "info")["cuda"]["missing"]
         last = self.fail_with(DEVICE if missing else USAGE, *self.generate(self.model), "--device", "cuda:99",
