@@ -96,36 +96,18 @@ __global__ void __launch_bounds__(kQuantizeThreads, 2)
   __shared__ CellTable table;
   __shared__ float largest[kVectors][kQuantizeThreads / 32];
   table.fill(search);
-  const int64_t stride = int64_t{gridDim.x} * kQuantizeThreads * kVectors;
-  for (int64_t base = int64_t{blockIdx.x} * kQuantizeThreads * kVectors + threadIdx.x; base - threadIdx.x < vectors;
-       base += stride) {
-    Vector8<T> raw[kVectors];
+  quantize_eights<T, kQuantizeThreads, kVectors>(
+      x, vectors, log_lanes, absmax, largest,
+      [&](const float(&y)[8]) {
+        uint32_t word = 0;
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = base + v * kQuantizeThreads;
-      raw[v] = at < vectors ? Vector8<T>::load(x + 8 * at) : Vector8<T>{};
-    }
-    float maxima[kVectors];
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) maxima[v] = raw[v].largest();
-    largest_of_lanes(maxima, log_lanes, largest);
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = base + v * kQuantizeThreads;
-      const float maximum = flush_denormal(maxima[v]), inverse = inverse_of(maximum);
-      float values[8];
-      raw[v].unpack(values);
-      uint32_t word = 0;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int shift = 8 * (i / 2) + (i % 2 == 0 ? 4 : 0);
-        word |= table.encode(__fmul_rn(values[i], inverse)) << shift & 15u << shift;
-      }
-      if (at >= vectors) continue;
-      packed[at] = word;
-      if ((at & ((int64_t{1} << log_lanes) - 1)) == 0) absmax[at >> log_lanes] = maximum;
-    }
-  }
+        for (int i = 0; i < 8; ++i) {
+          const int shift = 8 * (i / 2) + (i % 2 == 0 ? 4 : 0);
+          word |= table.encode(y[i]) << shift & 15u << shift;
+        }
+        return word;
+      },
+      [&](int64_t at, uint32_t word) { packed[at] = word; });
 }
 
 /// Any shape: one block a warp, element by element.

@@ -89,38 +89,23 @@ __global__ void __launch_bounds__(kThreads, 2)
   __shared__ SearchTable table;
   __shared__ float largest[kVectors][kWarps];
   const bool is_one_step = table.fill(book);
-  const int64_t stride = int64_t{gridDim.x} * kThreads * kVectors;
-  for (int64_t base = int64_t{blockIdx.x} * kThreads * kVectors + threadIdx.x; base - threadIdx.x < vectors;
-       base += stride) {
-    Vector8<T> raw[kVectors];
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = base + v * kThreads;
-      raw[v] = at < vectors ? Vector8<T>::load(x + 8 * at) : Vector8<T>{};
-    }
-    float maxima[kVectors];
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) maxima[v] = raw[v].largest();
-    largest_of_lanes(maxima, log_lanes, largest);
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = base + v * kThreads;
-      const float maximum = flush_denormal(maxima[v]), inverse = inverse_of(maximum);
-      float y[8];
-      uint32_t found[8];
-      raw[v].unpack(y);
-#pragma unroll
-      for (float& value : y) value = __fmul_rn(value, inverse);
-      table.encode(is_one_step, y, found);
-      if (at >= vectors) continue;
-      const auto join = [](uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-        return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
-      };
-      __stcs(codes + at,
-             make_uint2(join(found[0], found[1], found[2], found[3]), join(found[4], found[5], found[6], found[7])));
-      if ((at & ((int64_t{1} << log_lanes) - 1)) == 0) absmax[at >> log_lanes] = maximum;
-    }
-  }
+  struct Eight {
+    uint32_t codes[8];
+  };
+  quantize_eights<T, kThreads, kVectors>(
+      x, vectors, log_lanes, absmax, largest,
+      [&](const float(&y)[8]) {
+        Eight eight;
+        table.encode(is_one_step, y, eight.codes);
+        return eight;
+      },
+      [&](int64_t at, const Eight& eight) {
+        const auto join = [&](int i) {
+          return __byte_perm(__byte_perm(eight.codes[i], eight.codes[i + 1], 0x0040),
+                             __byte_perm(eight.codes[i + 2], eight.codes[i + 3], 0x0040), 0x5410);
+        };
+        __stcs(codes + at, make_uint2(join(0), join(4)));
+      });
 }
 
 /// Any shape: one block a warp, element by element.

@@ -1,7 +1,9 @@
-// What quantizing in blocks shares: a block's absmax over neighbouring threads, and what its values are multiplied by.
+// What quantizing in blocks shares: the walk over eights of values, a block's absmax over neighbouring threads, and
+// what its values are multiplied by.
 #pragma once
 
 #include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/device/vector.cuh"
 
 namespace nibble::kernels::cuda {
 
@@ -34,6 +36,41 @@ __device__ __forceinline__ void largest_of_lanes(float (&maxima)[kCount], int lo
 #pragma unroll
   for (int v = 0; v < kCount; ++v) maxima[v] = shared[v][warp / warps * warps + lane % warps];
   reduce(warps);
+}
+
+/// Blocks of 2^log_lanes times eight values, eight a thread and kVectors times as many under way: store(at, codes) gets
+/// what encode() makes of the eight values over their absmax, for the `at`-th eight of x.
+template <typename T, int kThreads, int kVectors, typename Encode, typename Store>
+__device__ __forceinline__ void quantize_eights(const T* x, int64_t vectors, int log_lanes, float* absmax,
+                                                float (&largest)[kVectors][kThreads / 32], const Encode& encode,
+                                                const Store& store) {
+  const int64_t stride = int64_t{gridDim.x} * kThreads * kVectors;
+  for (int64_t base = int64_t{blockIdx.x} * kThreads * kVectors + threadIdx.x; base - threadIdx.x < vectors;
+       base += stride) {
+    Vector8<T> raw[kVectors];
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = base + v * kThreads;
+      raw[v] = at < vectors ? Vector8<T>::load(x + 8 * at) : Vector8<T>{};
+    }
+    float maxima[kVectors];
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) maxima[v] = raw[v].largest();
+    largest_of_lanes(maxima, log_lanes, largest);
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = base + v * kThreads;
+      const float maximum = flush_denormal(maxima[v]), inverse = inverse_of(maximum);
+      float y[8];
+      raw[v].unpack(y);
+#pragma unroll
+      for (float& value : y) value = __fmul_rn(value, inverse);
+      const auto codes = encode(y);
+      if (at >= vectors) continue;
+      store(at, codes);
+      if ((at & ((int64_t{1} << log_lanes) - 1)) == 0) absmax[at >> log_lanes] = maximum;
+    }
+  }
 }
 
 }  // namespace nibble::kernels::cuda
