@@ -1,6 +1,6 @@
 // GPU matmul and quantization, timed as CUDA graphs over rotating weight copies, beside what memory and tensor cores
 // allow. All rows, or those of `int8` or `quantize` alone, or one shape; `dense [PAUSE_MS [M...]]`: 4 bits against
-// dense products in turn, after pauses for a cool GPU.
+// dense products in turn, after pauses for a cool GPU; `energy`: what both cost.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -116,14 +116,19 @@ void bench_int8(Gpu& gpu) {
 
 int run(int count, char** arguments) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  const std::string what = count > 1 ? arguments[1] : "";
+  if (count == 2 && what != "int8" && what != "quantize" && what != "dense" && what != "energy") {
+    std::fprintf(stderr, "error: found %s, expected int8, quantize, dense, energy or ROWS COLS M\n", what.c_str());
+    return 2;
+  }
   Gpu gpu(int64_t{1} << 30);
-  if (count >= 2 && std::string(arguments[1]) == "dense") {
+  if (what == "dense") {
     std::vector<int64_t> ms;
     for (int i = 3; i < count; ++i) ms.push_back(std::atoll(arguments[i]));
     bench_against_dense(gpu, count > 2 ? std::atoi(arguments[2]) : 0, ms);
     return 0;
   }
-  if (count == 2 && std::string(arguments[1]) == "energy") {
+  if (what == "energy") {
     bench_energy(gpu);
     return 0;
   }
@@ -132,7 +137,7 @@ int run(int count, char** arguments) {
     bench_matmul_4bit(gpu, std::atoll(arguments[1]), std::atoll(arguments[2]), true, {std::atoll(arguments[3])}, false);
     return 0;
   }
-  if (count == 6 && std::string(arguments[1]) == "int8") {  // the same: rows, cols, m, threshold
+  if (count == 6 && what == "int8") {  // the same: rows, cols, m, threshold
     gpu.bandwidth = 3e12;
     bench_matmul_plain(gpu, std::atoll(arguments[2]), std::atoll(arguments[3]), DType::i8,
                        std::strtof(arguments[5], nullptr), {std::atoll(arguments[4])});
@@ -141,7 +146,7 @@ int run(int count, char** arguments) {
   std::printf("%s\n", gpu.stream->description().name.c_str());
   gpu.measure_copy();
   if (count == 2) {
-    std::string(arguments[1]) == "int8" ? bench_int8(gpu) : bench_quantize(gpu);
+    what == "int8" ? bench_int8(gpu) : bench_quantize(gpu);
     return 0;
   }
   bench_quantize(gpu);
